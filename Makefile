@@ -1,0 +1,61 @@
+# Targets for people and for CI. `make demo` and `make test` do all their own set-up on a fresh Debian 12 with Go.
+
+GO      ?= go
+BIN     := bin/migrate
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+export CGO_ENABLED = 0
+
+.PHONY: all build deps demo test race lint vet fmt arm64 bench generate clean ci
+
+all: build
+
+build: $(BIN)
+
+$(BIN): FORCE
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./migrate
+
+.PHONY: FORCE
+FORCE:
+
+# Debian packages that the tests and the demo use: programs that are moved, and a compiler for test workloads.
+deps:
+	@deploy/debian-deps
+
+demo: build deps
+	$(BIN) demo $(DEMOFLAGS)
+
+# Every test, as root on the real kernel. Tests share the machine with the programs that they move, so packages run one after another.
+test: build deps
+	$(GO) test -p 1 -timeout 20m $(TESTFLAGS) ./...
+
+# The race detector needs cgo; it covers the packages that share memory between goroutines.
+race: deps
+	CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 15m ./coordinator/... ./pagexfer/... ./agent/
+
+fmt:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+
+arm64:
+	GOARCH=arm64 $(GO) vet ./...
+	GOARCH=arm64 $(GO) build -o /dev/null ./migrate
+
+lint: fmt vet arm64
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+bench: build deps
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./e2e/bench
+
+# Generated protobuf code is committed; this target needs protoc (Debian: protobuf-compiler).
+generate:
+	@deploy/generate-proto
+
+clean:
+	rm -rf bin
+
+ci: lint test race
