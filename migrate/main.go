@@ -1,0 +1,74 @@
+// Command migrate moves running Linux programs, with their memory, files and live TCP connections, from one host
+// to another. There is one file per verb: it parses its arguments, calls what does the work, prints the answer.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// version is set by the linker (see Makefile).
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the whole program, with everything it touches passed in. It returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit *exitError
+	if errors.As(err, &exit) {
+		if exit.err != nil {
+			_, _ = fmt.Fprintf(stderr, "migrate: %v\n", exit.err)
+		}
+		return exit.code
+	}
+	_, _ = fmt.Fprintf(stderr, "migrate: %v\n", err)
+	return 1
+}
+
+// exitError is an error with an exit code of its own. Without err it prints nothing.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "migrate",
+		Short:         "Move running programs between hosts",
+		Long:          "migrate moves a running Linux program (a tree of processes with its memory, files, timers and live\nTCP connections) from one host to another while its clients stay connected.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(newVersionCommand())
+	return root
+}
