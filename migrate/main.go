@@ -69,6 +69,11 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newVersionCommand())
+	root.PersistentFlags().String("socket", "", "the agent's socket (default $MIGRATE_SOCKET or "+defaultSocket+")")
+	root.AddCommand(
+		newRunCommand(), newPsCommand(), newLogsCommand(), newStopCommand(),
+		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newHistoryCommand(),
+		newNodesCommand(), newVersionCommand(),
+	)
 	return root
 }

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	clusterapi "migrate/coordinator/api"
+)
+
+func newLogsCommand() *cobra.Command {
+	var stay bool
+	cmd := &cobra.Command{
+		Use:     "logs NAME",
+		Short:   "Print the output of a workload",
+		Example: "  migrate logs -f cache",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withAPI(cmd, func(ctx context.Context, a *api) error {
+				return follow(ctx, a, args[0], stay, cmd.OutOrStdout())
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&stay, "follow", "f", false, "go on printing what it writes")
+	return cmd
+}
+
+// follow prints the kept output of a workload and, if asked, what it goes on writing until it ends or ctx does.
+func follow(ctx context.Context, a *api, name string, stay bool, w io.Writer) error {
+	stream, err := a.cluster.Logs(ctx, &clusterapi.LogsRequest{Workload: name, Follow: stay})
+	if err != nil {
+		return err
+	}
+	for {
+		chunk, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF), ctx.Err() != nil && stay:
+			return nil
+		case err != nil:
+			return err
+		}
+		if _, err := w.Write(chunk.GetData()); err != nil {
+			return err
+		}
+	}
+}
+
+func newStopCommand() *cobra.Command {
+	var grace time.Duration
+	cmd := &cobra.Command{
+		Use:     "stop NAME",
+		Short:   "End a workload",
+		Long:    "Sends SIGTERM to the program, waits for its end, and after the time of grace ends all that is left of it.",
+		Example: "  migrate stop cache --grace 30s",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withAPI(cmd, func(ctx context.Context, a *api) error {
+				if _, err := a.cluster.Stop(ctx, &clusterapi.StopRequest{Workload: args[0], GraceNs: grace.Nanoseconds()}); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s has ended\n", args[0])
+				return err
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&grace, "grace", 10*time.Second, "how long it may take to end by itself")
+	return cmd
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	agentapi "migrate/agent/api"
+	clusterapi "migrate/coordinator/api"
+)
+
+// moveFlags are the flags of `migrate move`, before they are checked.
+type moveFlags struct {
+	target      targetFlags
+	to          string
+	strategy    string
+	onTimeout   string
+	maxDowntime time.Duration
+	hardLimit   time.Duration
+	timeout     time.Duration
+	bandwidth   rate
+	streams     uint32
+	compress    string
+	closeTCP    bool
+	detach      bool
+	output      string
+}
+
+var strategies = map[string]agentapi.Strategy{
+	"precopy": agentapi.Strategy_STRATEGY_PRECOPY, "postcopy": agentapi.Strategy_STRATEGY_POSTCOPY,
+	"hybrid": agentapi.Strategy_STRATEGY_HYBRID, "stop": agentapi.Strategy_STRATEGY_STOP,
+}
+
+var timeouts = map[string]agentapi.OnTimeout{
+	"cancel": agentapi.OnTimeout_ON_TIMEOUT_CANCEL, "force": agentapi.OnTimeout_ON_TIMEOUT_FORCE, "postcopy": agentapi.OnTimeout_ON_TIMEOUT_POSTCOPY,
+}
+
+var compressions = map[string]bool{"auto": true, "off": true, "s2": true, "zstd": true}
+
+func newMoveCommand() *cobra.Command {
+	var m moveFlags
+	cmd := &cobra.Command{
+		Use:   "move (NAME | --pid PID) --to HOST",
+		Short: "Move a running program to another host",
+		Long: "Moves a workload, or a process with all its descendants, while it runs and its clients stay connected. Ctrl-C\n" +
+			"before the commit cancels the move, with the program running on at the source.",
+		Example: "  migrate move cache --to host2\n  migrate move --pid 4711 --to host2 --max-downtime 50ms -o json",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts, err := m.options()
+			if err != nil {
+				return err
+			}
+			return withAPI(cmd, func(ctx context.Context, a *api) error { return m.run(ctx, cmd, a, opts, args) })
+		},
+	}
+	m.target.add(cmd)
+	f := cmd.Flags()
+	f.StringVar(&m.to, "to", "", "destination host")
+	f.StringVar(&m.strategy, "strategy", "precopy", "precopy, postcopy, hybrid or stop")
+	f.DurationVar(&m.maxDowntime, "max-downtime", 100*time.Millisecond, "longest blackout")
+	f.DurationVar(&m.hardLimit, "hard-limit", 0, "longest blackout of a forced switch (default: ten times --max-downtime)")
+	f.DurationVar(&m.timeout, "timeout", 5*time.Minute, "time for the whole move")
+	f.StringVar(&m.onTimeout, "on-timeout", "cancel", "what to do at the timeout: cancel, force or postcopy")
+	f.Var(&m.bandwidth, "bandwidth", "limit of the page stream, such as 100MiB (per second) or 1gbit")
+	f.Uint32Var(&m.streams, "streams", 0, "parallel connections of the page stream (default: chosen by the agent)")
+	f.StringVar(&m.compress, "compress", "auto", "auto, off, s2 or zstd")
+	f.BoolVar(&m.closeTCP, "close-tcp", false, "close connections that cannot move, instead of refusing the move")
+	f.BoolVar(&m.detach, "detach", false, "print the id of the move and return")
+	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
+	addOutputFlag(cmd, &m.output)
+	return cmd
+}
+
+// options checks the flags.
+func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
+	strategy, ok := strategies[m.strategy]
+	if !ok {
+		return nil, fmt.Errorf("--strategy %q is not known: use precopy, postcopy, hybrid or stop", m.strategy)
+	}
+	onTimeout, ok := timeouts[m.onTimeout]
+	if !ok {
+		return nil, fmt.Errorf("--on-timeout %q is not known: use cancel, force or postcopy", m.onTimeout)
+	}
+	if !compressions[m.compress] {
+		return nil, fmt.Errorf("--compress %q is not known: use auto, off, s2 or zstd", m.compress)
+	}
+	for name, d := range map[string]time.Duration{"--max-downtime": m.maxDowntime, "--timeout": m.timeout} {
+		if d <= 0 {
+			return nil, fmt.Errorf("%s %v is not a time above zero", name, d)
+		}
+	}
+	if m.output != "text" && m.output != "json" {
+		return nil, fmt.Errorf("output format %q is not known: use text or json", m.output)
+	}
+	return &agentapi.MoveOptions{
+		Strategy: strategy, MaxDowntimeNs: m.maxDowntime.Nanoseconds(), TimeoutNs: m.timeout.Nanoseconds(), OnTimeout: onTimeout,
+		HardLimitNs: m.hardLimit.Nanoseconds(), BandwidthBytesPerSecond: uint64(m.bandwidth), Streams: m.streams, Compress: m.compress, CloseTcp: m.closeTCP,
+	}, nil
+}
+
+func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *agentapi.MoveOptions, args []string) error {
+	what, err := m.target.target(ctx, a, args)
+	if err != nil {
+		return err
+	}
+	r, err := a.cluster.Move(ctx, &clusterapi.MoveRequest{Target: what, Destination: m.to, Options: opts, RequestId: rand.Text()})
+	if err != nil {
+		return err
+	}
+	out := cmd.OutOrStdout()
+	if list := obstaclesOf(r.GetObstacles()); len(list) > 0 {
+		if m.output == "json" {
+			return errors.Join(printAs(out, m.output, moveResult{Workload: r.GetWorkload(), Source: r.GetSource(), Destination: r.GetDestination(), Outcome: "source_running", State: "refused", Error: list[0].Reason, Obstacles: list}, nil), &exitError{code: 1})
+		}
+		if err := printObstacles(cmd.ErrOrStderr(), list); err != nil {
+			return err
+		}
+		return fmt.Errorf("the move from %s to %s cannot go ahead: %d obstacles; the program was not touched", r.GetSource(), r.GetDestination(), len(list))
+	}
+	if m.detach {
+		_, err := fmt.Fprintln(out, r.GetId())
+		return err
+	}
+	last, err := m.watch(ctx, cmd, a, r.GetId())
+	if err != nil {
+		return err
+	}
+	if err := printAs(out, m.output, resultOf(last), func(w io.Writer) error { return printMove(w, last) }); err != nil {
+		return err
+	}
+	return outcomeError(last)
+}
+
+// watch shows the move until it is over. The end of ctx (Ctrl-C) asks for its cancellation and then waits for the end
+// all the same: only the log can say what became of it.
+func (m *moveFlags) watch(ctx context.Context, cmd *cobra.Command, a *api, id string) (*clusterapi.Migration, error) {
+	stay := context.WithoutCancel(ctx)
+	cancelled := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		_, err := a.cluster.Cancel(stay, &clusterapi.CancelRequest{Id: id, Reason: "interrupted by the operator"})
+		cancelled <- err
+	})
+	defer stop()
+	view := newProgress(cmd.ErrOrStderr(), m.output == "json")
+	defer view.close()
+	last, err := watchMigration(stay, a, id, view)
+	if ctx.Err() != nil {
+		if cerr := <-cancelled; cerr != nil && last == nil {
+			err = errors.Join(err, cerr)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("move %s: its end was not seen (%w); see `migrate status %s`", id, err, id)
+	}
+	return last, nil
+}
+
+// watchMigration follows a migration until nothing more will happen, and returns how it ended.
+func watchMigration(ctx context.Context, a *api, id string, view *progress) (*clusterapi.Migration, error) {
+	stream, err := a.cluster.WatchMigration(ctx, &clusterapi.WatchMigrationRequest{Id: id})
+	if err != nil {
+		return nil, err
+	}
+	var last *clusterapi.Migration
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) && last != nil {
+			return last, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		last = ev.GetMigration()
+		view.show(ev)
+	}
+}
+
+// Exit codes of a move, by its outcome (docs: the contract of the command line).
+var outcomeCodes = map[clusterapi.Outcome]int{
+	clusterapi.Outcome_OUTCOME_MOVED: 0, clusterapi.Outcome_OUTCOME_SOURCE_RUNNING: 1, clusterapi.Outcome_OUTCOME_UNDECIDED: 4,
+	clusterapi.Outcome_OUTCOME_NEEDS_OPERATOR: 5, clusterapi.Outcome_OUTCOME_LOST: 6,
+}
+
+func outcomeError(m *clusterapi.Migration) error {
+	code, ok := outcomeCodes[m.GetOutcome()]
+	switch {
+	case ok && code == 0:
+		return nil
+	case !ok:
+		code = 4
+	}
+	reason := m.GetError()
+	if reason == "" {
+		reason = "no reason was given"
+	}
+	return &exitError{code: code, err: fmt.Errorf("move %s of %s from %s to %s: %s: %s", m.GetId(), m.GetWorkload(), m.GetSource(), m.GetDestination(), outcomeText(m.GetOutcome()), reason)}
+}
