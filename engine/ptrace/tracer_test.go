@@ -1,0 +1,235 @@
+package ptrace
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/arch"
+)
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// TestMain lets the test binary be its own tracee: many goroutines, each locked to a thread.
+func TestMain(m *testing.M) {
+	if os.Getenv("PTRACE_TEST_TARGET") != "" {
+		for range 20 {
+			go func() {
+				runtime.LockOSThread()
+				for {
+					unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
+				}
+			}()
+		}
+		os.Stdout.WriteString("x")
+		for {
+			go func() { runtime.LockOSThread() }() // a thread that ends with its goroutine
+			time.Sleep(200 * time.Microsecond)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func start(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd
+}
+
+func newTracer(t testing.TB) (*Tracer, context.Context) {
+	t.Helper()
+	tracer := New()
+	t.Cleanup(func() { tracer.Close() })
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return tracer, ctx
+}
+
+func TestStopSleeper(t *testing.T) {
+	needRoot(t)
+	tracer, ctx := newTracer(t)
+	pid := start(t, "sleep", "100").Process.Pid
+	time.Sleep(20 * time.Millisecond) // until it sleeps
+	if err := tracer.Seize(ctx, pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tracer.GetRegs(ctx, pid); !errors.Is(err, ErrRunning) {
+		t.Errorf("registers of a running thread: %v", err)
+	}
+	stop, err := tracer.Stop(ctx, pid)
+	if err != nil || stop.Kind != EventStop {
+		t.Fatalf("stop %v, %v", stop, err)
+	}
+	regs, err := tracer.GetRegs(ctx, pid)
+	if err != nil || regs.Restart() != arch.RestartBlock {
+		t.Errorf("a sleeper's call is %v, %v", regs.Restart(), err)
+	}
+	x, err := tracer.GetXState(ctx, pid)
+	if err != nil || len(x) < 512 {
+		t.Errorf("xstate of %d bytes, %v", len(x), err)
+	}
+	if err := tracer.SetXState(ctx, pid, x); err != nil {
+		t.Error(err)
+	}
+	if err := tracer.SetSigMask(ctx, pid, 1<<(unix.SIGUSR1-1)); err != nil {
+		t.Error(err)
+	}
+	if m, err := tracer.GetSigMask(ctx, pid); err != nil || m != 1<<(unix.SIGUSR1-1) {
+		t.Errorf("mask %#x, %v", m, err)
+	}
+	unix.Kill(pid, unix.SIGUSR1)
+	if q, err := tracer.PeekSigInfo(ctx, pid, true); err != nil || len(q) != 1 || q[0].Signal() != unix.SIGUSR1 {
+		t.Errorf("shared queue %v, %v", q, err)
+	}
+	if q, err := tracer.PeekSigInfo(ctx, pid, false); err != nil || len(q) != 0 {
+		t.Errorf("private queue %v, %v", q, err)
+	}
+	if r, err := tracer.GetRseq(ctx, pid); err != nil || r.Addr == 0 {
+		t.Errorf("rseq of a glibc program: %+v, %v", r, err)
+	}
+	if d, err := tracer.GetDispatch(ctx, pid); err != nil || d.Mode != 0 {
+		t.Errorf("dispatch %+v, %v", d, err)
+	}
+	if err := tracer.Detach(ctx, pid, 0); err != nil {
+		t.Error(err)
+	}
+	if err := tracer.Detach(ctx, pid, 0); err != nil {
+		t.Errorf("detached twice: %v", err)
+	}
+}
+
+func TestDeathIsAnError(t *testing.T) {
+	needRoot(t)
+	tracer, ctx := newTracer(t)
+	cmd := start(t, "sleep", "100")
+	pid := cmd.Process.Pid
+	if err := tracer.Seize(ctx, pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tracer.Stop(ctx, pid); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Process.Kill()
+	for range 1000 { // the kill takes a moment
+		if _, err := tracer.GetRegs(ctx, pid); err != nil {
+			if !errors.Is(err, ErrGone) {
+				t.Errorf("%v", err)
+			}
+			break
+		}
+	}
+	if err := cmd.Wait(); err == nil || err.Error() != "signal: killed" {
+		t.Errorf("the parent's own wait: %v", err)
+	}
+	if err := tracer.Seize(ctx, pid, 0); !errors.Is(err, ErrGone) {
+		t.Errorf("seizing a dead process: %v", err)
+	}
+}
+
+func TestWaitEndsWithContext(t *testing.T) {
+	needRoot(t)
+	tracer, ctx := newTracer(t)
+	pid := start(t, "sleep", "100").Process.Pid
+	if err := tracer.Seize(ctx, pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if _, err := tracer.Wait(short, pid); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waiting: %v", err)
+	}
+	if stop, err := tracer.Stop(ctx, pid); err != nil || stop.Kind != EventStop {
+		t.Errorf("afterwards: %v, %v", stop, err)
+	}
+}
+
+func TestGroupStopIsKept(t *testing.T) {
+	needRoot(t)
+	tracer, ctx := newTracer(t)
+	pid := start(t, "sleep", "100").Process.Pid
+	unix.Kill(pid, unix.SIGSTOP)
+	for {
+		if s, _, _ := taskState(pid); s == 'T' {
+			break
+		}
+	}
+	if err := tracer.Seize(ctx, pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	stop, err := tracer.Stop(ctx, pid)
+	if err != nil || stop.Held != unix.SIGSTOP {
+		t.Fatalf("%+v, %v", stop, err)
+	}
+	if err := tracer.Detach(ctx, pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		if s, _, _ := taskState(pid); s == 'T' {
+			break
+		} else if i > 100 {
+			t.Fatalf("after the detach its state is %c", s)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestSeizeAllOfBusyProcess(t *testing.T) {
+	needRoot(t)
+	tracer, ctx := newTracer(t)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET=1")
+	out, _ := cmd.StdoutPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	out.Read(make([]byte, 1))
+	time.Sleep(20 * time.Millisecond) // until its threads have started
+	for range 20 {
+		stops, err := tracer.SeizeAll(ctx, cmd.Process.Pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(stops) < 20 || stops[0].TID != cmd.Process.Pid {
+			t.Fatalf("%d threads, the first is %d", len(stops), stops[0].TID)
+		}
+		for _, s := range stops {
+			if state, _, err := taskState(s.TID); err != nil || state != 't' {
+				t.Errorf("thread %d is in state %c, %v", s.TID, state, err)
+			}
+		}
+		for _, s := range stops {
+			if err := tracer.Detach(ctx, s.TID, 0); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func TestDebuggedProcessIsNamed(t *testing.T) {
+	needRoot(t)
+	tracer, ctx := newTracer(t)
+	other, _ := newTracer(t)
+	pid := start(t, "sleep", "100").Process.Pid
+	if err := other.Seize(ctx, pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := tracer.Seize(ctx, pid, 0); !errors.Is(err, ErrTraced) {
+		t.Errorf("%v", err)
+	}
+}
