@@ -28,6 +28,7 @@ type moveFlags struct {
 	compress    string
 	closeTCP    bool
 	detach      bool
+	progress    string
 	output      string
 }
 
@@ -71,6 +72,7 @@ func newMoveCommand() *cobra.Command {
 	f.Uint32Var(&m.streams, "streams", 0, "parallel connections of the page stream (default: chosen by the agent)")
 	f.StringVar(&m.compress, "compress", "auto", "auto, off, s2 or zstd")
 	f.BoolVar(&m.closeTCP, "close-tcp", false, "close connections that cannot move, instead of refusing the move")
+	f.StringVar(&m.progress, "progress", "auto", "auto (live on a terminal, else lines, none with -o json), plain or none")
 	f.BoolVar(&m.detach, "detach", false, "print the id of the move and return")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
 	addOutputFlag(cmd, &m.output)
@@ -94,6 +96,9 @@ func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 		if d <= 0 {
 			return nil, fmt.Errorf("%s %v is not a time above zero", name, d)
 		}
+	}
+	if m.progress != "auto" && m.progress != "plain" && m.progress != "none" {
+		return nil, fmt.Errorf("--progress %q is not known: use auto, plain or none", m.progress)
 	}
 	if m.output != "text" && m.output != "json" {
 		return nil, fmt.Errorf("output format %q is not known: use text or json", m.output)
@@ -147,7 +152,11 @@ func (m *moveFlags) watch(ctx context.Context, cmd *cobra.Command, a *api, id st
 		cancelled <- err
 	})
 	defer stop()
-	view := newProgress(cmd.ErrOrStderr(), m.output == "json")
+	mode := m.progress
+	if mode == "auto" && m.output == "json" {
+		mode = "none"
+	}
+	view := newProgress(cmd.ErrOrStderr(), mode)
 	defer view.close()
 	last, err := watchMigration(stay, a, id, view)
 	if ctx.Err() != nil {

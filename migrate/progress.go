@@ -27,9 +27,10 @@ type progress struct {
 // barUnits is the resolution of the bar: the fraction of a round that is done, in thousandths.
 const barUnits = 1000
 
-func newProgress(w io.Writer, quiet bool) *progress {
-	p := &progress{w: w, quiet: quiet}
-	if quiet || !isTerminal(w) {
+// newProgress returns a view of the given mode: auto (live on a terminal, else lines), plain or none.
+func newProgress(w io.Writer, mode string) *progress {
+	p := &progress{w: w, quiet: mode == "none"}
+	if mode != "auto" || !isTerminal(w) {
 		return p
 	}
 	p.live = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40))

@@ -88,7 +88,7 @@ func newWatchCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
-				view := newProgress(cmd.ErrOrStderr(), false)
+				view := newProgress(cmd.ErrOrStderr(), "auto")
 				m, err := watchMigration(ctx, a, args[0], view)
 				view.close()
 				if err != nil {
