@@ -1,0 +1,144 @@
+//go:build linux
+
+package tcprepair_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"reflect"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/tcprepair"
+)
+
+func TestListener(t *testing.T) {
+	for _, tc := range []struct {
+		name, network, addr string
+		mptcp               bool
+	}{
+		{"v4", "tcp4", "127.0.0.1:0", false},
+		{"v6", "tcp6", "[::1]:0", false},
+		{"both", "tcp", ":0", false},
+		{"mptcp", "tcp", ":0", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			newWorld(t)
+			lc := net.ListenConfig{}
+			lc.SetMultipathTCP(tc.mptcp)
+			nl, err := lc.Listen(context.Background(), tc.network, tc.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := nl.(*net.TCPListener).File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = nl.Close()
+			defer f.Close()
+			l, err := tcprepair.SaveListener(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l.MPTCP != tc.mptcp {
+				t.Errorf("MPTCP is %v", l.MPTCP)
+			}
+			checkWaiting(t, f, l)
+
+			_ = f.Close()
+			f2 := freshListener(t, l)
+			if err := tcprepair.RestoreListener(f2, l); err != nil {
+				t.Fatal(err)
+			}
+			again, err := tcprepair.SaveListener(f2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(l, again) {
+				t.Errorf("restored listener differs:\n%+v\n%+v", l, again)
+			}
+			nl2, err := net.FileListener(f2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nl2.Close()
+			c, err := net.Dial("tcp", target(l))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			s, err := nl2.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.Close()
+		})
+	}
+}
+
+func target(l *tcprepair.Listener) string {
+	if l.Local.Addr().IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", l.Local.String()[len(l.Local.Addr().String())+3:])
+	}
+	return l.Local.String()
+}
+
+// checkWaiting connects and expects the connection to be named, then accepts it.
+func checkWaiting(t *testing.T, f *os.File, l *tcprepair.Listener) {
+	t.Helper()
+	c, err := net.Dial("tcp", target(l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for end := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
+		n, err := tcprepair.Waiting(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d connections wait, want 1", n)
+		}
+	}
+	var waiting *tcprepair.WaitingError
+	if _, err := tcprepair.SaveListener(f); !errors.As(err, &waiting) || waiting.Count != 1 {
+		t.Errorf("a connection waits: %v", err)
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = rc.Control(func(fd uintptr) {
+		s, _, err := unix.Accept(int(fd))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		// No TIME_WAIT that would hold the port.
+		_ = unix.SetsockoptLinger(s, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		_ = unix.Close(s)
+	})
+}
+
+func freshListener(t *testing.T, l *tcprepair.Listener) *os.File {
+	t.Helper()
+	family, proto := unix.AF_INET, unix.IPPROTO_TCP
+	if l.V6 {
+		family = unix.AF_INET6
+	}
+	if l.MPTCP {
+		proto = unix.IPPROTO_MPTCP
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "listener")
+}

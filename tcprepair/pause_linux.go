@@ -1,0 +1,297 @@
+package tcprepair
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Paused is a connection in repair at the source. Exactly one of Resume and Drop ends it.
+type Paused struct {
+	f     *os.File
+	v6    bool
+	reuse bool
+}
+
+// Pause takes a connection into repair. f is any descriptor of the socket, such as one from pidfd_getfd(2); the caller keeps
+// it, and all copies of it, in other processes too, are of the one paused socket: programs that use it meanwhile see errors, so
+// they must be stopped. It needs CAP_NET_ADMIN over the socket's network namespace.
+//
+// A socket that is in repair already, left so by a caller that died, is taken over.
+func Pause(f *os.File) (*Paused, error) {
+	p := &Paused{f: f}
+	err := control(f, func(fd int) error {
+		var err error
+		if p.v6, _, err = mustBe(fd, false); err != nil {
+			return err
+		}
+		i, err := tcpInfo(fd)
+		if err != nil {
+			return err
+		}
+		if !i.state.carried() {
+			return &NotCarriedError{Socket: localName(fd), What: "the state " + i.state.String()}
+		}
+		// Repair overwrites SO_REUSEADDR (2 while in repair, 0 after it). What it was before is lost if this socket was
+		// found in repair; then 1 is right for all that a server accepted and harmless for the rest.
+		reuse, err := getInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+		if err != nil {
+			return fmt.Errorf("SO_REUSEADDR: %w", err)
+		}
+		p.reuse = reuse != 0
+		return setRepair(fd, unix.TCP_REPAIR_ON)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pause connection: %w", err)
+	}
+	return p, nil
+}
+
+// FlushAck sends an acknowledgement that the kernel was about to delay, if it can be sent now. Call it while frames still
+// leave the host; without it, State.Unacknowledged tells what the peer is owed.
+func (p *Paused) FlushAck() error {
+	return control(p.f, func(fd int) error {
+		quick, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK)
+		if err != nil {
+			return fmt.Errorf("TCP_QUICKACK: %w", err)
+		}
+		// An even value other than 0 flushes and then goes back to delaying (tcp_sock_set_quickack in net/ipv4/tcp.c).
+		v := 2
+		if quick != 0 {
+			v = 1
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, v); err != nil {
+			return fmt.Errorf("set TCP_QUICKACK: %w", err)
+		}
+		return nil
+	})
+}
+
+// Save reads the connection's state. Frames must be kept away from the socket from before this call until Resume or the end of
+// it; else what arrives is acknowledged and lost.
+func (p *Paused) Save() (*State, error) {
+	st := &State{V6: p.v6, ReuseAddr: p.reuse}
+	err := control(p.f, func(fd int) error {
+		if err := saveNames(fd, st); err != nil {
+			return err
+		}
+		if err := p.saveNumbers(fd, st); err != nil {
+			return fmt.Errorf("connection %s: %w", st.Name(), err)
+		}
+		if err := saveSettings(fd, st); err != nil {
+			return fmt.Errorf("connection %s: %w", st.Name(), err)
+		}
+		if err := saveQueues(fd, st); err != nil {
+			return fmt.Errorf("connection %s: %w", st.Name(), err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("save: %w", err)
+	}
+	return st, nil
+}
+
+func saveNames(fd int, st *State) error {
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("getsockname: %w", err)
+	}
+	remote, err := unix.Getpeername(fd)
+	if err != nil {
+		return fmt.Errorf("getpeername: %w", err)
+	}
+	if st.Local, err = addrPort(fd, local); err != nil {
+		return err
+	}
+	st.Remote, err = addrPort(fd, remote)
+	return err
+}
+
+// saveNumbers reads what changes with every segment, except the queues' bytes.
+func (p *Paused) saveNumbers(fd int, st *State) error {
+	i, err := tcpInfo(fd)
+	if err != nil {
+		return err
+	}
+	if !i.state.carried() {
+		return &NotCarriedError{Socket: st.Name(), What: "the state " + i.state.String()}
+	}
+	st.TCP = i.state
+	st.Timestamps = i.options&infoTimestamps != 0
+	st.MicroTimestamps = i.options&infoMicro != 0
+	st.SACK = i.options&infoSACK != 0
+	st.ECN = i.options&infoECN != 0
+	if st.WindowScaling = i.options&infoWScale != 0; st.WindowScaling {
+		st.SendScale, st.RecvScale = i.sendScale, i.recvScale
+	}
+	if st.MSSClamp, err = getUint32(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG); err != nil {
+		return fmt.Errorf("TCP_MAXSEG: %w", err)
+	}
+	if st.Timestamps {
+		if st.Timestamp, err = getUint32(fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP); err != nil {
+			return fmt.Errorf("TCP_TIMESTAMP: %w", err)
+		}
+	}
+	if st.Window, err = getWindow(fd); err != nil {
+		return err
+	}
+	if !st.TCP.peerClosed() {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if _, err := unix.Poll(fds, 0); err != nil {
+			return fmt.Errorf("poll: %w", err)
+		}
+		st.ReadShutdown = fds[0].Revents&unix.POLLRDHUP != 0
+	}
+	return nil
+}
+
+func saveSettings(fd int, st *State) error {
+	c, err := saveCommon(fd, st.Name(), false)
+	if err != nil {
+		return err
+	}
+	st.Buffers, st.Linger, st.Congestion, st.Device = c.buffers, c.linger, c.congestion, c.device
+	// MSG_OOB answers EINVAL where there is no urgent byte that waits.
+	var b [1]byte
+	_, _, err = unix.Recvfrom(fd, b[:], unix.MSG_OOB|unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if !errors.Is(err, unix.EINVAL) {
+		return &NotCarriedError{Socket: st.Name(), What: "urgent data that the program has not read"}
+	}
+	st.Options, err = saveOptions(fd, onConn, st.V6)
+	if err != nil {
+		return err
+	}
+	clamp, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
+	if err != nil {
+		return fmt.Errorf("%s: %w", windowClamp, err)
+	}
+	st.Options[windowClamp] = int64(clamp)
+	return nil
+}
+
+// saveQueues reads both queues and their numbers. What is unsent is counted first: with the send queue selected, a timer of the
+// kernel would take what it sends next as sent without sending it (tcp_write_xmit in net/ipv4/tcp_output.c).
+func saveQueues(fd int, st *State) error {
+	unsent, err := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQNSD: %w", err)
+	}
+	if off, ok := st.Options["SO_PEEK_OFF"]; ok && off >= 0 {
+		// It would make the copies below start elsewhere, and move.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1); err != nil {
+			return fmt.Errorf("set SO_PEEK_OFF: %w", err)
+		}
+		defer unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, int(off)) //nolint:errcheck // it was its own value
+	}
+	inq, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	if err != nil {
+		return fmt.Errorf("SIOCINQ: %w", err)
+	}
+	if st.RecvQueue, st.RecvSeq, err = saveQueue(fd, recvQueue, inq); err != nil {
+		return fmt.Errorf("receive queue: %w", err)
+	}
+	outq, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQ: %w", err)
+	}
+	if st.TCP.weClosed() && outq > 0 { // our FIN counts
+		outq--
+		if unsent > 0 {
+			st.FinUnsent = true
+			unsent--
+		}
+	}
+	if st.SendQueue, st.SendSeq, err = saveQueue(fd, sendQueue, outq); err != nil {
+		return fmt.Errorf("send queue: %w", err)
+	}
+	st.Unsent = uint32(unsent)
+	if st.TCP.peerClosed() {
+		st.RecvSeq--
+	}
+	if st.TCP.weClosed() {
+		st.SendSeq--
+	}
+	return selectQueue(fd, noQueue)
+}
+
+// saveQueue copies one queue of n bytes, and reads the number after its last byte.
+func saveQueue(fd, queue, n int) ([]byte, uint32, error) {
+	if err := selectQueue(fd, queue); err != nil {
+		return nil, 0, err
+	}
+	seq, err := getUint32(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+	if err != nil {
+		return nil, 0, fmt.Errorf("TCP_QUEUE_SEQ: %w", err)
+	}
+	if n == 0 {
+		return nil, seq, nil
+	}
+	buf := make([]byte, n+1) // one more, to notice a queue that is longer
+	got, _, err := unix.Recvfrom(fd, buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if err != nil {
+		return nil, 0, fmt.Errorf("peek %d bytes: %w", n, err)
+	}
+	if got != n {
+		return nil, 0, fmt.Errorf("%d bytes, %d were counted: %w", got, n, ErrChanged)
+	}
+	return buf[:n:n], seq, nil
+}
+
+// Unchanged verifies that nothing has arrived or been acknowledged since st was saved; if it has, the error matches
+// ErrChanged and the state must be saved again.
+func (p *Paused) Unchanged(st *State) error {
+	return control(p.f, func(fd int) error {
+		i, err := tcpInfo(fd)
+		if err != nil {
+			return err
+		}
+		if i.state != st.TCP {
+			return fmt.Errorf("connection %s is %v, was %v: %w", st.Name(), i.state, st.TCP, ErrChanged)
+		}
+		outq, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		if err != nil {
+			return fmt.Errorf("SIOCOUTQ: %w", err)
+		}
+		inq, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+		if err != nil {
+			return fmt.Errorf("SIOCINQ: %w", err)
+		}
+		want := len(st.SendQueue)
+		if st.TCP.weClosed() && st.TCP != FinWait2 {
+			want++
+		}
+		if outq != want || inq != len(st.RecvQueue) {
+			return fmt.Errorf("connection %s: %d bytes unacknowledged (were %d), %d unread (were %d): %w",
+				st.Name(), outq, want, inq, len(st.RecvQueue), ErrChanged)
+		}
+		return nil
+	})
+}
+
+// Resume lets the connection go on here. It sends nothing itself.
+func (p *Paused) Resume() error {
+	return control(p.f, func(fd int) error {
+		if err := setRepair(fd, unix.TCP_REPAIR_OFF_NO_WP); err != nil {
+			return fmt.Errorf("resume connection %s: %w", localName(fd), err)
+		}
+		return setReuse(fd, p.reuse)
+	})
+}
+
+// Drop closes f and leaves the connection in repair, so that the last of its descriptors to be closed, in whatever process,
+// ends it without a packet.
+func (p *Paused) Drop() error { return p.f.Close() }
+
+func setReuse(fd int, on bool) error {
+	v := 0
+	if on {
+		v = 1
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, v); err != nil {
+		return fmt.Errorf("set SO_REUSEADDR: %w", err)
+	}
+	return nil
+}
