@@ -218,9 +218,9 @@ func (s Source) startSwitch(ev SourceEvent) (Source, []Action, error) {
 		s.Ref.Attempt, s.Phase = k, SourceSwitching
 		s.Disk = SourceDisk{Stage: SourceMayHaveVoted, Ref: s.Ref}
 		return s, []Action{s.persist(), s.act(ActFreeze), s.act(ActFinish)}, nil
-	case s.Phase == SourceSwitching:
+	case s.Phase == SourceSwitching && k == s.Ref.Attempt:
 		return s, nil, nil
-	case s.Phase == SourceVoted: // the leader may be a new one
+	case s.Phase == SourceVoted && k == s.Ref.Attempt: // the leader may be a new one
 		return s, []Action{s.vote()}, nil
 	}
 	return s, nil, refuse(WrongPhase, s, ev)
