@@ -1,0 +1,79 @@
+package images
+
+import (
+	"fmt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+)
+
+const (
+	maxVMAs = 1 << 22
+	maxAuxv = 512 // words
+	// maxAddr is the end of what a program can map: 57 bits with five levels of page tables on amd64, 52 on arm64.
+	maxAddr = 1 << 56
+	// vsyscall is the one page of the kernel's half that a program sees, on amd64.
+	vsyscall = 0xffffffffff600000
+)
+
+// validateMM checks an address space against the files of its checkpoint or layout.
+func validateMM(pid uint32, m *mm.MmEntry, files map[uint32]*fdinfo.FileEntry) error {
+	name := fmt.Sprintf("mm-%d.img", pid)
+	for _, r := range []struct {
+		field      string
+		start, end uint64
+	}{
+		{"mm_start_code", m.GetMmStartCode(), m.GetMmEndCode()}, {"mm_start_data", m.GetMmStartData(), m.GetMmEndData()},
+		{"mm_start_brk", m.GetMmStartBrk(), m.GetMmBrk()}, {"mm_arg_start", m.GetMmArgStart(), m.GetMmArgEnd()},
+		{"mm_env_start", m.GetMmEnvStart(), m.GetMmEnvEnd()}, {"mm_start_stack", m.GetMmStartStack(), m.GetMmStartStack()},
+	} {
+		if r.start > r.end || r.end >= maxAddr {
+			return fmt.Errorf("%s: %s: 0x%x to 0x%x is no range of addresses", name, r.field, r.start, r.end)
+		}
+	}
+	if n := len(m.GetMmSavedAuxv()); n > maxAuxv || n%2 != 0 {
+		return fmt.Errorf("%s: mm_saved_auxv: %d words", name, n)
+	}
+	if files[m.GetExeFileId()].GetReg() == nil {
+		return fmt.Errorf("%s: exe_file_id: %d is no regular file of files.img", name, m.GetExeFileId())
+	}
+	if n := len(m.GetVmas()); n > maxVMAs {
+		return fmt.Errorf("%s: vmas: %d", name, n)
+	}
+	var end uint64
+	for i, v := range m.GetVmas() {
+		if err := validateVMA(v, end, files); err != nil {
+			return fmt.Errorf("%s: vmas[%d] (0x%x): %w", name, i, v.GetStart(), err)
+		}
+		end = v.GetEnd()
+	}
+	return nil
+}
+
+// validateVMA checks a mapping that follows one which ends at the address last.
+func validateVMA(v *vma.VmaEntry, last uint64, files map[uint32]*fdinfo.FileEntry) error {
+	start, end := v.GetStart(), v.GetEnd()
+	if start%PageSize != 0 || end%PageSize != 0 || start >= end {
+		return fmt.Errorf("end: 0x%x makes no range of pages", end)
+	}
+	if start < last {
+		return fmt.Errorf("start: the mapping before it ends at 0x%x", last)
+	}
+	if end > maxAddr && (start != vsyscall || v.GetStatus()&VMAVsyscall == 0) {
+		return fmt.Errorf("end: 0x%x is beyond the end of the address space", end)
+	}
+	if v.GetProt() > 7 {
+		return fmt.Errorf("prot: 0x%x", v.GetProt())
+	}
+	if v.GetPgoff() >= 1<<63 || v.GetPgoff()%PageSize != 0 {
+		return fmt.Errorf("pgoff: 0x%x", v.GetPgoff())
+	}
+	if v.GetStatus()&(VMAFilePrivate|VMAFileShared) != 0 {
+		id := v.GetShmid()
+		if id > 1<<32-1 || files[uint32(id)] == nil {
+			return fmt.Errorf("shmid: %d is not in files.img", id)
+		}
+	}
+	return nil
+}
