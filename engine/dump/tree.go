@@ -1,0 +1,148 @@
+//go:build linux
+
+package dump
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"migrate/engine"
+	"migrate/engine/procfs"
+)
+
+// Errors of finding a tree; match with errors.Is.
+var (
+	ErrNoProcess    = errors.New("there is no such process")
+	ErrKernelThread = errors.New("it is a kernel thread")
+	ErrSelf         = errors.New("it is this program or an ancestor of it")
+	ErrEmptyTree    = errors.New("no process is left in the workload")
+)
+
+// maxTree bounds the processes of one tree.
+const maxTree = 1 << 16
+
+// Target names the tree to be dumped: a process with all its descendants or, when Init is set, everything that runs
+// under that pid 1 of a pid namespace, orphans included, but not the pid 1 itself.
+type Target struct {
+	PID  int
+	Init int
+}
+
+// findTree lists the processes of the tree, parents before their children, children in the order of their birth. On a
+// running tree the answer is a snapshot; on a stopped one it is exact.
+func findTree(fs procfs.FS, t Target) ([]*engine.Process, error) {
+	roots, parent := []int{t.PID}, 0
+	if t.Init != 0 {
+		var err error
+		parent = 1
+		if roots, err = children(fs, t.Init); err != nil {
+			return nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, err)
+		}
+		if len(roots) == 0 {
+			return nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, ErrEmptyTree)
+		}
+	}
+	var tree []*engine.Process
+	for _, root := range roots {
+		sub, err := subtree(fs, root, parent)
+		if err != nil {
+			return nil, err
+		}
+		tree = append(tree, sub...)
+	}
+	return tree, nil
+}
+
+// subtree is a process with all its descendants; rootParent is what the process itself sees as its parent.
+func subtree(fs procfs.FS, root, rootParent int) ([]*engine.Process, error) {
+	type task struct{ pid, vppid int }
+	var tree []*engine.Process
+	for queue := []task{{root, rootParent}}; len(queue) > 0; queue = queue[1:] {
+		pid := queue[0].pid
+		p, err := describe(fs, pid)
+		if errors.Is(err, procfs.ErrGone) && pid != root {
+			continue // a descendant that ended between the listing and now
+		}
+		if errors.Is(err, procfs.ErrGone) {
+			return nil, fmt.Errorf("pid %d: %w", pid, ErrNoProcess)
+		}
+		if err != nil {
+			return nil, err
+		}
+		below, err := children(fs, pid)
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
+			return nil, err
+		}
+		p.VPPID = queue[0].vppid
+		tree = append(tree, p)
+		for _, c := range below {
+			queue = append(queue, task{c, p.VPID})
+		}
+		if len(tree)+len(queue) > maxTree {
+			return nil, fmt.Errorf("pid %d: the tree has more than %d processes", root, maxTree)
+		}
+	}
+	return tree, nil
+}
+
+// children lists the children of all threads of a process.
+func children(fs procfs.FS, pid int) ([]int, error) {
+	tids, err := fs.Tasks(pid)
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for _, tid := range tids {
+		c, err := fs.Children(pid, tid)
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
+			return nil, err
+		}
+		all = append(all, c...)
+	}
+	return all, nil
+}
+
+// describe reads a process's ids, as its own pid namespace knows them, and its threads, the leader first.
+func describe(fs procfs.FS, pid int) (*engine.Process, error) {
+	st, err := fs.Status(pid)
+	if err != nil {
+		return nil, err
+	}
+	if st.KThread || (st.VMSize == 0 && st.State != 'Z') {
+		return nil, fmt.Errorf("pid %d (%s): %w", pid, st.Name, ErrKernelThread)
+	}
+	p := &engine.Process{PID: pid, VPID: last(st.NSTGID, pid), VPGID: last(st.NSPGID, 0), VSID: last(st.NSSID, 0)}
+	tids, err := fs.Tasks(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, tid := range tids {
+		vtid := p.VPID
+		if tid != pid {
+			ts, err := fs.ThreadStatus(pid, tid)
+			if errors.Is(err, procfs.ErrGone) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			vtid = last(ts.NSPID, tid)
+		}
+		p.Threads = append(p.Threads, engine.Thread{TID: tid, VTID: vtid})
+	}
+	leader := slices.IndexFunc(p.Threads, func(t engine.Thread) bool { return t.TID == pid })
+	if leader < 0 {
+		return nil, fmt.Errorf("pid %d: %w", pid, procfs.ErrGone)
+	}
+	p.Threads[0], p.Threads[leader] = p.Threads[leader], p.Threads[0]
+	return p, nil
+}
+
+// last is the innermost id of a list of NSpid and the like.
+func last(ids []int, otherwise int) int {
+	if len(ids) == 0 {
+		return otherwise
+	}
+	return ids[len(ids)-1]
+}
