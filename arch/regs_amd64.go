@@ -9,4 +9,7 @@ const XStateRegset = 0x202
 // syscallInsn is the instruction that enters the kernel.
 var syscallInsn = []byte{0x0f, 0x05}
 
+// SyscallSize is the size of the instruction that enters the kernel.
+const SyscallSize = amd64SyscallLen
+
 const elfMachine = 62 // EM_X86_64

@@ -9,4 +9,7 @@ const XStateRegset = 2
 // syscallInsn is the instruction that enters the kernel, svc #0.
 var syscallInsn = []byte{0x01, 0x00, 0x00, 0xd4}
 
+// SyscallSize is the size of the instruction that enters the kernel.
+const SyscallSize = arm64SyscallLen
+
 const elfMachine = 183 // EM_AARCH64

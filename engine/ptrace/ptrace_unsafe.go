@@ -59,20 +59,31 @@ type peekArgs struct {
 // childInfo is what waitid(2) tells: pid is 0 if there was nothing.
 type childInfo struct{ code, pid, status int }
 
+// Codes of SIGCHLD's siginfo_t.
+const (
+	cldExited = 1
+	cldDumped = 3
+)
+
+// isEnd reports whether the child ended, by itself or by a signal.
+func (c childInfo) isEnd() bool { return c.pid != 0 && c.code >= cldExited && c.code <= cldDumped }
+
 // waitStatus composes the status word of wait4(2) for a child that ended.
 func (c childInfo) waitStatus() unix.WaitStatus {
-	const cldExited = 1
-	if c.code == cldExited {
+	switch c.code {
+	case cldExited:
 		return unix.WaitStatus(c.status << 8)
+	case cldDumped:
+		return unix.WaitStatus(c.status | 0x80)
 	}
 	return unix.WaitStatus(c.status)
 }
 
-// waitid asks for a state change of one child or tracee (unix.P_PID), or of any (unix.P_ALL).
-func waitid(kind, tid, options int) (childInfo, error) {
+// waitid asks for a state change of one child or tracee.
+func waitid(tid, options int) (childInfo, error) {
 	// siginfo_t of SIGCHLD: signo, errno, code, padding, pid, uid, status (include/uapi/asm-generic/siginfo.h).
 	var info [32]int32
-	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, uintptr(kind), uintptr(tid), uintptr(unsafe.Pointer(&info)), uintptr(options), 0, 0)
+	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_PID, uintptr(tid), uintptr(unsafe.Pointer(&info)), uintptr(options), 0, 0)
 	if errno != 0 {
 		return childInfo{}, errno
 	}

@@ -90,22 +90,29 @@ func (t *Tracer) poll(tid int) (stop Stop, done bool, err error) {
 	case err != nil:
 		return Stop{}, false, err
 	}
-	info, err := waitid(unix.P_PID, tid, unix.WSTOPPED|unix.WNOHANG|unix.WALL)
-	switch {
-	case err != nil && !errors.Is(err, unix.ECHILD):
-		return Stop{}, false, fmt.Errorf("waitid(%d): %w", tid, err)
-	case err == nil && info.pid != 0:
-		te.stopped, te.stop = true, decode(tid, info.status)
-		t.adopt(te)
-		return te.stop, true, nil
+	if stop, done := t.takeStop(tid, te); done {
+		return stop, true, nil
 	}
-	if err == nil {
-		info, err = waitid(unix.P_PID, tid, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL)
+	status, gone, err := ended(tid)
+	if gone {
+		return t.reap(tid, status), true, nil
 	}
-	if err != nil || info.pid != 0 { // ECHILD: another waiter of this process has taken the end already
-		return t.reap(tid, info.waitStatus()), true, nil
+	if err != nil {
+		return Stop{}, false, err
 	}
-	return Stop{}, false, nil
+	stop, done = t.takeStop(tid, te) // it may have stopped between the two questions
+	return stop, done, nil
+}
+
+// takeStop takes the stop of a running tracee, if there is one.
+func (t *Tracer) takeStop(tid int, te *tracee) (Stop, bool) {
+	info, err := waitid(tid, unix.WSTOPPED|unix.WNOHANG|unix.WALL)
+	if err != nil || info.pid == 0 {
+		return Stop{}, false // ended finds out what is wrong
+	}
+	te.stopped, te.stop = true, decode(tid, info.status)
+	t.adopt(te)
+	return te.stop, true
 }
 
 // adopt notes a new task that the kernel has attached on its own.
@@ -134,32 +141,33 @@ func (t *Tracer) reap(tid int, status unix.WaitStatus) Stop {
 	if !te.ended {
 		*te = tracee{ended: true, stop: Stop{TID: tid, Kind: Exited, Status: status}}
 		if !childOfOurs(tid) {
-			_, _ = waitid(unix.P_PID, tid, unix.WEXITED|unix.WNOHANG|unix.WALL) // nothing to do if it is gone already
+			_, _ = waitid(tid, unix.WEXITED|unix.WNOHANG|unix.WALL) // nothing to do if it is gone already
 		}
 	}
 	return te.stop
 }
 
+// ended asks whether tid has ended. It is not reaped by that. The kernel shows a stop of a tracee to every waitid(2),
+// whatever its options (kernel/exit.c, wait_task_stopped); that is no end.
+func ended(tid int) (status unix.WaitStatus, gone bool, err error) {
+	info, err := waitid(tid, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL)
+	if errors.Is(err, unix.ECHILD) { // another waiter of this process has taken the end already
+		return 0, true, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("waitid(%d): %w", tid, err)
+	}
+	return info.waitStatus(), info.isEnd(), nil
+}
+
 // reapDead reaps what has ended of this tracer's tracees, whether or not somebody waits for it.
 func (t *Tracer) reapDead() {
-	const flags = unix.WEXITED | unix.WNOHANG | unix.WNOWAIT | unix.WALL | unix.WNOTHREAD
-	for last := 0; ; {
-		info, err := waitid(unix.P_ALL, 0, flags)
-		if err != nil || info.pid == 0 {
-			return
-		}
-		if te := t.tracees[info.pid]; te == nil || te.ended || info.pid == last {
-			break // somebody else's to take, and in the way of the others
-		}
-		last = info.pid
-		t.reap(info.pid, info.waitStatus())
-	}
 	for tid, te := range t.tracees {
 		if te.ended {
 			continue
 		}
-		if info, err := waitid(unix.P_PID, tid, flags); err == nil && info.pid != 0 {
-			t.reap(tid, info.waitStatus())
+		if status, gone, err := ended(tid); err == nil && gone {
+			t.reap(tid, status)
 		}
 	}
 }
@@ -260,31 +268,17 @@ func (t *Tracer) settle(tid int) (Stop, bool, error) {
 const spins = 64
 
 func (t *Tracer) pollSpin(tid int) (stop Stop, done bool, err error) {
+	te := t.tracees[tid]
 	for range spins {
-		if stop, done, err = t.pollStopped(tid); done || err != nil {
-			return stop, done, err
+		if te == nil || te.stopped || te.ended {
+			break
+		}
+		if stop, done = t.takeStop(tid, te); done {
+			return stop, true, nil
 		}
 		schedYield()
 	}
 	return t.poll(tid)
-}
-
-// pollStopped is poll without the question whether the thread has ended.
-func (t *Tracer) pollStopped(tid int) (Stop, bool, error) {
-	te, err := t.find(tid)
-	if err != nil {
-		return Stop{}, false, err
-	}
-	if te.stopped {
-		return te.stop, true, nil
-	}
-	info, err := waitid(unix.P_PID, tid, unix.WSTOPPED|unix.WNOHANG|unix.WALL)
-	if err != nil || info.pid == 0 {
-		return Stop{}, false, nil // poll finds out what is wrong
-	}
-	te.stopped, te.stop = true, decode(tid, info.status)
-	t.adopt(te)
-	return te.stop, true, nil
 }
 
 // resume lets a stopped thread go on, on the tracer's thread.
@@ -340,6 +334,31 @@ func (t *Tracer) Resume(ctx context.Context, tid int, regs *arch.Regs, how How, 
 			return false, err
 		}
 		stop, done, err = t.pollSpin(tid)
+		return done, err
+	})
+	return stop, err
+}
+
+// Settle brings a stopped thread into an EventStop or GroupStop without letting it execute an instruction. From there
+// the kernel applies its rules for interrupted calls to whatever registers are set; from a system call's stop it
+// does not.
+func (t *Tracer) Settle(ctx context.Context, tid int) (Stop, error) {
+	first := true
+	var stop Stop
+	err := t.await(ctx, "settling", tid, func() (bool, error) {
+		if first {
+			first = false
+			request := func() error { return unix.PtraceInterrupt(tid) }
+			if err := t.onStopped("PTRACE_INTERRUPT", tid, request); err != nil {
+				return false, err
+			}
+			if err := t.resume(unix.PTRACE_CONT, tid, 0); err != nil {
+				return false, err
+			}
+		}
+		var done bool
+		var err error
+		stop, done, err = t.settle(tid)
 		return done, err
 	})
 	return stop, err

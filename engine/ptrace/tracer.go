@@ -21,6 +21,7 @@ import (
 	"os/signal"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,8 +95,14 @@ func (t *Tracer) serve() {
 	}
 }
 
+// reapDelay is how long after a SIGCHLD the dead are looked for. Looking takes a system call for each tracee, and
+// signals come in swarms, one for each thread that stops.
+const reapDelay = 20 * time.Millisecond
+
+// notify wakes whoever waits at each SIGCHLD, and has the dead reaped some time after.
 func (t *Tracer) notify(sigchld chan os.Signal) {
 	defer signal.Stop(sigchld)
+	var reap <-chan time.Time // nil: nothing has happened since the last time
 	for {
 		select {
 		case <-sigchld:
@@ -103,10 +110,13 @@ func (t *Tracer) notify(sigchld chan os.Signal) {
 			close(t.changed)
 			t.changed = make(chan struct{})
 			t.mu.Unlock()
-			select {
-			case t.requests <- t.reapDead:
-			case <-t.quit:
-				return
+			if reap == nil {
+				reap = time.After(reapDelay)
+			}
+		case <-reap:
+			reap = nil
+			if err := t.do(context.Background(), func() error { t.reapDead(); return nil }); err != nil {
+				return // closed
 			}
 		case <-t.quit:
 			return

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"strconv"
+
+	"migrate/engine/ptrace"
 )
 
 // Errors that callers match with errors.Is.
@@ -12,7 +14,7 @@ var (
 	// ErrNotRun marks a call of a batch that did not run because an earlier one failed.
 	ErrNotRun = errors.New("not run, because an earlier call of the batch failed")
 	// ErrGone means that the tracee ended.
-	ErrGone = errors.New("the process ended")
+	ErrGone = ptrace.ErrGone
 )
 
 // A Caller runs batches of system calls in one thread of a tracee. Its two kinds are the session on a living
