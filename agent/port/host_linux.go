@@ -1,0 +1,181 @@
+package port
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Prefixes of the devices' names, before eight digits that stand for the port's name.
+const (
+	portPrefix    = "mgp" // the host's end of a workload's veth pair
+	capturePrefix = "mgc" // where shut-out frames are copied to
+	sinkPrefix    = "mgx" // its other end
+	tablePrefix   = "migrate-"
+	aliasPrefix   = "migrate port "
+)
+
+// Host is a network namespace with a bridge: the agent's own.
+type Host struct {
+	ns  *os.File
+	nl  *netlink.Handle
+	nft *nftables.Conn
+}
+
+// Open opens the host of the network namespace ns, or of the calling thread if nil. The caller closes ns; Host keeps a
+// reference of its own.
+func Open(ns *os.File) (h *Host, err error) {
+	own, err := ownNetns()
+	if err != nil {
+		return nil, err
+	}
+	h = &Host{ns: own}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	if ns != nil {
+		if err := h.enter(ns); err != nil {
+			return nil, err
+		}
+	}
+	fd := int(h.ns.Fd()) // of a namespace: blocking or not does not matter
+	if h.nl, err = netlink.NewHandleAt(netns.NsHandle(fd)); err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	if h.nft, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(fd)); err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	return h, nil
+}
+
+// enter makes ns the host's namespace, by a descriptor of its own.
+func (h *Host) enter(ns *os.File) error {
+	var f *os.File
+	err := inside(ns, func() (err error) {
+		f, err = ownNetns()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	old := h.ns
+	h.ns = f
+	return old.Close()
+}
+
+// dupNS opens the host's namespace once more.
+func (h *Host) dupNS() (f *os.File, err error) {
+	err = inside(h.ns, func() (err error) {
+		f, err = ownNetns()
+		return err
+	})
+	return f, err
+}
+
+// Close lets go of the host; its ports stay.
+func (h *Host) Close() error {
+	var errs []error
+	if h.nl != nil {
+		h.nl.Close()
+	}
+	if h.nft != nil {
+		errs = append(errs, h.nft.CloseLasting())
+	}
+	return errors.Join(append(errs, h.ns.Close())...)
+}
+
+// id is what stands for a port's name in names of devices, which have room for 15 bytes.
+func id(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:4])
+}
+
+// DeriveMAC is the hardware address of a port that is given none: locally administered, the same on every host.
+func DeriveMAC(name string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte("hardware address of " + name))
+	return net.HardwareAddr(append([]byte{0x02}, sum[:5]...))
+}
+
+// Info is a port that was found on the host.
+type Info struct {
+	Name   string
+	Device string // the host's end
+	Index  int
+}
+
+// List lists the ports of this host, also those of an agent that died.
+func (h *Host) List(ctx context.Context) ([]Info, error) {
+	links, err := h.links(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Info
+	for _, l := range links {
+		a := l.Attrs()
+		name, ok := strings.CutPrefix(a.Alias, aliasPrefix)
+		if ok && a.Name == portPrefix+id(name) {
+			out = append(out, Info{Name: name, Device: a.Name, Index: a.Index})
+		}
+	}
+	return out, nil
+}
+
+// links lists all devices; a dump that changes under way is asked for again.
+func (h *Host) links(ctx context.Context) ([]netlink.Link, error) {
+	for {
+		links, err := h.nl.LinkList()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			if err != nil {
+				return nil, fmt.Errorf("list devices: %w", err)
+			}
+			return links, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Remove takes away all that belongs to a port of this name: devices (and with the host's end the workload's own), gate and
+// capture. It succeeds when there is nothing.
+func (h *Host) Remove(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, prefix := range []string{portPrefix, capturePrefix} {
+		errs = append(errs, h.removeLink(prefix+id(name)))
+	}
+	if err := h.removeTable(id(name)); err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove port %q: %w", name, err)
+	}
+	return nil
+}
+
+func (h *Host) removeLink(device string) error {
+	l, err := h.nl.LinkByName(device)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("device %s: %w", device, err)
+	}
+	if err := h.nl.LinkDel(l); err != nil {
+		return fmt.Errorf("remove device %s: %w", device, err)
+	}
+	return nil
+}
