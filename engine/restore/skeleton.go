@@ -1,0 +1,173 @@
+//go:build linux
+
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/ns"
+	"migrate/engine/ptrace"
+	"migrate/engine/remote"
+)
+
+// Env is where a tree is rebuilt.
+type Env struct {
+	// Parent is the process whose children the roots of the tree become: the pid 1 of a workload, or, with Sibling,
+	// a helper whose own parent is to be theirs.
+	Parent  int
+	Sibling bool
+	// Cgroup holds the tree; Hold freezes it.
+	Cgroup *ns.Cgroup
+	// External are open files that stand for descriptors of the tree that lead to the host, by the name that the dump
+	// gave them, such as the workload's output.
+	External func(name string, flags int) (*os.File, error)
+	// NetNS is the network namespace of the tree; nil for that of this program.
+	NetNS *os.File
+}
+
+// Skeleton is a process tree that is being rebuilt: its processes exist, stopped, while the source still runs. Every
+// process is killed when this program ends, until Hold has put the tree into a frozen cgroup. A Skeleton is used by
+// one goroutine at a time, except that WritePages and ZeroPages may be called by several, between two calls of Follow.
+type Skeleton struct {
+	env    Env
+	tracer *ptrace.Tracer
+	parent *remote.Trap
+	procs  map[int]*process // by the id that the tree knows
+	order  []int            // parents before children
+	state  state
+
+	shared     map[uint64]*os.File // objects of shared anonymous memory, by shmid
+	sharedSize map[uint64]uint64
+}
+
+// state of a Skeleton:
+//
+//	building --Finish--> complete --Hold--> held --Resume--> running
+//	    |                   |                 |
+//	    +-------------------+-----------------+--Destroy--> gone
+type state uint8
+
+const (
+	building state = iota
+	complete
+	held
+	running
+	gone
+)
+
+func (s state) String() string {
+	return [...]string{"building", "complete", "held", "running", "gone"}[s]
+}
+
+// process is one process of the skeleton.
+type process struct {
+	engine.Process
+	trap    *remote.Trap         // of the leader
+	threads map[int]*remote.Trap // of the others, by the id that the tree knows
+	space   *images.Space        // as it was last built
+
+	sessionDone bool
+	groupDone   int
+}
+
+// ErrState means that a method was called in a state in which it makes no sense.
+var ErrState = errors.New("not possible in this state of the skeleton")
+
+// Prepare builds the skeleton of a tree: processes, threads and mappings, no pages. On failure nothing is left.
+func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, err error) {
+	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, shared: map[uint64]*os.File{}, sharedSize: map[uint64]uint64{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Destroy(context.WithoutCancel(ctx)))
+		}
+	}()
+	if s.parent, err = remote.InstallStub(ctx, s.tracer, env.Parent, 0); err != nil {
+		return nil, fmt.Errorf("borrowing the parent of the tree (pid %d): %w", env.Parent, err)
+	}
+	return s, s.Follow(ctx, layout)
+}
+
+// Follow makes the skeleton what the source has become: new and ended processes and threads, changed mappings.
+func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
+	if s.state != building {
+		return fmt.Errorf("following a layout: %w: %v", ErrState, s.state)
+	}
+	if err := s.followTree(ctx, layout); err != nil {
+		return err
+	}
+	s.measureShared(layout)
+	files := make(map[uint32]*fdinfo.FileEntry, len(layout.Files))
+	for _, f := range layout.Files {
+		files[f.GetId()] = f
+	}
+	for _, space := range layout.Spaces {
+		p := s.procs[int(space.PID)]
+		if p == nil {
+			return fmt.Errorf("layout: the address space of process %d, which is not in the tree", space.PID)
+		}
+		if err := s.followSpace(ctx, p, space, files); err != nil {
+			return fmt.Errorf("process %d: %w", space.PID, err)
+		}
+	}
+	for _, entry := range layout.Tree {
+		if err := s.followThreads(ctx, s.procs[int(entry.GetPid())], entry.GetThreads()); err != nil {
+			return fmt.Errorf("process %d: %w", entry.GetPid(), err)
+		}
+	}
+	return nil
+}
+
+// WritePages puts pages into the address space of the process with the id space. It implements the sink of a page stream.
+func (s *Skeleton) WritePages(space uint32, addr uint64, data []byte) error {
+	p := s.procs[int(space)]
+	if p == nil {
+		return fmt.Errorf("pages for process %d, which is not in the tree", space)
+	}
+	return p.trap.Memory().Write(remote.Addr(addr), data)
+}
+
+// zeros is what ZeroPages writes.
+var zeros [256 << 10]byte
+
+// ZeroPages makes n pages from addr on read as zero.
+func (s *Skeleton) ZeroPages(space uint32, addr uint64, n uint32) error {
+	for left := uint64(n) * pageSize; left > 0; {
+		chunk := min(left, uint64(len(zeros)))
+		if err := s.WritePages(space, addr, zeros[:chunk]); err != nil {
+			return err
+		}
+		addr, left = addr+chunk, left-chunk
+	}
+	return nil
+}
+
+// Destroy ends the tree and gives back all that was borrowed. It may be called in any state but running, and again.
+func (s *Skeleton) Destroy(ctx context.Context) error {
+	if s.state == running {
+		return fmt.Errorf("destroying: %w: %v", ErrState, s.state)
+	}
+	var errs []error
+	for _, pid := range slices.Backward(s.order) {
+		if p := s.procs[pid]; p != nil {
+			errs = append(errs, s.end(ctx, p))
+		}
+	}
+	for _, p := range s.procs {
+		errs = append(errs, s.end(ctx, p))
+	}
+	errs = append(errs, s.closeShared())
+	if s.parent != nil {
+		errs = append(errs, giveBack(ctx, s.parent))
+		s.parent = nil
+	}
+	s.state = gone
+	return errors.Join(append(errs, s.tracer.Close())...)
+}
