@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -22,10 +23,12 @@ import (
 const (
 	configPath   = "/etc/migrate/agent.yaml"
 	tlsDir       = "/etc/migrate/tls"
-	agentLog     = "/var/log/migrate-agent.log"
 	agentSocket  = "/run/migrate/agent.sock"
 	agentDataDir = "/var/lib/migrate"
 )
+
+// AgentLogPath is the file, in a host, that its agents write to.
+const AgentLogPath = "/var/log/migrate-agent.log"
 
 // Ports of the agents.
 const (
@@ -128,7 +131,7 @@ func (h *Host) startAgent(ctx context.Context, st *state, env ...string) error {
 		return err
 	}
 	defer func() { _ = root.Close() }()
-	log, err := root.OpenFile(strings.TrimPrefix(agentLog, "/"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := root.OpenFile(strings.TrimPrefix(AgentLogPath, "/"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.name, err)
 	}
@@ -213,6 +216,36 @@ func (h *Host) AgentSocket() string { return agentSocket }
 
 // AgentLog returns what the host's agents have written so far.
 func (h *Host) AgentLog(ctx context.Context) (string, error) {
-	text, err := h.ReadFile(ctx, agentLog)
+	text, err := h.ReadFile(ctx, AgentLogPath)
 	return string(text), err
+}
+
+// AwaitAgents returns when the agent of each host takes connections on its socket. An agent that has ended is an error.
+func (l *Lab) AwaitAgents(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for _, h := range l.hosts {
+		g.Go(func() error { return h.awaitAgent(gctx) })
+	}
+	return g.Wait()
+}
+
+func (h *Host) awaitAgent(ctx context.Context) error {
+	// That a socket starts to listen is announced to nobody, so it is tried.
+	const again = 10 * time.Millisecond
+	for {
+		c, err := h.Dial(ctx, "unix", agentSocket)
+		if err == nil {
+			return c.Close()
+		}
+		if p, err := h.agent(ctx); err == nil {
+			p.Close()
+		} else if errors.Is(err, pid1.ErrNotRunning) {
+			return fmt.Errorf("the agent of %s has ended", h.name)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the agent of %s does not listen on %s (%w)", h.name, agentSocket, err)
+		case <-time.After(again):
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"strings"
 	"syscall"
 
@@ -16,6 +17,7 @@ import (
 
 // Cmd is a command in a host, used like one of os/exec. It is a child of the host's pid 1, in all of the host's namespaces, in
 // a session of its own without a terminal. Files given as Stdin, Stdout or Stderr are passed to it as they are; nil is /dev/null.
+// If Stdout and Stderr are the same writer, it is written to by one goroutine at a time.
 type Cmd struct {
 	Args   []string
 	Env    []string // added to the default environment (PATH, HOME, USER, LANG)
@@ -65,6 +67,9 @@ func (e *ExitError) ExitCode() int {
 // ErrDown means that the host is not up: killed, or ended during the request.
 var ErrDown = pid1.ErrDown
 
+// StartError is a command that could not be started, although the host is up.
+type StartError = pid1.StartError
+
 // Command prepares a command in the host. When ctx ends, the command's process group is killed.
 func (h *Host) Command(ctx context.Context, args ...string) *Cmd {
 	return &Cmd{Args: args, ctx: ctx, host: h}
@@ -95,6 +100,10 @@ func (c *Cmd) Start() (err error) {
 	}()
 	passed := make([]*os.File, 0, 3)
 	for fd, stream := range []any{c.Stdin, c.Stdout, c.Stderr} {
+		if fd == 2 && stream != nil && sameWriter(c.Stdout, c.Stderr) {
+			passed = append(passed, passed[1]) // two copiers would write to it at once
+			break
+		}
 		f, own, err := c.open(fd, stream)
 		if err != nil {
 			return fmt.Errorf("lab: %w", err)
@@ -155,6 +164,11 @@ func (c *Cmd) open(fd int, stream any) (f *os.File, own bool, err error) {
 	}
 	c.copying = append(c.copying, &copier{to: stream.(io.Writer), from: r, end: r, done: make(chan struct{}), awaited: true})
 	return w, true, nil
+}
+
+// sameWriter tells whether both are one writer, as far as writers can be compared.
+func sameWriter(a, b io.Writer) bool {
+	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
 }
 
 // copier moves bytes between one of the command's pipes and a reader or writer of the caller's.

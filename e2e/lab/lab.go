@@ -40,7 +40,7 @@ const MaxHosts = 39
 type Options struct {
 	StateDir string
 	Hosts    int // default 3, at most MaxHosts
-	// Bandwidth limits each port in each direction, in bits per second; 0 means as fast as it goes.
+	// Bandwidth limits each port in each direction, in bytes per second; 0 means as fast as it goes.
 	Bandwidth uint64
 	// Program is the file that hosts see as /usr/local/bin/migrate; by default the running program.
 	Program string
@@ -52,7 +52,12 @@ type Options struct {
 	// Share are directories of the machine that each host sees in the same place, read-only. Without it a host does not
 	// see the machine's /tmp and /run.
 	Share []string
+	// Detach says that the lab stays up when this process ends, until Down. Otherwise it is left to be removed by the next Up.
+	Detach bool
 }
+
+// ErrInUse means that a lab is up in the state directory already, and in use.
+var ErrInUse = errors.New("a lab is up already")
 
 // Lab is a lab that is up.
 type Lab struct {
@@ -61,12 +66,14 @@ type Lab struct {
 	hosts  []*Host
 	client *Host
 	first  *os.Process // the pid 1 of the lab, if it is our child
+	owner  *os.File    // the lock that says that this process uses the lab; nil for one that is nobody's
 }
 
 const switchName = "switch"
 
 // Up starts a lab and returns when all hosts are up, connected, and their agents started. What an earlier lab in the same
-// state directory has left is removed first. When Up fails it leaves nothing behind.
+// state directory has left, by a crash at whatever instant, is removed first; but a lab that was detached, or whose process
+// lives, yields ErrInUse. When Up fails it leaves nothing behind.
 func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("lab: virtual hosts need root; run it with sudo")
@@ -91,13 +98,11 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.cgroup.end(ctx); err != nil {
+	if l.owner, err = l.own(ctx); err != nil {
 		return nil, err
 	}
-	for _, name := range ours {
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return nil, fmt.Errorf("lab: %w", err)
-		}
+	if err := l.clean(ctx); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -110,8 +115,51 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := l.build(ctx, st); err != nil {
 		return nil, err
 	}
-	st.Up = true
-	return l, writeState(dir, st)
+	st.Up, st.Detached = true, o.Detach
+	if err := writeState(dir, st); err != nil {
+		return nil, err
+	}
+	if o.Detach {
+		l.disown()
+	}
+	return l, nil
+}
+
+// own makes this process the one that uses the lab, unless another one does or the lab is meant to stay.
+func (l *Lab) own(ctx context.Context) (*os.File, error) {
+	f, err := tryLock(filepath.Join(l.dir, ownerFile))
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%w in %s, and a running program uses it: give another state directory", ErrInUse, l.dir)
+	} else if err != nil {
+		return nil, err
+	}
+	old, err := readState(l.dir)
+	if err == nil && old.Up && old.Detached {
+		if _, err := l.switchPID(ctx); err == nil {
+			return nil, errors.Join(fmt.Errorf("%w in %s: end it with migrate lab down, or give another state directory", ErrInUse, l.dir), f.Close())
+		}
+	}
+	return f, nil
+}
+
+func (l *Lab) disown() {
+	if l.owner != nil {
+		_ = l.owner.Close() // an empty file
+		l.owner = nil
+	}
+}
+
+// clean removes what an earlier lab has left.
+func (l *Lab) clean(ctx context.Context) error {
+	if err := l.cgroup.end(ctx); err != nil {
+		return err
+	}
+	for _, name := range ours {
+		if err := os.RemoveAll(filepath.Join(l.dir, name)); err != nil {
+			return fmt.Errorf("lab: %w", err)
+		}
+	}
+	return nil
 }
 
 // tearDownTimeout bounds the end of processes that were killed. A process that sits in the kernel for longer is an error.
@@ -216,7 +264,9 @@ func (l *Lab) tearDown(ctx context.Context) error {
 	}
 	if l.first != nil {
 		_, _ = l.first.Wait() // it was killed; this takes it out of the process table
+		l.first = nil
 	}
+	l.disown()
 	return removeState(l.dir)
 }
 

@@ -109,13 +109,13 @@ func addBridge(h *netlink.Handle, name string, address net.HardwareAddr) error {
 	if err := h.LinkAdd(br); err != nil {
 		return fmt.Errorf("lab: making the bridge %s: %w", name, err)
 	}
-	if err := up(h, name); err != nil {
+	if err := bringUp(h, name); err != nil {
 		return err
 	}
-	return up(h, "lo")
+	return bringUp(h, "lo")
 }
 
-func up(h *netlink.Handle, name string) error {
+func bringUp(h *netlink.Handle, name string) error {
 	l, err := h.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("lab: the device %s: %w", name, err)
@@ -142,7 +142,7 @@ func (h *Host) connect(ctx context.Context, st *state, pid int) error {
 	}
 	address := uplinkInHost
 	if h.isClient() {
-		err = up(inside, "lo")
+		err = bringUp(inside, "lo")
 	} else {
 		address = bridgeInHost
 		if err = addBridge(inside, bridgeInHost, mac(h.number, 0)); err == nil {
@@ -158,7 +158,7 @@ func (h *Host) connect(ctx context.Context, st *state, pid int) error {
 	if err := shape(inside, uplinkInHost, st.Bandwidth); err != nil {
 		return fmt.Errorf("%s: %w", h.name, err)
 	}
-	return up(inside, uplinkInHost)
+	return bringUp(inside, uplinkInHost)
 }
 
 func enslave(h *netlink.Handle, port, bridge string) error {
@@ -191,7 +191,7 @@ func (h *Host) addPort(sw *netlink.Handle, host netns.NsHandle, bandwidth uint64
 	if err := shape(sw, h.name, bandwidth); err != nil {
 		return err
 	}
-	return up(sw, h.name)
+	return bringUp(sw, h.name)
 }
 
 // unplug removes the host's port, and with it its eth0: whatever the host still wants to say is not heard.
@@ -234,7 +234,7 @@ func addAddresses(h *netlink.Handle, device string, number int) error {
 	return nil
 }
 
-// shape limits what the device sends, with a token bucket (tc-tbf(8)). bandwidth is in bits per second.
+// shape limits what the device sends, with a token bucket (tc-tbf(8)). bandwidth is in bytes per second.
 func shape(h *netlink.Handle, device string, bandwidth uint64) error {
 	if bandwidth == 0 {
 		return nil
@@ -243,17 +243,16 @@ func shape(h *netlink.Handle, device string, bandwidth uint64) error {
 	if err != nil {
 		return fmt.Errorf("lab: the device %s: %w", device, err)
 	}
-	rate := max(bandwidth/8, 1)
 	// One segmentation offload packet at least; 4 ms of the rate, so that a late timer does not lose throughput.
-	burst := clamp(rate/250, 64<<10)
+	burst := clamp(bandwidth/250, 64<<10)
 	q := &netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
-		Rate:       rate,
-		Limit:      clamp(rate/40, 256<<10), // a queue of 25 ms
-		Buffer:     netlink.Xmittime(rate, burst),
+		Rate:       bandwidth,
+		Limit:      clamp(bandwidth/40, 256<<10), // a queue of 25 ms
+		Buffer:     netlink.Xmittime(bandwidth, burst),
 	}
 	if err := h.QdiscAdd(q); err != nil {
-		return fmt.Errorf("lab: limiting %s to %d bit/s: %w", device, bandwidth, err)
+		return fmt.Errorf("lab: limiting %s to %d bytes/s: %w", device, bandwidth, err)
 	}
 	return nil
 }

@@ -25,7 +25,8 @@ var ErrNoLab = errors.New("no lab is up here")
 // What the state directory holds. Only these are ever removed from it.
 const (
 	stateFile  = "lab.json"
-	lockFile   = "lock"
+	lockFile   = "lock"    // held by whoever changes the lab
+	ownerFile  = "owner"   // held by the process whose lab it is
 	hostsFile  = "hosts"   // the text of /etc/hosts
 	logFile    = "log"     // what the lab's own processes write to stderr
 	disksDir   = "disks"   // the hosts' disks; a tmpfs of the switch's where the file system holds no overlay
@@ -37,15 +38,19 @@ const (
 
 var ours = []string{hostsFile, logFile, disksDir, rootsDir, socketsDir, caDir, initFile}
 
+// books are the files that say what is there; they are removed last.
+var books = []string{stateFile + ".new", stateFile, ownerFile, lockFile}
+
 // state is what is known of a lab besides what the kernel knows. It is written, whole, before each resource is made.
 type state struct {
 	Hosts     int         `json:"hosts"`
-	Bandwidth uint64      `json:"bandwidth_bits_per_second,omitempty"`
+	Bandwidth uint64      `json:"bandwidth_bytes_per_second,omitempty"`
 	Program   string      `json:"program"`
 	Agent     []string    `json:"agent"`
 	AgentEnv  []string    `json:"agent_env,omitempty"`
 	Share     []string    `json:"share,omitempty"`
-	Up        bool        `json:"up"` // Up has ended well
+	Up        bool        `json:"up"`       // Up has ended well
+	Detached  bool        `json:"detached"` // the lab outlives the process that made it
 	Killed    []string    `json:"killed,omitempty"`
 	Boots     map[int]int `json:"boots,omitempty"` // how often each host has booted
 	Cuts      []Cut       `json:"cuts,omitempty"`
@@ -131,7 +136,7 @@ func claim(dir string) error {
 		return fmt.Errorf("lab: %w", err)
 	}
 	for _, e := range entries {
-		if e.Name() != stateFile && e.Name() != stateFile+".new" && e.Name() != lockFile && !slices.Contains(ours, e.Name()) {
+		if !slices.Contains(ours, e.Name()) && !slices.Contains(books, e.Name()) {
 			return fmt.Errorf("lab: the state directory %s holds %q, which is no lab's; give an empty one", dir, e.Name())
 		}
 	}
@@ -140,7 +145,7 @@ func claim(dir string) error {
 
 // removeState removes all of a lab's files, the state last, and the directory if it is then empty.
 func removeState(dir string) error {
-	for _, name := range append(slices.Clone(ours), stateFile+".new", stateFile, lockFile) {
+	for _, name := range slices.Concat(ours, books) {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("lab: %w", err)
 		}
@@ -157,17 +162,14 @@ func lock(ctx context.Context, dir string) (*os.File, error) {
 	// flock(2) can only be waited for by blocking a thread that no context can free, so it is asked for again and again.
 	const again = 10 * time.Millisecond
 	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("lab: %w", err)
-		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		f, err := tryLock(path)
 		if err == nil && stillThere(f, path) {
 			return f, nil
 		}
-		_ = f.Close()
-		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lab: locking %s: %w", path, err)
+		if err == nil {
+			_ = f.Close()
+		} else if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
@@ -175,6 +177,19 @@ func lock(ctx context.Context, dir string) (*os.File, error) {
 		case <-time.After(again):
 		}
 	}
+}
+
+// tryLock takes a lock on the file, which ends with the process or when the file is closed; EWOULDBLOCK if another has it.
+func tryLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written
+		return nil, fmt.Errorf("lab: locking %s: %w", path, err)
+	}
+	return f, nil
 }
 
 // stillThere tells whether the file that was locked is the one at path: a lab that went down has removed its own.

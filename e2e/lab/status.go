@@ -49,7 +49,7 @@ type HostStatus struct {
 // Status describes a lab.
 type Status struct {
 	StateDir             string       `json:"state_dir"`
-	BandwidthBitsPerSecs uint64       `json:"bandwidth_bits_per_second,omitempty"`
+	BandwidthBytesPerSec uint64       `json:"bandwidth_bytes_per_second,omitempty"`
 	Hosts                []HostStatus `json:"hosts"`
 	Cuts                 []Cut        `json:"cuts"`
 }
@@ -60,7 +60,7 @@ func (l *Lab) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{StateDir: l.dir, BandwidthBitsPerSecs: st.Bandwidth, Hosts: []HostStatus{}, Cuts: append([]Cut{}, st.Cuts...)}
+	s := &Status{StateDir: l.dir, BandwidthBytesPerSec: st.Bandwidth, Hosts: []HostStatus{}, Cuts: append([]Cut{}, st.Cuts...)}
 	for _, h := range l.hosts {
 		hs, err := h.status(ctx, st)
 		if err != nil {

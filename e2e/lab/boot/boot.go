@@ -21,6 +21,9 @@ func Switch() error {
 	if err != nil {
 		return err
 	}
+	if err := closeInherited(); err != nil {
+		return err
+	}
 	if err := ownMounts(); err != nil {
 		return err
 	}
@@ -117,6 +120,26 @@ func splitCgroup(top string) error {
 	procs := filepath.Join(top, initCgroup, "cgroup.procs")
 	if err := writeFile(procs, "0"); err != nil {
 		return fmt.Errorf("boot: joining the cgroup of pid 1: %w", err)
+	}
+	return nil
+}
+
+// closeInherited closes descriptors that some program further up has left open for its children: every process of the lab
+// would have them, and keep pipes open whose end somebody awaits. The runtime's own are close-on-exec.
+func closeInherited() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= reportFD {
+			continue
+		}
+		// It fails for the descriptor that was used to read the directory.
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
 	}
 	return nil
 }

@@ -26,7 +26,9 @@ type server struct {
 // Serve runs the pid 1: it accepts requests on the listener and reaps. It returns only when the listener fails; a pid 1
 // is meant to be killed.
 func Serve(l *net.UnixListener) error {
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGQUIT)
+	// Handled by not looking at them, not ignored: programs would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGQUIT)
+	unix.Umask(0o022)
 	if err := os.Setenv("PATH", Path); err != nil {
 		return fmt.Errorf("pid1: %w", err)
 	}
