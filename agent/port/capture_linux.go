@@ -54,6 +54,12 @@ func (g *Gate) Arm(size int) (err error) {
 	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size/2); err != nil {
 		return fmt.Errorf("SO_RCVBUFFORCE: %w", err)
 	}
+	if _, err := g.openDeliverer(); err != nil {
+		return err
+	}
+	if _, err := g.openAnnouncer(); err != nil {
+		return err
+	}
 	if g.in.mode != open {
 		return g.set(&g.in, g.in.mode)
 	}
@@ -139,12 +145,13 @@ func (g *Gate) Disarm() error {
 }
 
 func (g *Gate) disarm() error {
+	errs := []error{g.deliverer.close(), g.announcer.close()}
+	g.deliverer, g.announcer = nil, nil
 	c := g.capture
 	if c == nil {
-		return nil
+		return errors.Join(errs...)
 	}
 	g.capture = nil
-	var errs []error
 	if g.in.mode != open {
 		errs = append(errs, g.set(&g.in, g.in.mode))
 	}

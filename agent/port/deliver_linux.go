@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,25 +79,67 @@ func (g *Gate) deliver(frames []Frame) (int, error) {
 	if len(frames) == 0 {
 		return 0, nil
 	}
-	l, err := g.host.nl.LinkByName(g.into)
-	if err != nil {
-		return 0, fmt.Errorf("deliver frames to %q: device %s: %w", g.name, g.into, err)
-	}
-	fd, err := packetSocket(g.host.ns, l.Attrs().Index, 0)
+	tx, err := g.openDeliverer()
 	if err != nil {
 		return 0, fmt.Errorf("deliver frames to %q: %w", g.name, err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // what was sent is with the kernel
 	for i, f := range frames {
-		if err := send(fd, f, g.mac); err != nil {
+		if err := tx.send(f, g.mac); err != nil {
 			return i, fmt.Errorf("deliver frame %d of %d to %q: %w", i+1, len(frames), g.name, err)
 		}
 	}
 	return len(frames), nil
 }
 
+// sender is a packet socket that sends on one device.
+type sender struct{ fd int }
+
+// openDeliverer gives the socket that sends to the device behind the gate.
+func (g *Gate) openDeliverer() (*sender, error) {
+	if g.deliverer != nil {
+		return g.deliverer, nil
+	}
+	l, err := g.host.nl.LinkByName(g.into)
+	if err != nil {
+		return nil, fmt.Errorf("device %s: %w", g.into, err)
+	}
+	fd, err := packetSocket(g.host.ns, l.Attrs().Index, 0)
+	if err != nil {
+		return nil, err
+	}
+	g.deliverer = &sender{fd: fd}
+	return g.deliverer, nil
+}
+
+// openAnnouncer gives the socket that sends as the device behind the gate.
+func (g *Gate) openAnnouncer() (*sender, error) {
+	if g.announcer != nil {
+		return g.announcer, nil
+	}
+	var index int
+	if err := g.withDevice(func(_ *netlink.Handle, l netlink.Link) error {
+		index = l.Attrs().Index
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	fd, err := packetSocket(g.ns, index, 0)
+	if err != nil {
+		return nil, err
+	}
+	g.announcer = &sender{fd: fd}
+	return g.announcer, nil
+}
+
+func (s *sender) close() error {
+	if s == nil {
+		return nil
+	}
+	return unix.Close(s.fd)
+}
+
 // send sends a frame as it was captured, except that one for a single device is for mac.
-func send(fd int, f Frame, mac net.HardwareAddr) error {
+func (s *sender) send(f Frame, mac net.HardwareAddr) error {
 	if len(f.Data) < ethernetLen {
 		return fmt.Errorf("%d bytes are no frame", len(f.Data))
 	}
@@ -105,7 +148,7 @@ func send(fd int, f Frame, mac net.HardwareAddr) error {
 		copy(b[offloadLen:], mac)
 	}
 	for {
-		_, err := unix.Write(fd, b)
+		_, err := unix.Write(s.fd, b)
 		if err == unix.EINTR {
 			continue
 		}

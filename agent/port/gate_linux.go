@@ -63,6 +63,9 @@ type Gate struct {
 	mu      sync.Mutex
 	in, out direction
 	capture *capture
+	// Packet sockets that send: to the device behind the gate, and as that device. Closing one takes the kernel tens of
+	// milliseconds, so they stay open from Arm to Disarm.
+	deliverer, announcer *sender
 }
 
 func (g *Gate) table() *nftables.Table {

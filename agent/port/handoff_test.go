@@ -108,28 +108,33 @@ func goOn(t *testing.T, src, dst *port.Gate, streams []*stream) (delivered int) 
 			probes = append(probes, s.state.AckProbe())
 		}
 	}
-	check(t, "announce", dst.Announce(context.Background()))
-	for quiet := 0; quiet < 2; {
-		frames, err := src.Take()
-		check(t, "take", err)
-		frames, err = port.UnmarshalFrames(port.MarshalFrames(frames))
-		check(t, "unmarshal", err)
-		n, err := dst.Deliver(frames)
-		check(t, "deliver", err)
-		delivered += n
-		if n > 0 {
-			quiet = 0
-			continue
-		}
-		quiet++
-		time.Sleep(500 * time.Microsecond)
-	}
+	delivered = pass(t, src, dst)
 	check(t, "probe", dst.DeliverPackets(probes))
-	check(t, "open ingress", dst.OpenIngress())
 	for _, s := range streams {
 		s.s.run(s.sock)
 	}
+	check(t, "announce", dst.Announce(context.Background()))
+	for quiet := 0; quiet < 2; quiet++ {
+		time.Sleep(500 * time.Microsecond)
+		if n := pass(t, src, dst); n > 0 {
+			delivered += n
+			quiet = -1
+		}
+	}
+	check(t, "open ingress", dst.OpenIngress())
 	return delivered
+}
+
+// pass takes frames from one gate to the other, as they travel between hosts.
+func pass(t *testing.T, src, dst *port.Gate) int {
+	t.Helper()
+	frames, err := src.Take()
+	check(t, "take", err)
+	frames, err = port.UnmarshalFrames(port.MarshalFrames(frames))
+	check(t, "unmarshal", err)
+	n, err := dst.Deliver(frames)
+	check(t, "deliver", err)
+	return n
 }
 
 func TestHandoff(t *testing.T) {
@@ -192,8 +197,8 @@ func handoff(t *testing.T, k kind, v6 bool, blackout time.Duration) {
 		diff := difference(before, counters(t, l.client))
 		for _, s := range streams {
 			wait := time.Duration(s.c.longest.Load())
-			t.Logf("hop %d: client waited %v of %v; saved %v restored %v opened %v; frames %d, unread %d, unacknowledged %d, unsent %d, owed %d; client %v; dst %v",
-				hop, wait, dark, saved, restored, opened, n, len(s.state.RecvQueue), len(s.state.SendQueue), s.state.Unsent, s.state.Unacknowledged(),
+			t.Logf("%s hop %d: client waited %v of %v; saved %v restored %v opened %v; frames %d, unread %d, unacknowledged %d, unsent %d, owed %d; client %v; dst %v",
+				k, hop, wait, dark, saved, restored, opened, n, len(s.state.RecvQueue), len(s.state.SendQueue), s.state.Unsent, s.state.Unacknowledged(),
 				diff, difference(nil, counters(t, dst.ns)))
 			if wait > dark+100*time.Millisecond {
 				t.Errorf("client waited %v, the blackout was %v", wait, dark)

@@ -119,23 +119,13 @@ func (g *Gate) Announce(ctx context.Context, pauses ...time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("announce %q: %w", g.name, err)
 	}
-	var index int
-	if err := g.withDevice(func(_ *netlink.Handle, l netlink.Link) error {
-		index = l.Attrs().Index
-		return nil
-	}); err != nil {
-		return fmt.Errorf("announce: %w", err)
+	frames := make([]Frame, 0, len(addrs))
+	for _, a := range addrs {
+		frames = append(frames, Frame{Data: announcement(g.mac, a)})
 	}
-	fd, err := packetSocket(g.ns, index, 0)
-	if err != nil {
-		return fmt.Errorf("announce %q: %w", g.name, err)
-	}
-	defer unix.Close(fd) //nolint:errcheck // what was sent is with the kernel
 	for i := 0; ; i++ {
-		for _, a := range addrs {
-			if err := send(fd, Frame{Data: announcement(g.mac, a)}, g.mac); err != nil {
-				return fmt.Errorf("announce %v of %q: %w", a, g.name, err)
-			}
+		if err := g.announce(frames); err != nil {
+			return fmt.Errorf("announce %q: %w", g.name, err)
 		}
 		if i == len(pauses) {
 			return nil
@@ -146,4 +136,19 @@ func (g *Gate) Announce(ctx context.Context, pauses ...time.Duration) error {
 		case <-time.After(pauses[i]):
 		}
 	}
+}
+
+func (g *Gate) announce(frames []Frame) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	tx, err := g.openAnnouncer()
+	if err != nil {
+		return err
+	}
+	for _, f := range frames {
+		if err := tx.send(f, g.mac); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -101,6 +101,9 @@ func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, a := range s.Addrs {
+		p.addrs = append(p.addrs, a.Addr())
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
