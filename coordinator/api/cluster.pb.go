@@ -3591,6 +3591,7 @@ func (x *Failed) GetFrozenMs() float64 {
 type LostCopy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Ran           bool                   `protobuf:"varint,2,opt,name=ran,proto3" json:"ran,omitempty"` // the copy ran after its newest vote (source), or at all (destination)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3630,6 +3631,13 @@ func (x *LostCopy) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *LostCopy) GetRan() bool {
+	if x != nil {
+		return x.Ran
+	}
+	return false
 }
 
 type WorkloadEnded struct {
@@ -4350,9 +4358,10 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\bReleased\"=\n" +
 	"\x06Failed\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1b\n" +
-	"\tfrozen_ms\x18\x02 \x01(\x01R\bfrozenMs\"\"\n" +
+	"\tfrozen_ms\x18\x02 \x01(\x01R\bfrozenMs\"4\n" +
 	"\bLostCopy\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"L\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03ran\x18\x02 \x01(\bR\x03ran\"L\n" +
 	"\rWorkloadEnded\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1f\n" +
 	"\vwait_status\x18\x02 \x01(\x05R\n" +
