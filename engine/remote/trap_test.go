@@ -372,14 +372,20 @@ func BenchmarkTrap(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			tracer, ctx := newTracer(b)
 			trap := seedTrap(b, tracer, ctx)
-			for b.Loop() {
-				var batch Batch
-				for range n {
-					batch.Call(unix.SYS_GETPPID)
+			err := tracer.OnThread(ctx, func(ctx context.Context) error {
+				for b.Loop() {
+					var batch Batch
+					for range n {
+						batch.Call(unix.SYS_GETPPID)
+					}
+					if err := trap.Run(ctx, &batch); err != nil {
+						return err
+					}
 				}
-				if err := trap.Run(ctx, &batch); err != nil {
-					b.Fatal(err)
-				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
 			}
 		})
 	}
