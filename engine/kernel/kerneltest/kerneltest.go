@@ -5,6 +5,8 @@ package kerneltest
 import (
 	"os"
 	"testing"
+
+	"migrate/engine/kernel"
 )
 
 // Root demands that the test runs as root.
@@ -22,4 +24,12 @@ func Lack(t testing.TB, what string) {
 		t.Fatalf("a test cannot be skipped in CI: %s", what)
 	}
 	t.Skip(what)
+}
+
+// Feature demands a feature of the kernel.
+func Feature(t testing.TB, f *kernel.Feature) {
+	t.Helper()
+	if err := f.Probe(); err != nil {
+		Lack(t, err.Error())
+	}
 }
