@@ -5,13 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"migrate/e2e/lab"
+	"migrate/engine/kernel/kerneltest"
 )
 
 // labRun runs `migrate lab ARGS` and returns what it prints and its exit code.
@@ -35,9 +38,7 @@ func labRun(ctx context.Context, dir, stdin string, args ...string) (stdout stri
 }
 
 func TestLabVerbs(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	kerneltest.Root(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	dir := filepath.Join(t.TempDir(), "lab")
@@ -103,6 +104,35 @@ func TestLabVerbs(t *testing.T) {
 	}
 	if _, _, err := labRun(ctx, dir, "", "status"); !errors.Is(err, lab.ErrNoLab) {
 		t.Errorf("status without a lab: %v", err)
+	}
+}
+
+// TestLabExecPassesSignals sends this very process what a terminal's Ctrl-C would.
+func TestLabExecPassesSignals(t *testing.T) {
+	kerneltest.Root(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	l, err := lab.Up(ctx, lab.Options{StateDir: filepath.Join(t.TempDir(), "lab"), Hosts: 1, Agent: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := l.Down(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	c := l.Host("host1").Command(ctx, "sh", "-c", "trap 'exit 9' INT; echo ready; while :; do sleep 0.01; done")
+	r, w := io.Pipe()
+	c.Stdout = w
+	go func() {
+		// Once the command speaks, signals are being passed on.
+		if _, err := io.ReadFull(r, make([]byte, len("ready\n"))); err == nil {
+			_ = unix.Kill(unix.Getpid(), unix.SIGINT)
+		}
+	}()
+	var exit *exitError
+	if err := runPassingSignals(c); !errors.As(err, &exit) || exit.code != 9 {
+		t.Errorf("got %v, want exit code 9", err)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"migrate/engine/kernel/kerneltest"
 )
 
 func TestReboot(t *testing.T) {
@@ -242,7 +244,7 @@ func TestOneLabPerDirectory(t *testing.T) {
 }
 
 func TestUpThatFailsLeavesNothing(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	dir := labDir(t)
 	o := options(dir)
 	o.Agent = []string{"/no/such/agent"}
@@ -262,10 +264,83 @@ func TestUpThatFailsLeavesNothing(t *testing.T) {
 	lookAround(t, dir).mustBeGone(t)
 }
 
+// TestStateOnOverlay is what happens in a container, whose root is an overlay: such a file system cannot hold the hosts' disks.
+func TestStateOnOverlay(t *testing.T) {
+	kerneltest.Root(t)
+	cmd := osexec.CommandContext(testContext(t), os.Args[0])
+	cmd.Env = append(os.Environ(), overlayVariable+"="+t.TempDir())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// liveOnOverlay runs in a mount namespace of its own.
+func liveOnOverlay(dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			return err
+		}
+	}
+	how := "lowerdir=" + dir + "/lower,upperdir=" + dir + "/upper,workdir=" + dir + "/work"
+	if err := syscall.Mount("overlay", dir+"/merged", "overlay", 0, how); err != nil {
+		return err
+	}
+	l, err := Up(ctx, options(dir+"/merged/lab"))
+	if err != nil {
+		return err
+	}
+	h := l.Host("host1")
+	_, err = h.Exec(ctx, "touch", "/root/kept")
+	err = errors.Join(err, h.Reboot(ctx))
+	if err == nil {
+		_, err = h.Exec(ctx, "test", "-e", "/root/kept")
+	}
+	return errors.Join(err, l.Down(ctx), syscall.Unmount(dir+"/merged", 0))
+}
+
+// TestSwitchKilled ends the pid 1 of a whole lab that was to stay.
+func TestSwitchKilled(t *testing.T) {
+	kerneltest.Root(t)
+	ctx, dir := testContext(t), labDir(t)
+	o := options(dir)
+	o.Detach = true
+	l, err := Up(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := lookAround(t, dir)
+	pid, err := l.switchPID(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(ctx, t, "all to end", func() bool { _, err := l.Host("host1").PID(ctx); return errors.Is(err, ErrDown) })
+	if s, err := l.Status(ctx); err != nil || s.Hosts[0].State != HostDown || s.Hosts[2].State != HostDown {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := l.Cut(ctx, "host1"); !errors.Is(err, ErrDown) {
+		t.Errorf("cut: %v", err)
+	}
+	again, err := Up(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(ctx, t, again.Host("host1"), "true")
+	if err := again.Down(ctx); err != nil {
+		t.Fatal(err)
+	}
+	seen.mustBeGone(t)
+}
+
 // TestUpKilled kills a program that brings a lab up, at random instants, and then removes what is left, every other time by
 // bringing up a lab in its place.
 func TestUpKilled(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	ctx := testContext(t)
 	const times, usual = 14, 250 * time.Millisecond
 	seed := uint64(time.Now().UnixNano())

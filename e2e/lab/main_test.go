@@ -15,14 +15,26 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"migrate/engine/kernel/kerneltest"
 )
 
-// upVariable makes the test program bring up a lab in the directory that it names, and wait to be killed.
-const upVariable = "LAB_TEST_UP"
+// Each variable makes the test program do one thing with the directory that it names, and no tests.
+const (
+	upVariable      = "LAB_TEST_UP"      // bring up a lab there and wait to be killed
+	overlayVariable = "LAB_TEST_OVERLAY" // live with a lab whose state is on an overlay
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(upVariable); dir != "" {
 		os.Exit(upAndWait(dir))
+	}
+	if dir := os.Getenv(overlayVariable); dir != "" {
+		if err := liveOnOverlay(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -42,17 +54,6 @@ func upAndWait(dir string) int {
 // options are those of a small lab, with a stand-in for the agent.
 func options(dir string) Options {
 	return Options{StateDir: dir, Agent: []string{"sleep", "1000"}}
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
 }
 
 // labDir is a state directory that a test can give to Up; its parent is removed when the test ends.
@@ -75,7 +76,7 @@ func testContext(t *testing.T) context.Context {
 // up brings up a lab that ends with the test, which fails if anything is left of it.
 func up(t *testing.T, change ...func(*Options)) (context.Context, *Lab) {
 	t.Helper()
-	needRoot(t)
+	kerneltest.Root(t)
 	ctx := testContext(t)
 	o := options(labDir(t))
 	for _, f := range change {
