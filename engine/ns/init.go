@@ -56,49 +56,78 @@ func StartInit(ctx context.Context, spec Spec) (*Init, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	image, err := initImage()
+	return start(ctx, "migrate-init", arch.InitELF(), func(image *os.File) (*Init, error) { return startIn(image, spec) })
+}
+
+// SeedBase is where the one page of a seed is loaded: as low as a kernel with default settings lets a program map.
+const SeedBase = 0x10000
+
+// StartSeed starts a process that does nothing and has next to nothing in its address space, in the namespaces of this
+// process, except that with offsets it is in a new time namespace. Processes of a tree can be born beside it. It is a
+// child of this process.
+func StartSeed(ctx context.Context, offsets *Offsets) (*Init, error) {
+	return start(ctx, "migrate-seed", arch.SeedELF(SeedBase), func(image *os.File) (*Init, error) {
+		if offsets != nil {
+			if err := newTimeNamespace(*offsets); err != nil {
+				return nil, err
+			}
+		}
+		return startProcess(image, 0, nil)
+	})
+}
+
+// start runs fn with an executable file on a thread of its own, which is never used again: the time namespace for its
+// children may have been changed for good, so it is never unlocked and ends with its goroutine.
+func start(ctx context.Context, name string, elf []byte, fn func(image *os.File) (*Init, error)) (*Init, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	image, err := memoryFile(name, elf)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = image.Close() }()
+	defer func() { _ = image.Close() }() // the new process has it mapped
 	type result struct {
 		init *Init
 		err  error
 	}
 	done := make(chan result, 1)
 	go func() {
-		// The thread's time namespace for children is changed for good, so the thread is never unlocked and
-		// ends with this goroutine.
 		runtime.LockOSThread()
-		i, err := startIn(image, spec)
+		i, err := fn(image)
 		done <- result{i, err}
 	}()
 	r := <-done
 	if r.err != nil {
-		return nil, fmt.Errorf("starting the pid 1 of a workload: %w", r.err)
+		return nil, fmt.Errorf("starting %s: %w", name, r.err)
 	}
 	return r.init, nil
 }
 
-func initImage() (*os.File, error) {
-	image := arch.InitELF()
-	fd, err := unix.MemfdCreate("migrate-init", unix.MFD_CLOEXEC)
+// memoryFile returns a file in memory that can be executed.
+func memoryFile(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "migrate-init")
-	if _, err := f.Write(image); err != nil {
-		return nil, errors.Join(fmt.Errorf("writing the image of pid 1: %w", err), f.Close())
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(content); err != nil {
+		return nil, errors.Join(fmt.Errorf("writing %s: %w", name, err), f.Close())
 	}
 	return f, nil
 }
 
+// newTimeNamespace makes the children of this thread live in a new time namespace.
+func newTimeNamespace(o Offsets) error {
+	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+		return fmt.Errorf("unshare of the time namespace: %w", err)
+	}
+	return writeOffsets(unix.Gettid(), o)
+}
+
 // startIn runs on a locked thread that is thrown away afterwards.
 func startIn(image *os.File, spec Spec) (*Init, error) {
-	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
-		return nil, fmt.Errorf("unshare of the time namespace: %w", err)
-	}
-	if err := writeOffsets(unix.Gettid(), spec.Offsets); err != nil {
+	if err := newTimeNamespace(spec.Offsets); err != nil {
 		return nil, err
 	}
 	flags := uintptr(unix.CLONE_NEWPID)
@@ -110,18 +139,23 @@ func startIn(image *os.File, spec Spec) (*Init, error) {
 			flags |= n.flag
 		}
 	}
+	return startProcess(image, flags, spec.ExitLog)
+}
+
+// startProcess executes an image with /dev/null as its descriptors 0 to 2 and, if not nil, extra as 3.
+func startProcess(image *os.File, flags uintptr, extra *os.File) (*Init, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = null.Close() }()
 	files := []*os.File{null, null, null}
-	if spec.ExitLog != nil {
-		files = append(files, spec.ExitLog)
+	if extra != nil {
+		files = append(files, extra)
 	}
 	path := fmt.Sprintf("/proc/self/fd/%d", image.Fd())
 	pidfd := -1
-	p, err := os.StartProcess(path, []string{"migrate-init"}, &os.ProcAttr{
+	p, err := os.StartProcess(path, []string{image.Name()}, &os.ProcAttr{
 		Dir: "/", Env: []string{}, Files: files,
 		Sys: &syscall.SysProcAttr{Cloneflags: flags, Setsid: true, PidFD: &pidfd},
 	})
