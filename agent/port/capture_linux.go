@@ -173,14 +173,17 @@ func (g *Gate) disarm() error {
 	return errors.Join(errs...)
 }
 
-// Take gives the frames that were captured since the last call, in the order of their arrival. None is no error.
+// takeAtMost bounds what Take gives at once, so that it ends while frames keep coming.
+const takeAtMost = 4096
+
+// Take gives the frames that were captured since the last call, or the first of them, in the order of their arrival. None is no error.
 func (g *Gate) Take() ([]Frame, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.capture == nil {
 		return nil, fmt.Errorf("take frames of %q: the gate is not armed", g.name)
 	}
-	return g.capture.take(g.mac)
+	return g.capture.take(g.mac, takeAtMost)
 }
 
 // Dropped is how many frames found no room since Arm.
@@ -199,10 +202,10 @@ func (g *Gate) Dropped() (uint64, error) {
 	return g.capture.dropped, nil
 }
 
-// take reads what waits. A bridge also floods frames for others to a port: those are left out.
-func (c *capture) take(mac net.HardwareAddr) ([]Frame, error) {
+// take reads what waits, but not more than limit frames. A bridge also floods frames for others to a port: those are left out.
+func (c *capture) take(mac net.HardwareAddr, limit int) ([]Frame, error) {
 	var frames []Frame
-	for {
+	for len(frames) < limit {
 		n, from, err := unix.Recvfrom(c.fd, c.buf, unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EAGAIN:
@@ -224,4 +227,5 @@ func (c *capture) take(mac net.HardwareAddr) ([]Frame, error) {
 		copy(f.Offload[:], c.buf)
 		frames = append(frames, f)
 	}
+	return frames, nil
 }

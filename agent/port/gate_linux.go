@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -243,14 +244,17 @@ func (g *Gate) OpenEgress() error {
 	return g.set(&g.out, open)
 }
 
-// OpenIngress delivers what was captured and not taken, then lets everything in.
+// OpenIngress delivers what was captured and not taken, then lets everything in. While a peer floods the workload, frames keep
+// coming in this way, in their order, until a moment is found in which none waits; after some time the gate opens without one, and the
+// last ones captured can be overtaken. Run the workload before this call.
 func (g *Gate) OpenIngress() error {
+	const patience = time.Second
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// What arrives during the first delivery is captured behind it; the last one finds what slipped in before the opening, and
-	// can be overtaken by what comes a moment later.
-	err := errors.Join(g.deliverCaptured(), g.set(&g.in, open))
-	return errors.Join(err, g.deliverCaptured())
+	// What arrives during one delivery is captured, and follows with the next.
+	err := g.deliverCaptured(time.Now().Add(patience))
+	err = errors.Join(err, g.set(&g.in, open))
+	return errors.Join(err, g.deliverCaptured(time.Time{}))
 }
 
 // Shut tells which directions let nothing pass.
@@ -260,17 +264,21 @@ func (g *Gate) Shut() (ingress, egress bool) {
 	return g.in.mode == shut, g.out.mode == shut
 }
 
-func (g *Gate) deliverCaptured() error {
+// deliverCaptured delivers what waits, and what comes meanwhile until the deadline.
+func (g *Gate) deliverCaptured(deadline time.Time) error {
 	if g.capture == nil {
 		return nil
 	}
 	for {
-		frames, err := g.capture.take(g.mac)
+		frames, err := g.capture.take(g.mac, 16)
 		if err != nil || len(frames) == 0 {
 			return err
 		}
 		if _, err := g.deliver(frames); err != nil {
 			return err
+		}
+		if time.Now().After(deadline) {
+			return nil
 		}
 	}
 }

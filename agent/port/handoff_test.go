@@ -138,7 +138,7 @@ func pass(t *testing.T, src, dst *port.Gate) int {
 }
 
 func TestHandoff(t *testing.T) {
-	for _, k := range []kind{pingPong, pipeline, bulkUp, bulkDown} {
+	for _, k := range []kind{pingPong, pipeline, bulkUp, bulkDown, floodUp, floodDown} {
 		for _, v6 := range []bool{false, true} {
 			for _, blackout := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
 				name := fmt.Sprintf("%s/%s/%v", k, map[bool]string{false: "v4", true: "v6"}[v6], blackout)
@@ -180,6 +180,14 @@ func handoff(t *testing.T, k kind, v6 bool, blackout time.Duration) {
 			s.c.reset()
 		}
 
+		if os.Getenv("BASELINE") != "" {
+			time.Sleep(300 * time.Millisecond)
+			for _, s := range streams {
+				t.Logf("baseline wait %v %v server %v", time.Duration(s.c.longest.Load()), difference(before, counters(t, l.client)), difference(nil, counters(t, w.ns)))
+				s.c.reset()
+			}
+			before = counters(t, l.client)
+		}
 		start := time.Now()
 		stopAtSource(t, w.p.Gate, streams)
 		saved := time.Since(start)

@@ -39,6 +39,9 @@ const (
 	pipeline kind = "pipelined"
 	bulkUp   kind = "bulk up"
 	bulkDown kind = "bulk down"
+	// As fast as the machine can.
+	floodUp   kind = "flood up"
+	floodDown kind = "flood down"
 )
 
 // server is a program that serves one connection and can be stopped between two system calls, and go on with another
@@ -74,13 +77,15 @@ func (s *server) freeze() error {
 func (s *server) serve() error {
 	buf := make([]byte, 64<<10)
 	for !s.stop.Load() {
-		if s.kind == bulkDown {
+		if s.kind == bulkDown || s.kind == floodDown {
 			n, err := s.conn.Write(patternAt(s.pos, 16<<10))
 			s.pos += int64(n)
 			if err != nil {
 				return err
 			}
-			time.Sleep(300 * time.Microsecond)
+			if s.kind == bulkDown {
+				time.Sleep(300 * time.Microsecond)
+			}
 			continue
 		}
 		if len(s.pending) > 0 {
@@ -92,7 +97,7 @@ func (s *server) serve() error {
 			continue
 		}
 		n, err := s.conn.Read(buf)
-		if s.kind == bulkUp {
+		if s.kind == bulkUp || s.kind == floodUp {
 			if string(buf[:n]) != string(patternAt(s.pos, n)) {
 				return fmt.Errorf("server: bytes from %d on differ", s.pos)
 			}
@@ -125,15 +130,17 @@ func (c *client) run() {
 
 func (c *client) end() error {
 	c.stop.Store(true)
-	if c.kind == bulkDown || c.kind == bulkUp {
+	if c.isBulk() {
 		_ = c.conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
 	}
 	err := <-c.done
-	if errors.Is(err, os.ErrDeadlineExceeded) && (c.kind == bulkDown || c.kind == bulkUp) {
+	if errors.Is(err, os.ErrDeadlineExceeded) && c.isBulk() {
 		err = nil
 	}
 	return err
 }
+
+func (c *client) isBulk() bool { return c.kind != pingPong && c.kind != pipeline }
 
 // reset forgets the longest wait so far.
 func (c *client) reset() { c.longest.Store(0) }
@@ -158,14 +165,16 @@ func (c *client) talk() error {
 		case pipeline:
 			err = c.timed(func() error { return c.ask(8) })
 			time.Sleep(500 * time.Microsecond)
-		case bulkUp:
+		case bulkUp, floodUp:
 			err = c.timed(func() error {
 				n, err := c.conn.Write(patternAt(c.n, 64<<10))
 				c.n += int64(n)
 				return err
 			})
-			time.Sleep(time.Millisecond)
-		case bulkDown:
+			if c.kind == bulkUp {
+				time.Sleep(time.Millisecond)
+			}
+		case bulkDown, floodDown:
 			err = c.timed(func() error {
 				n, err := c.conn.Read(buf)
 				if string(buf[:n]) != string(patternAt(c.n, n)) {
