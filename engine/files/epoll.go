@@ -1,0 +1,201 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/eventpoll"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/procfs"
+)
+
+// A registration in an epoll set is a pair of a description and the number under which it was registered, and outlives the
+// closing of that number while the description is open elsewhere (epoll(7), Q6). It is carried when the number still means that
+// description in the first process that holds the set and has the number open. What is ready is polled anew by
+// the restore, so an edge-triggered event may be reported once more than it would have been, never once less.
+var kindEpoll = &Kind{
+	Name: "epoll", Type: fdinfo.FdTypes_EVENTPOLL, Carried: true,
+	Note:  "with its targets; not a target whose number was closed or reused while its file stayed open",
+	match: func(d *description) bool { return d.anon("[eventpoll]") },
+	check: checkEpoll, dump: dumpEpoll, open: openEpoll, inside: registerEpoll,
+}
+
+func checkEpoll(_ context.Context, dm *Dumper, d *description) []problem {
+	var out []problem
+	// A running program may close a target between the listing of its descriptors and this one: look again before
+	// something is refused.
+	for try := 0; try < 3; try++ {
+		i, err := d.fdinfo()
+		if err != nil {
+			return []problem{{reason: err.Error()}}
+		}
+		out = nil
+		for n, t := range i.Epoll {
+			if target, _ := resolve(dm.current, d, i.Epoll, n); target == nil {
+				out = append(out, problem{reason: staleReason(dm.current, d, i.Epoll, n, t)})
+			}
+		}
+		if len(out) == 0 || dm.frozen {
+			break
+		}
+	}
+	return out
+}
+
+// resolve finds the description of the n-th registration.
+func resolve(s *snapshot, d *description, all []procfs.EpollTarget, n int) (*description, error) {
+	t := all[n]
+	for _, h := range d.holders {
+		target := s.byFD[fdKey{h.proc.PID, t.FD}]
+		if target == nil {
+			continue
+		}
+		same, err := kcmpEpoll(os.Getpid(), target.fd, d.fd, t.FD, ordinal(all, n))
+		if err != nil {
+			return nil, fmt.Errorf("kcmp of target %d: %w", t.FD, err)
+		}
+		if !same {
+			target = nil
+		}
+		return target, nil
+	}
+	return nil, nil
+}
+
+// ordinal counts the registrations of the same number before the n-th.
+func ordinal(all []procfs.EpollTarget, n int) int {
+	k := 0
+	for i := range n {
+		if all[i].FD == all[n].FD {
+			k++
+		}
+	}
+	return k
+}
+
+func staleReason(s *snapshot, d *description, all []procfs.EpollTarget, n int, t procfs.EpollTarget) string {
+	for _, o := range s.list {
+		if o.stat.Ino != t.Ino {
+			continue
+		}
+		if same, err := kcmpEpoll(os.Getpid(), o.fd, d.fd, t.FD, ordinal(all, n)); err == nil && same {
+			return fmt.Sprintf("a target was registered as descriptor %d, which was closed or reused since; its file is still open (%s)", t.FD, o.where())
+		}
+	}
+	return fmt.Sprintf("a target was registered as descriptor %d, which was closed or reused since; its file (inode %d) is still open outside of the tree or in flight", t.FD, t.Ino)
+}
+
+func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
+	i, err := d.fdinfo()
+	if err != nil {
+		return nil, err
+	}
+	owner, err := r.fown(d)
+	if err != nil {
+		return nil, err
+	}
+	e := &eventpoll.EventpollFileEntry{Id: proto.Uint32(d.id), Flags: proto.Uint32(uint32(d.flags)), Fown: owner}
+	for _, t := range i.Epoll { // all resolved by checkEpoll, which has just run on the stopped tree
+		e.Tfd = append(e.Tfd, &eventpoll.EventpollTfdEntry{Id: proto.Uint32(d.id), Tfd: proto.Uint32(uint32(t.FD)), Events: proto.Uint32(t.Events),
+			Data: proto.Uint64(t.Data), Dev: proto.Uint32(t.Dev), Inode: proto.Uint64(t.Ino), Pos: proto.Uint64(uint64(t.Pos))})
+	}
+	return &fdinfo.FileEntry{Epfd: e}, nil
+}
+
+func openEpoll(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("epoll_create1: %w", err)
+	}
+	r.put(e.GetId(), fd)
+	return nil
+}
+
+// registrar is the process that is to register a target: the first that holds the set and has the number.
+func (r *Restorer) registrar(epoll uint32, tfd int) int {
+	for _, vpid := range r.holders[epoll] {
+		if _, ok := r.tables[vpid][tfd]; ok {
+			return vpid
+		}
+	}
+	return 0
+}
+
+// conditions are the bits of epoll_event.events that are not modes of the registration.
+const conditions = ^uint32(unix.EPOLLET | unix.EPOLLONESHOT | unix.EPOLLWAKEUP | unix.EPOLLEXCLUSIVE)
+
+// registerEpoll adds the targets. One that EPOLLONESHOT has disarmed cannot be added disarmed, since the kernel adds EPOLLERR and
+// EPOLLHUP to what is asked for: it is added ready for anything, so that it fires at once if its file can be
+// read or written, which disarms it. That happens in a first batch, before the others are added.
+func registerEpoll(in *inside, e *fdinfo.FileEntry) error {
+	set := -1
+	for fd, id := range in.table {
+		if id == e.GetId() {
+			set = fd
+			break
+		}
+	}
+	if set < 0 {
+		return nil
+	}
+	for _, t := range e.Epfd.GetTfd() {
+		tfd := int(t.GetTfd())
+		switch in.r.registrar(e.GetId(), tfd) {
+		case 0:
+			return fmt.Errorf("target %d is open in no process that holds the set", tfd)
+		case in.p.VPID:
+		default:
+			continue
+		}
+		what := fmt.Sprintf("register descriptor %d with epoll set %d", tfd, set)
+		if events := t.GetEvents(); events&conditions == 0 && events&unix.EPOLLONESHOT != 0 {
+			armed := events | unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLPRI | unix.EPOLLRDHUP
+			in.early(what, unix.SYS_EPOLL_CTL, set, unix.EPOLL_CTL_ADD, tfd, in.first.Bytes(epollEvent(armed, t.GetData())))
+			in.harvest[e.GetId()]++
+			continue
+		}
+		in.call(what, unix.SYS_EPOLL_CTL, set, unix.EPOLL_CTL_ADD, tfd, in.batch.Bytes(epollEvent(t.GetEvents(), t.GetData())))
+	}
+	return nil
+}
+
+// disarm takes the events of the first batch out of the sets, which disarms their targets.
+func (in *inside) disarm() error {
+	for id, n := range in.harvest {
+		fd, err := in.r.descriptor(id)
+		if err != nil {
+			return err
+		}
+		events := make([]unix.EpollEvent, n)
+		for n > 0 {
+			got, err := unix.EpollWait(fd, events, 0)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("epoll set %d: %w", id, err)
+			}
+			if got == 0 {
+				break
+			}
+			n -= got
+		}
+	}
+	return nil
+}
+
+// epollEvent is struct epoll_event, which is packed on amd64 only (include/uapi/linux/eventpoll.h).
+func epollEvent(events uint32, data uint64) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, events)
+	if !epollPacked {
+		b = append(b, 0, 0, 0, 0)
+	}
+	return binary.LittleEndian.AppendUint64(b, data)
+}

@@ -1,0 +1,84 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+)
+
+// A Kind is one kind of descriptor. docs/coverage.md and `migrate check` are made from the table of them.
+type Kind struct {
+	Name string         // as in an Obstacle and in docs/coverage.md
+	Type fdinfo.FdTypes // of its records; UND for a kind that is not carried
+	// Carried tells whether any descriptor of the kind can be carried; Note says which not, or why not.
+	Carried bool
+	Note    string
+	Remedy  string // for a kind that is not carried: what the operator can do
+
+	// match tells whether a description is of the kind. The first row that matches counts.
+	match func(*description) bool
+	// check lists what of a description of this kind is not carried; it changes nothing. May be nil.
+	check func(context.Context, *Dumper, *description) []problem
+	// dump reads a description; the owners are stopped.
+	dump func(context.Context, *dump, *description) (*fdinfo.FileEntry, error)
+	// open makes the description of a record that mine accepts; connect runs when all are made, settle when all are
+	// connected; inside adds what must run in a process. Each may be nil; a row without open leaves its records to another row.
+	mine    func(*fdinfo.FileEntry) bool
+	open    func(context.Context, *Restorer, *fdinfo.FileEntry) error
+	connect func(context.Context, *Restorer, *fdinfo.FileEntry) error
+	settle  func(*Restorer, *fdinfo.FileEntry) error
+	inside  func(*inside, *fdinfo.FileEntry) error
+}
+
+// A problem is one reason why a description is not carried.
+type problem struct{ reason, remedy string }
+
+// Errors of Dump that callers match with errors.Is.
+var (
+	// ErrNotCarried: something that Check would have named appeared since, or could not be seen before the freeze.
+	ErrNotCarried = errors.New("it is not carried")
+	// ErrBusy: a state that passes by itself, such as a connection that the program has not accepted yet.
+	// The caller lets the tree run and tries again.
+	ErrBusy = errors.New("it cannot be carried at this instant")
+)
+
+// Kinds is the table, in the order in which the rows are tried.
+func Kinds() []*Kind { return kinds }
+
+var kinds []*Kind
+
+// The order matters only where two rows could match: the particular before the general.
+func init() {
+	kinds = []*Kind{
+		kindPath, kindNamespace, kindMemfd, kindSecret, kindProcFile, kindExternal,
+		kindPipe, kindFifo, kindDevice, kindTerminal, kindTun, kindOtherDevice, kindBlockDevice,
+		kindDirectory, kindDeleted, kindRegular,
+		kindEventfd, kindEpoll, kindTimerfd, kindSignalfd, kindInotify, kindFanotify, kindIOUring, kindBPF, kindPerf,
+		kindUserfaultfd, kindPidfd, kindOtherAnon,
+		kindTCP, kindUDP, kindUnix, kindNetlink, kindPacket, kindOtherSocket, kindUnknown,
+	}
+}
+
+// kindOf finds the row of a description.
+func kindOf(d *description) *Kind {
+	for _, k := range kinds {
+		if k.match(d) {
+			return k
+		}
+	}
+	return kindUnknown
+}
+
+// kindOfEntry finds the row that restores a record.
+func kindOfEntry(e *fdinfo.FileEntry) (*Kind, error) {
+	for _, k := range kinds {
+		if k.open != nil && k.Type == e.GetType() && (k.mine == nil || k.mine(e)) {
+			return k, nil
+		}
+	}
+	return nil, fmt.Errorf("files.img: file %d has type %v, which this program does not restore", e.GetId(), e.GetType())
+}

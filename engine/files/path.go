@@ -1,0 +1,160 @@
+//go:build linux
+
+package files
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images"
+)
+
+// inRoot makes a path, as this program sees it, one that begins at a root directory.
+func inRoot(path, root string) (string, bool) {
+	if root == "/" {
+		return path, strings.HasPrefix(path, "/")
+	}
+	rest, ok := strings.CutPrefix(path, root)
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", false
+	}
+	if rest == "" {
+		rest = "/"
+	}
+	return rest, true
+}
+
+// openIn opens a path inside a root directory, out of which no link leads (openat2(2)).
+func openIn(root int, path string, flags uint64) (int, error) {
+	if path == "/" || path == "" {
+		path = "."
+	}
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for {
+		fd, err := unix.Openat2(root, strings.TrimLeft(path, "/"), &how)
+		// EAGAIN: a rename elsewhere made the walk uncertain.
+		if err == unix.EINTR || err == unix.EAGAIN && flags&unix.O_NONBLOCK == 0 {
+			continue
+		}
+		return fd, err
+	}
+}
+
+// statIn is stat(2) of a path inside a root directory, without following a link at its end.
+func statIn(root int, path string) (st unix.Stat_t, err error) {
+	fd, err := openIn(root, path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return st, err
+	}
+	err = unix.Fstat(fd, &st)
+	return st, errors.Join(err, unix.Close(fd))
+}
+
+// openRoot opens a directory that is to serve as a root.
+func openRoot(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("root directory %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// A Needed is a file that a restore will open: the destination is asked for it before the tree is touched.
+type Needed struct {
+	Path string // from the root of the process
+	Mode uint32 // st_mode
+	Size uint64
+	// Fixed tells that no process of the tree writes to it, so that its size must be the same already now.
+	Fixed bool
+	RDev  uint64 // of a device
+}
+
+// Precheck looks for files inside a root directory (a path of this program) and returns one error for each that
+// is missing or another one.
+func Precheck(root string, files []Needed) []error {
+	dir, err := openRoot(root)
+	if err != nil {
+		return []error{err}
+	}
+	var errs []error
+	for _, f := range files {
+		st, err := statIn(dir, f.Path)
+		if err != nil {
+			errs = append(errs, missing(f.Path, err))
+			continue
+		}
+		size := uint64(st.Size)
+		if !f.Fixed {
+			size = f.Size
+		}
+		if err := compare(f.Path, st, f.Mode, size, &f.Size); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := unix.Close(dir); err != nil {
+		errs = append(errs, fmt.Errorf("close %s: %w", root, err))
+	}
+	return errs
+}
+
+func missing(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s does not exist here; put the file in place or on a file system that both hosts mount", path)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// compare tells whether a file is the one that was open at the source, as far as type and size tell.
+func compare(path string, st unix.Stat_t, mode uint32, size uint64, want *uint64) error {
+	if st.Mode&unix.S_IFMT != mode&unix.S_IFMT {
+		return fmt.Errorf("%s is %s here and was %s at the source", path, typeName(st.Mode), typeName(mode))
+	}
+	if mode&unix.S_IFMT == unix.S_IFREG && want != nil && size != *want {
+		return fmt.Errorf("%s has %d bytes here and had %d at the source; it is another file or another version of it", path, size, *want)
+	}
+	return nil
+}
+
+func typeName(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return "a regular file"
+	case unix.S_IFDIR:
+		return "a directory"
+	case unix.S_IFCHR, unix.S_IFBLK:
+		return "a device"
+	case unix.S_IFIFO:
+		return "a FIFO"
+	case unix.S_IFSOCK:
+		return "a socket"
+	case unix.S_IFLNK:
+		return "a symbolic link"
+	}
+	return fmt.Sprintf("of type %o", mode&unix.S_IFMT)
+}
+
+// NeededFiles lists what the restore of a checkpoint will open by path.
+func NeededFiles(cp *images.Checkpoint) []Needed {
+	writers := map[string]bool{}
+	var out []Needed
+	for _, e := range cp.Files {
+		if e.GetType() == fdinfo.FdTypes_REG && e.Reg.GetFlags()&unix.O_ACCMODE != unix.O_RDONLY {
+			writers[e.Reg.GetName()] = true
+		}
+	}
+	seen := map[string]bool{}
+	for _, e := range cp.Files {
+		name := e.Reg.GetName()
+		if e.GetType() != fdinfo.FdTypes_REG || e.Reg.GetExt() || seen[name] || isGhost(cp, e.GetId()) {
+			continue
+		}
+		seen[name] = true
+		out = append(out, Needed{Path: name, Mode: e.Reg.GetMode(), Size: e.Reg.GetSize(), Fixed: !writers[name] && e.Reg.Size != nil})
+	}
+	return out
+}

@@ -1,0 +1,46 @@
+//go:build linux
+
+package files
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The kinds that are not carried, with the reason that an Obstacle gives.
+var (
+	kindNamespace = &Kind{Name: "namespace", Note: "it is a handle of a namespace", match: func(d *description) bool {
+		return d.format() == unix.S_IFREG && d.magic() == magicNS
+	}}
+	kindSecret = &Kind{Name: "secret memory", Note: "it is memory that this program may not read (memfd_secret)", match: func(d *description) bool {
+		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/secretmem")
+	}}
+	kindFifo = &Kind{Name: "FIFO", Note: "it is a named pipe", match: func(d *description) bool { return d.format() == unix.S_IFIFO }}
+
+	kindInotify     = anonKind("inotify", "it watches files of this host (inotify)", "inotify", "")
+	kindFanotify    = anonKind("fanotify", "it watches file systems of this host (fanotify)", "[fanotify]", "")
+	kindIOUring     = anonKind("io_uring", "it is an io_uring, whose requests in flight cannot be seen", "[io_uring]", "many programs have a setting to do without")
+	kindPerf        = anonKind("perf event", "it counts or samples on this host (perf_event_open)", "[perf_event]", "")
+	kindUserfaultfd = anonKind("userfaultfd", "it handles page faults (userfaultfd)", "[userfaultfd]", "")
+	kindBPF         = &Kind{Name: "bpf", Note: "it is a BPF object of this kernel", match: func(d *description) bool {
+		return d.anonymous() && strings.HasPrefix(d.path(), "anon_inode:bpf") || d.anonymous() && strings.HasPrefix(d.path(), "anon_inode:[bpf")
+	}}
+	kindPidfd = &Kind{Name: "pidfd", Note: "it refers to a process", match: func(d *description) bool {
+		return d.anonymous() && d.path() == "anon_inode:[pidfd]" || strings.HasPrefix(d.path(), "pidfd:[")
+	}}
+	kindOtherAnon = &Kind{Name: "kernel object", Note: "it is a kernel object of a kind that is not carried", match: func(d *description) bool { return d.anonymous() }}
+
+	kindNetlink     = socketKind("netlink socket", "it is a netlink socket", unix.AF_NETLINK)
+	kindPacket      = socketKind("packet socket", "it is a packet socket", unix.AF_PACKET)
+	kindOtherSocket = &Kind{Name: "socket", Note: "it is a socket of a protocol that is not carried", match: func(d *description) bool { return d.format() == unix.S_IFSOCK }}
+	kindUnknown     = &Kind{Name: "unknown", Note: "it is of a kind that is not known", match: func(*description) bool { return true }}
+)
+
+func anonKind(name, note, inode, remedy string) *Kind {
+	return &Kind{Name: name, Note: note, Remedy: remedy, match: func(d *description) bool { return d.anon(inode) }}
+}
+
+func socketKind(name, note string, domain int) *Kind {
+	return &Kind{Name: name, Note: note, match: func(d *description) bool { s := d.socket(); return s != nil && s.domain == domain }}
+}

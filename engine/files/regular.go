@@ -1,0 +1,219 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Magic numbers of file systems that x/sys lacks or names otherwise (include/uapi/linux/magic.h).
+const (
+	magicPipe = 0x50495045
+	magicNS   = unix.NSFS_MAGIC
+)
+
+var kindRegular = &Kind{
+	Name: "regular file", Type: fdinfo.FdTypes_REG, Carried: true,
+	Note:  "by path, with offset and flags; the file must exist at the destination with the same size",
+	match: func(d *description) bool { return d.format() == unix.S_IFREG },
+	check: checkRegular, dump: dumpPath,
+	mine: func(e *fdinfo.FileEntry) bool { return !e.Reg.GetExt() },
+	open: openPath,
+}
+
+var kindDirectory = &Kind{
+	Name: "directory", Type: fdinfo.FdTypes_REG, Carried: true,
+	Note:  "by path; the place of a listing that was begun is kept where the file system's offsets allow it",
+	match: func(d *description) bool { return d.format() == unix.S_IFDIR },
+	check: checkPath, dump: dumpPath,
+}
+
+var kindPath = &Kind{
+	Name: "O_PATH descriptor", Type: fdinfo.FdTypes_REG, Carried: true, Note: "of files and directories, by path",
+	match: func(d *description) bool { return d.flags&unix.O_PATH != 0 },
+	check: func(ctx context.Context, dm *Dumper, d *description) []problem {
+		if f := d.format(); f != unix.S_IFREG && f != unix.S_IFDIR && f != unix.S_IFLNK {
+			return []problem{{reason: "it is an O_PATH descriptor of " + typeName(d.stat.Mode) + named(d)}}
+		}
+		return checkPath(ctx, dm, d)
+	},
+	dump: dumpPath,
+}
+
+var kindProcFile = &Kind{
+	Name: "file of /proc or /sys", Type: fdinfo.FdTypes_REG, Carried: true,
+	Note: "by path, with its offset; a text that was read half-way may go on differently",
+	match: func(d *description) bool {
+		return (d.format() == unix.S_IFREG || d.format() == unix.S_IFDIR) && d.synthetic()
+	},
+	check: checkPath, dump: dumpPath,
+}
+
+// synthetic tells whether the file's content is made by the kernel as it is read.
+func (d *description) synthetic() bool {
+	switch d.magic() {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.CGROUP_SUPER_MAGIC:
+		return true
+	}
+	return false
+}
+
+func checkRegular(ctx context.Context, dm *Dumper, d *description) []problem {
+	out := checkPath(ctx, dm, d)
+	if lease, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETLEASE, 0); err == nil && lease != unix.F_UNLCK {
+		out = append(out, problem{reason: "it holds a lease on the file (F_SETLEASE)"})
+	}
+	return out
+}
+
+// checkPath makes sure that the path still leads to the open file from the root of its holder.
+func checkPath(_ context.Context, dm *Dumper, d *description) []problem {
+	if d.isDeleted() {
+		return []problem{{reason: "its file or directory was deleted" + named(d)}}
+	}
+	name, ok := inRoot(d.path(), d.root)
+	if !ok {
+		return []problem{{reason: fmt.Sprintf("%s lies outside of the root directory %s of the process", d.path(), d.root)}}
+	}
+	root, err := dm.rootOf(d)
+	if err != nil {
+		return []problem{{reason: err.Error()}}
+	}
+	st, err := statIn(root, name)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return []problem{{reason: fmt.Sprintf("%s cannot be found any more from the root directory of the process", name)}}
+	case err != nil:
+		return []problem{{reason: fmt.Sprintf("%s cannot be looked up: %v", name, err)}}
+	case !d.synthetic() && (st.Dev != d.stat.Dev || st.Ino != d.stat.Ino):
+		return []problem{{reason: fmt.Sprintf("%s names another file by now", name)}}
+	}
+	return nil
+}
+
+// rootOf opens the root directory of the first holder; it stays open until the snapshot is let go.
+func (d *Dumper) rootOf(desc *description) (int, error) {
+	pid := desc.holders[0].proc.PID
+	if fd, ok := d.current.roots[pid]; ok {
+		return fd, nil
+	}
+	fd, err := openRoot(fmt.Sprintf("/proc/%d/root", pid))
+	if err == nil {
+		d.current.roots[pid] = fd
+	}
+	return fd, err
+}
+
+func dumpPath(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
+	name, ok := inRoot(d.path(), d.root)
+	if !ok {
+		return nil, fmt.Errorf("%s is outside of root %s: %w", d.path(), d.root, ErrNotCarried)
+	}
+	return r.regEntry(d, name)
+}
+
+func (r *dump) regEntry(d *description, name string) (*fdinfo.FileEntry, error) {
+	owner, err := r.fown(d)
+	if err != nil {
+		return nil, err
+	}
+	e := &regfile.RegFileEntry{Id: proto.Uint32(d.id), Flags: proto.Uint32(uint32(d.flags)), Pos: proto.Uint64(0), Fown: owner,
+		Name: proto.String(name), Mode: proto.Uint32(d.stat.Mode)}
+	if d.format() == unix.S_IFREG && !d.synthetic() {
+		e.Size = proto.Uint64(uint64(d.stat.Size))
+	}
+	if d.flags&unix.O_PATH == 0 {
+		pos, err := unix.Seek(d.fd, 0, unix.SEEK_CUR)
+		if err == nil {
+			*e.Pos = uint64(pos)
+		} else if !errors.Is(err, unix.ESPIPE) {
+			return nil, fmt.Errorf("offset: %w", err)
+		}
+	}
+	return &fdinfo.FileEntry{Reg: e}, nil
+}
+
+// reopen are the flags with which a path is opened again. Those that create or truncate are never among what
+// F_GETFL tells (fs/open.c, do_dentry_open).
+const reopen = unix.O_ACCMODE | unix.O_APPEND | unix.O_DIRECT | unix.O_SYNC | unix.O_DSYNC | unix.O_NOATIME | unix.O_PATH |
+	unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_LARGEFILE | unix.O_NONBLOCK
+
+func openPath(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	if isGhost(r.cp, e.GetId()) {
+		return r.openGhost(e)
+	}
+	root, err := r.rootOf(e.GetId())
+	if err != nil {
+		return err
+	}
+	name := e.Reg.GetName()
+	st, err := statIn(root, name)
+	if isStandardDevice(e.Reg) && (err != nil || st.Rdev != uint64(deviceNumber(e.Reg))) {
+		return r.openDevice(e) // every system has these, whatever its /dev holds
+	}
+	if err != nil {
+		return missing(name, err)
+	}
+	var want *uint64
+	if e.Reg.Size != nil && e.Reg.GetFlags()&unix.O_PATH == 0 {
+		want = e.Reg.Size
+	}
+	if err := compare(name, st, e.Reg.GetMode(), uint64(st.Size), want); err != nil {
+		return err
+	}
+	// Never blocks: FIFOs are not opened here, and the flag is taken away again.
+	flags := uint64(e.Reg.GetFlags()&reopen) | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	if flags&unix.O_PATH != 0 {
+		flags &^= unix.O_NONBLOCK | unix.O_LARGEFILE | unix.O_ACCMODE
+	}
+	fd, err := openIn(root, name, flags)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, err)
+	}
+	r.put(e.GetId(), fd)
+	return restorePosition(fd, e.Reg)
+}
+
+// restorePosition sets the offset and clears what opening has set beyond the flags of the record.
+func restorePosition(fd int, reg *regfile.RegFileEntry) error {
+	if reg.GetFlags()&unix.O_PATH != 0 {
+		return nil
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, int(reg.GetFlags()&settable&^(unix.O_ASYNC|unix.O_NONBLOCK))); err != nil {
+		return fmt.Errorf("flags of %s: %w", reg.GetName(), err)
+	}
+	if reg.GetPos() == 0 {
+		return nil
+	}
+	if _, err := unix.Seek(fd, int64(reg.GetPos()), unix.SEEK_SET); err != nil {
+		return fmt.Errorf("offset %d of %s: %w", reg.GetPos(), reg.GetName(), err)
+	}
+	return nil
+}
+
+// rootOf opens the root directory of the process that is home to a record; it stays open until Close.
+func (r *Restorer) rootOf(id uint32) (int, error) {
+	vpid := r.homes[id].vpid
+	if fd, ok := r.roots[vpid]; ok {
+		return fd, nil
+	}
+	fd, err := openRoot(r.rootPath(vpid))
+	if err == nil {
+		r.roots[vpid] = fd
+	}
+	return fd, err
+}
+
+func (r *Restorer) rootPath(vpid int) string {
+	if r.env.Root == nil {
+		return "/"
+	}
+	return r.env.Root(vpid)
+}

@@ -1,0 +1,271 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"golang.org/x/sys/unix"
+
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/remote"
+)
+
+// Env is what a Restorer needs to know of the place where the tree will live.
+type Env struct {
+	// NetNS is the tree's network namespace; nil for this program's own.
+	NetNS *os.File
+	// Root is the root directory of a process, by the id that the tree knows, as a path of this program such as
+	// /proc/4711/root. Paths are resolved there and never lead out of it.
+	Root func(vpid int) string
+	// External opens what Options.External has named at the source. flags are open flags (fcntl(2), F_GETFL). nil
+	// means that there is nothing of the kind.
+	External func(name string, flags int) (*os.File, error)
+}
+
+// A Restorer makes the descriptors of one checkpoint.
+type Restorer struct {
+	cp  *images.Checkpoint
+	env Env
+
+	files   map[uint32]*os.File // by id of the record
+	kinds   map[uint32]*Kind
+	homes   map[uint32]home
+	pipes   map[uint32]*pipePair
+	bound   []boundPath
+	ghosts  map[uint32]int // descriptors of deleted files, by the id of their first record
+	held    []heldConn
+	fresh   map[uint32]*os.File // internet sockets that were made beforehand; also among files
+	roots   map[int]int         // descriptors of root directories, by vpid
+	tables  map[int]map[int]uint32
+	holders map[uint32][]int // processes that hold a record, in the order of the checkpoint
+}
+
+// home is the first process that holds a description, and the number there.
+type home struct{ vpid, fd int }
+
+// NewRestorer checks the records against each other; it touches nothing yet.
+func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
+	r := &Restorer{cp: cp, env: env, files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
+		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, ghosts: map[uint32]int{}, fresh: map[uint32]*os.File{},
+		tables: map[int]map[int]uint32{}, holders: map[uint32][]int{}}
+	for _, p := range cp.Processes {
+		table := make(map[int]uint32, len(p.FDs))
+		r.tables[int(p.PID)] = table
+		for _, e := range p.FDs {
+			table[int(e.GetFd())] = e.GetId()
+			if h := r.holders[e.GetId()]; len(h) == 0 || h[len(h)-1] != int(p.PID) {
+				r.holders[e.GetId()] = append(h, int(p.PID))
+			}
+			if _, ok := r.homes[e.GetId()]; !ok {
+				r.homes[e.GetId()] = home{int(p.PID), int(e.GetFd())}
+			}
+		}
+	}
+	seen := map[uint32]bool{}
+	for _, e := range r.entries() {
+		k, err := kindOfEntry(e)
+		if err != nil {
+			return nil, err
+		}
+		r.kinds[e.GetId()] = k
+		seen[e.GetId()] = true
+	}
+	for id, h := range r.homes {
+		if !seen[id] {
+			return nil, fmt.Errorf("fdinfo of process %d: descriptor %d names file %d, which files.img lacks", h.vpid, h.fd, id)
+		}
+	}
+	return r, nil
+}
+
+// entries lists the records that descriptors name; files.img holds mapped files too.
+func (r *Restorer) entries() []*fdinfo.FileEntry {
+	var out []*fdinfo.FileEntry
+	for _, e := range r.cp.Files {
+		if _, ok := r.homes[e.GetId()]; ok {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// put gives the Restorer the descriptor made for a record.
+func (r *Restorer) put(id uint32, fd int) *os.File {
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("file %d", id))
+	r.files[id] = f
+	return f
+}
+
+// descriptor is the number, in this program, of the description of a record. It stays open as long as the Restorer.
+func (r *Restorer) descriptor(id uint32) (int, error) {
+	f := r.files[id]
+	if f == nil {
+		return -1, fmt.Errorf("file %d has not been made", id)
+	}
+	return rawFD(f)
+}
+
+// rawFD is the number of a file, without the side effects of File.Fd.
+func rawFD(f *os.File) (int, error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	if err := rc.Control(func(p uintptr) { fd = int(p) }); err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Open makes every description. TCP connections are in repair when it returns.
+func (r *Restorer) Open(ctx context.Context) error {
+	if err := r.freshSockets(); err != nil {
+		return err
+	}
+	for _, e := range r.entries() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if r.files[e.GetId()] != nil && r.fresh[e.GetId()] == nil {
+			continue // made together with another one
+		}
+		if err := r.kinds[e.GetId()].open(ctx, r, e); err != nil {
+			return r.blame(e, err)
+		}
+	}
+	for _, e := range r.entries() {
+		if k := r.kinds[e.GetId()]; k.connect != nil {
+			if err := k.connect(ctx, r, e); err != nil {
+				return r.blame(e, err)
+			}
+		}
+	}
+	for _, e := range r.entries() {
+		if k := r.kinds[e.GetId()]; k.settle != nil {
+			if err := k.settle(r, e); err != nil {
+				return r.blame(e, err)
+			}
+		}
+	}
+	return r.closeSpares()
+}
+
+func (r *Restorer) blame(e *fdinfo.FileEntry, err error) error {
+	h := r.homes[e.GetId()]
+	return fmt.Errorf("descriptor %d of process %d (%s, file %d): %w", h.fd, h.vpid, r.kinds[e.GetId()].Name, e.GetId(), err)
+}
+
+// Install gives a process of the skeleton its descriptors at their numbers, and does what must run inside it.
+func (r *Restorer) Install(ctx context.Context, p *engine.Process) error {
+	ip := r.cp.Process(uint32(p.VPID))
+	if ip == nil {
+		return fmt.Errorf("process %d is not in the checkpoint", p.VPID)
+	}
+	push := make([]remote.PushFile, 0, len(ip.FDs))
+	in := &inside{r: r, p: p, table: r.tables[p.VPID], batch: &remote.Batch{},
+		first: &remote.Batch{}, harvest: map[uint32]int{}}
+	for _, e := range ip.FDs {
+		f := r.files[e.GetId()]
+		if f == nil {
+			return fmt.Errorf("descriptor %d of process %d: file %d has not been made", e.GetFd(), p.VPID, e.GetId())
+		}
+		push = append(push, remote.PushFile{File: f, FD: int(e.GetFd()), CloseOnExec: e.GetFlags()&unix.FD_CLOEXEC != 0})
+	}
+	if len(push) == 0 {
+		return nil
+	}
+	if err := p.Caller.Push(ctx, push); err != nil {
+		return fmt.Errorf("descriptors of process %d: %w", p.VPID, err)
+	}
+	for _, e := range r.entries() {
+		if err := in.add(e); err != nil {
+			return r.blame(e, err)
+		}
+	}
+	return in.run(ctx)
+}
+
+// Finish gives the descriptions the status flags that would have been in the way before (O_NONBLOCK above all). It runs
+// after the last Install.
+func (r *Restorer) Finish(context.Context) error {
+	for _, e := range r.entries() {
+		flags, _ := statusFlags(e)
+		if flags&unix.O_NONBLOCK == 0 || flags&unix.O_PATH != 0 {
+			continue
+		}
+		fd, err := r.descriptor(e.GetId())
+		if err != nil {
+			return r.blame(e, err)
+		}
+		have, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err == nil {
+			_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, have|unix.O_NONBLOCK)
+		}
+		if err != nil {
+			return r.blame(e, fmt.Errorf("set O_NONBLOCK: %w", err))
+		}
+	}
+	return nil
+}
+
+// Release lets the connections go on. It is called at the resume, after the commit: it tries all and names those that
+// failed.
+func (r *Restorer) Release(context.Context) error {
+	var errs []error
+	for _, h := range r.held {
+		if err := h.conn.Release(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	r.held = nil
+	errs = append(errs, r.keepPaths())
+	return errors.Join(errs...)
+}
+
+// Drop gives everything up: connections vanish without a packet when the skeleton is gone, and socket files that
+// were set aside are put back.
+func (r *Restorer) Drop() error {
+	r.held = nil
+	return errors.Join(r.putBackPaths(), r.Close())
+}
+
+// Close closes this program's ends of all descriptions. Connections that were not released stay in repair.
+func (r *Restorer) Close() error {
+	errs := []error{r.closeSpares()}
+	for id, f := range r.files {
+		if err := f.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close file %d: %w", id, err))
+		}
+	}
+	r.files = map[uint32]*os.File{}
+	for vpid, fd := range r.roots {
+		if err := unix.Close(fd); err != nil {
+			errs = append(errs, fmt.Errorf("close the root directory of process %d: %w", vpid, err))
+		}
+	}
+	for id, fd := range r.ghosts {
+		if err := unix.Close(fd); err != nil {
+			errs = append(errs, fmt.Errorf("close deleted file %d: %w", id, err))
+		}
+	}
+	r.roots, r.ghosts = map[int]int{}, map[uint32]int{}
+	return errors.Join(errs...)
+}
+
+// closeSpares closes ends of pipes that no descriptor holds.
+func (r *Restorer) closeSpares() error {
+	var errs []error
+	for id, p := range r.pipes {
+		if err := p.closeSpares(); err != nil {
+			errs = append(errs, fmt.Errorf("pipe %d: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}

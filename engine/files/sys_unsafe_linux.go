@@ -1,0 +1,55 @@
+package files
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Types of kcmp(2) (include/uapi/linux/kcmp.h).
+const (
+	kcmpFile     = 0
+	kcmpFiles    = 2
+	kcmpEpollTFD = 7
+)
+
+// kcmp compares kernel objects of two tasks: 0 equal, 1 and 2 less and greater, 3 neither.
+func kcmp(pid1, pid2, typ int, idx1, idx2 uint64) (int, error) {
+	r, _, e := unix.Syscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), uintptr(typ), uintptr(idx1), uintptr(idx2), 0)
+	if e != 0 {
+		return -1, e
+	}
+	return int(r), nil
+}
+
+// kcmpEpoll tells whether the n-th registration of the number tfd in the epoll set efd is of the description fd, all
+// of this process.
+func kcmpEpoll(self, fd, efd, tfd, n int) (bool, error) {
+	slot := struct{ efd, tfd, toff uint32 }{uint32(efd), uint32(tfd), uint32(n)}
+	r, _, e := unix.Syscall6(unix.SYS_KCMP, uintptr(self), uintptr(self), kcmpEpollTFD, uintptr(fd), uintptr(unsafe.Pointer(&slot)), 0)
+	if e != 0 {
+		return false, e
+	}
+	return r == 0, nil
+}
+
+// ownerEx is struct f_owner_ex (fcntl(2)).
+type ownerEx struct{ Type, PID int32 }
+
+// getOwner is fcntl(F_GETOWN_EX).
+func getOwner(fd int) (o ownerEx, err error) {
+	_, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETOWN_EX, uintptr(unsafe.Pointer(&o)))
+	if e != 0 {
+		return o, e
+	}
+	return o, nil
+}
+
+// getOwnerUIDs is fcntl(F_GETOWNER_UIDS), which needs CONFIG_CHECKPOINT_RESTORE: real and effective user of who set the owner.
+func getOwnerUIDs(fd int) (ids [2]uint32, err error) {
+	_, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), 17, uintptr(unsafe.Pointer(&ids)))
+	if e != 0 {
+		return ids, e
+	}
+	return ids, nil
+}

@@ -1,0 +1,328 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine"
+	"migrate/engine/sock"
+	"migrate/tcprepair"
+)
+
+var kindTCP = &Kind{
+	Name: "TCP socket", Type: fdinfo.FdTypes_INETSK, Carried: true,
+	Note: "listening, established and closing, IPv4 and IPv6, with queues and options; connections that wait to be accepted, " +
+		"sockets that are connecting and sockets that are not connected must pass first",
+	match: func(d *description) bool {
+		s := d.socket()
+		return s != nil && (s.domain == unix.AF_INET || s.domain == unix.AF_INET6) && s.typ == unix.SOCK_STREAM &&
+			(s.proto == unix.IPPROTO_TCP || s.proto == unix.IPPROTO_MPTCP)
+	},
+	check: checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP,
+}
+
+var kindUDP = &Kind{Name: "UDP socket", Note: "it is a datagram socket of the internet protocols", match: func(d *description) bool {
+	s := d.socket()
+	return s != nil && (s.domain == unix.AF_INET || s.domain == unix.AF_INET6) && s.typ == unix.SOCK_DGRAM
+}}
+
+func tcpState(d *description) (tcprepair.ConnState, error) {
+	i, err := unix.GetsockoptTCPInfo(d.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, fmt.Errorf("TCP_INFO: %w", err)
+	}
+	return tcprepair.ConnState(i.State), nil
+}
+
+// foreign refuses sockets of another network namespace than the tree's.
+func (d *Dumper) foreign(desc *description) []problem {
+	c, err := sock.NetNSCookie(desc.fd)
+	if err != nil {
+		return []problem{{reason: err.Error()}}
+	}
+	if c != d.diag.NetNS() {
+		return []problem{{reason: "it is a socket of another network namespace than that of the first process"}}
+	}
+	return nil
+}
+
+func checkTCP(_ context.Context, dm *Dumper, d *description) []problem {
+	if p := dm.foreign(d); p != nil {
+		return p
+	}
+	if dm.frozen {
+		return nil // Dump finds all else itself
+	}
+	state, err := tcpState(d)
+	switch {
+	case err != nil:
+		return []problem{{reason: err.Error()}}
+	case state == tcprepair.Listen:
+		_, err = tcprepair.SaveListener(d.osFile())
+		var waits *tcprepair.WaitingError
+		if errors.As(err, &waits) {
+			err = nil // by the time of the freeze it will be another number
+		}
+	case state == tcprepair.Closed || state == tcprepair.SynSent || state == tcprepair.SynRecv:
+		// These pass by themselves; if not, Dump says so.
+	case d.sock.proto == unix.IPPROTO_MPTCP:
+		return []problem{{reason: "it is a connection of Multipath TCP", remedy: "make the program use plain TCP for it"}}
+	default:
+		if n, e := unix.GetsockoptString(d.fd, unix.IPPROTO_TCP, unix.TCP_ULP); e == nil && n != "" {
+			return []problem{{reason: "the connection has the upper layer protocol " + n + " in the kernel"}}
+		}
+	}
+	var refused *tcprepair.NotCarriedError
+	if errors.As(err, &refused) {
+		return []problem{{refused.Socket + ": " + refused.What, refused.Remedy}}
+	}
+	if err != nil {
+		return []problem{{reason: err.Error()}}
+	}
+	return nil
+}
+
+func tcpBlob(id uint32) string    { return fmt.Sprintf("tcp-%d", id) }
+func listenBlob(id uint32) string { return fmt.Sprintf("listen-%d", id) }
+
+func dumpTCP(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
+	state, err := tcpState(d)
+	if err != nil {
+		return nil, err
+	}
+	owner, err := r.fown(d)
+	if err != nil {
+		return nil, err
+	}
+	e := &sk_inet.InetSkEntry{Id: proto.Uint32(d.id), Ino: proto.Uint32(uint32(d.stat.Ino)), Family: proto.Uint32(uint32(d.sock.domain)),
+		Type: proto.Uint32(unix.SOCK_STREAM), Proto: proto.Uint32(uint32(d.sock.proto)), State: proto.Uint32(uint32(state)),
+		SrcPort: proto.Uint32(0), DstPort: proto.Uint32(0), Flags: proto.Uint32(uint32(d.flags)), Backlog: proto.Uint32(0), Fown: owner}
+	switch state {
+	case tcprepair.Closed:
+		return nil, fmt.Errorf("the socket is not connected, or its connection has ended and it was not closed yet: %w", ErrBusy)
+	case tcprepair.SynSent, tcprepair.SynRecv:
+		return nil, fmt.Errorf("the socket is connecting (%v): %w", state, ErrBusy)
+	case tcprepair.Listen:
+		err = r.dumpListener(d, e)
+	default:
+		err = r.dumpConnection(d, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &fdinfo.FileEntry{Isk: e}, nil
+}
+
+func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
+	l, err := tcprepair.SaveListener(d.osFile())
+	var waits *tcprepair.WaitingError
+	if errors.As(err, &waits) {
+		return fmt.Errorf("%w: %w", err, ErrBusy)
+	}
+	if err != nil {
+		return notCarried(err)
+	}
+	e.SrcAddr, *e.SrcPort = words(l.Local.Addr()), uint32(l.Local.Port())
+	*e.Backlog = uint32(l.Backlog)
+	e.Opts = bareOptions(l.Buffers, l.ReuseAddr)
+	r.cp.Blobs[listenBlob(d.id)] = sock.EncodeListener(l)
+	return nil
+}
+
+func (r *dump) dumpConnection(d *description, e *sk_inet.InetSkEntry) error {
+	p, err := tcprepair.Pause(d.osFile())
+	if err != nil {
+		return notCarried(err)
+	}
+	r.paused = append(r.paused, pausedConn{conn: p, file: d.osFile()})
+	s, err := p.Save()
+	if err != nil {
+		return notCarried(err)
+	}
+	r.paused[len(r.paused)-1].state = s
+	e.SrcAddr, *e.SrcPort = words(s.Local.Addr()), uint32(s.Local.Port())
+	e.DstAddr, *e.DstPort = words(s.Remote.Addr()), uint32(s.Remote.Port())
+	e.Opts = bareOptions(s.Buffers, s.ReuseAddr)
+	r.cp.Blobs[tcpBlob(d.id)] = sock.EncodeTCP(s)
+	return nil
+}
+
+// notCarried marks the refusals of package tcprepair as such.
+func notCarried(err error) error {
+	var refused *tcprepair.NotCarriedError
+	if errors.As(err, &refused) {
+		return fmt.Errorf("%w: %w", err, ErrNotCarried)
+	}
+	return err
+}
+
+// words are the bytes of an address as the image has them: words in network byte order.
+func words(a netip.Addr) []uint32 {
+	b := a.AsSlice()
+	out := make([]uint32, 0, 4)
+	for ; len(b) >= 4; b = b[4:] {
+		out = append(out, binary.LittleEndian.Uint32(b))
+	}
+	return out
+}
+
+// bareOptions fill what the record requires; the blob has all.
+func bareOptions(b tcprepair.Buffers, reuse bool) *sk_opts.SkOptsEntry {
+	zero := func() *uint64 { return proto.Uint64(0) }
+	return &sk_opts.SkOptsEntry{SoSndbuf: proto.Uint32(b.Send), SoRcvbuf: proto.Uint32(b.Recv), SoSndTmoSec: zero(), SoSndTmoUsec: zero(),
+		SoRcvTmoSec: zero(), SoRcvTmoUsec: zero(), Reuseaddr: proto.Bool(reuse)}
+}
+
+// freshSockets makes all internet sockets of the checkpoint in one visit to the network namespace.
+func (r *Restorer) freshSockets() error {
+	return sock.In(sock.Place{NetNS: r.env.NetNS}, func() error {
+		for _, e := range r.entries() {
+			s := e.Isk
+			if e.GetType() != fdinfo.FdTypes_INETSK {
+				continue
+			}
+			fd, err := unix.Socket(int(s.GetFamily()), int(s.GetType())|unix.SOCK_CLOEXEC, int(s.GetProto()))
+			if err != nil {
+				return r.blame(e, fmt.Errorf("socket of family %d, protocol %d: %w", s.GetFamily(), s.GetProto(), err))
+			}
+			r.fresh[e.GetId()] = r.put(e.GetId(), fd)
+		}
+		return nil
+	})
+}
+
+// openTCP restores listeners, which come before connections on the same port.
+func openTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	if tcprepair.ConnState(e.Isk.GetState()) != tcprepair.Listen {
+		return nil
+	}
+	l, err := sock.DecodeListener(r.cp.Blobs[listenBlob(e.GetId())])
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", listenBlob(e.GetId()), err)
+	}
+	return tcprepair.RestoreListener(r.fresh[e.GetId()], l)
+}
+
+func connectTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	if tcprepair.ConnState(e.Isk.GetState()) == tcprepair.Listen {
+		return nil
+	}
+	s, err := sock.DecodeTCP(r.cp.Blobs[tcpBlob(e.GetId())])
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", tcpBlob(e.GetId()), err)
+	}
+	h, err := tcprepair.Restore(r.fresh[e.GetId()], s)
+	if err != nil {
+		return err
+	}
+	r.held = append(r.held, heldConn{conn: h, state: s})
+	return nil
+}
+
+// A Connection is a TCP connection that moves, for the report.
+type Connection struct {
+	Local, Remote string
+	State         string
+	Unacked       int // bytes written by the program and not acknowledged by the peer
+	Unread        int // bytes received and not read by the program
+}
+
+func connectionOf(s *tcprepair.State) Connection {
+	return Connection{Local: s.Local.String(), Remote: s.Remote.String(), State: s.TCP.String(), Unacked: len(s.SendQueue), Unread: len(s.RecvQueue)}
+}
+
+// Connections tells of the connections that Dump has saved.
+func (d *Dumper) Connections() []Connection {
+	var out []Connection
+	for _, p := range d.paused {
+		if p.state != nil {
+			out = append(out, connectionOf(p.state))
+		}
+	}
+	return out
+}
+
+// States are the connections that Dump has saved, for the delivery of captured frames.
+func (d *Dumper) States() []*tcprepair.State {
+	var out []*tcprepair.State
+	for _, p := range d.paused {
+		if p.state != nil {
+			out = append(out, p.state)
+		}
+	}
+	return out
+}
+
+// Unchanged makes sure that no connection moved on since Dump.
+func (d *Dumper) Unchanged() error {
+	for _, p := range d.paused {
+		if err := p.conn.Unchanged(p.state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Connections tells of the connections that Open has restored.
+func (r *Restorer) Connections() []Connection {
+	var out []Connection
+	for _, h := range r.held {
+		out = append(out, connectionOf(h.state))
+	}
+	return out
+}
+
+// States are the connections that Open has restored.
+func (r *Restorer) States() []*tcprepair.State {
+	var out []*tcprepair.State
+	for _, h := range r.held {
+		out = append(out, h.state)
+	}
+	return out
+}
+
+// heldConn is a restored connection before its release.
+type heldConn struct {
+	conn  *tcprepair.Held
+	state *tcprepair.State
+}
+
+// Recover takes all connections of a tree out of repair that a dead agent has left there. The tree must be stopped. It returns how
+// many there were.
+func (d *Dumper) Recover(ctx context.Context, procs []*engine.Process) (int, error) {
+	if err := d.prepare(procs); err != nil {
+		return 0, err
+	}
+	snap, err := d.collect(ctx, procs, 1)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	var errs []error
+	for _, desc := range snap.list {
+		if desc.kind != kindTCP {
+			continue
+		}
+		if v, err := unix.GetsockoptInt(desc.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR); err != nil || v != unix.TCP_REPAIR_ON {
+			continue
+		}
+		p, err := tcprepair.Pause(desc.osFile())
+		if err == nil {
+			err = p.Resume()
+		}
+		errs = append(errs, err)
+		n++
+	}
+	return n, errors.Join(append(errs, snap.close())...)
+}

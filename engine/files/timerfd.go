@@ -1,0 +1,135 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/timerfd"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/procfs"
+)
+
+// tfdSetTicks is TFD_IOC_SET_TICKS (include/uapi/linux/timerfd.h); it needs CONFIG_CHECKPOINT_RESTORE.
+const tfdSetTicks = 0x40085400
+
+// maxSeconds bounds times from outside; the kernel's own limit is 2^63 ns.
+const maxSeconds = 9_000_000_000
+
+// A timer on CLOCK_MONOTONIC or CLOCK_BOOTTIME, or one set to an instant of the wall clock, is set again to the same
+// instant of the tree's own clock, which goes on at the destination by its time namespace: so it must be set from inside
+// the process. Its record holds the time that was left, as CRIU's does, and a blob holds the instant.
+var kindTimerfd = &Kind{
+	Name: "timerfd", Type: fdinfo.FdTypes_TIMERFD, Carried: true, Note: "with the time left, its interval and the expirations not yet read",
+	match: func(d *description) bool { return d.anon("[timerfd]") },
+	dump:  dumpTimerfd, open: openTimerfd, inside: armTimerfd,
+}
+
+func timerBlob(id uint32) string { return fmt.Sprintf("timerfd-%d", id) }
+
+func dumpTimerfd(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
+	var cur unix.ItimerSpec
+	// Asking makes the kernel bring the count of a periodic timer up to date, which the text below does not (fs/timerfd.c).
+	if err := unix.TimerfdGettime(d.fd, &cur); err != nil {
+		return nil, fmt.Errorf("timerfd_gettime: %w", err)
+	}
+	i, err := d.fdinfo()
+	if err != nil {
+		return nil, err
+	}
+	if i.TimerFD == nil {
+		return nil, fmt.Errorf("its fdinfo tells no time (CONFIG_PROC_FS): %w", ErrNotCarried)
+	}
+	t := i.TimerFD
+	owner, err := r.fown(d)
+	if err != nil {
+		return nil, err
+	}
+	if t.Value != 0 && (steady(t.Clock) || t.Flags&unix.TFD_TIMER_ABSTIME != 0) {
+		now, err := r.clock(t.Clock, d.holders[0].proc.PID)
+		if err != nil {
+			return nil, err
+		}
+		r.cp.Blobs[timerBlob(d.id)] = binary.LittleEndian.AppendUint64(nil, uint64(now)+t.Value)
+	}
+	const second = uint64(time.Second)
+	return &fdinfo.FileEntry{Tfd: &timerfd.TimerfdEntry{Id: proto.Uint32(d.id), Flags: proto.Uint32(uint32(d.flags)), Fown: owner,
+		Clockid: proto.Uint32(uint32(t.Clock)), Ticks: proto.Uint64(t.Ticks), SettimeFlags: proto.Uint32(t.Flags),
+		Vsec: proto.Uint64(t.Value / second), Vnsec: proto.Uint64(t.Value % second),
+		Isec: proto.Uint64(t.Interval / second), Insec: proto.Uint64(t.Interval % second)}}, nil
+}
+
+// steady tells whether nobody can set the clock, so that an instant of it means the same as a time left.
+func steady(clock int) bool {
+	return clock == unix.CLOCK_MONOTONIC || clock == unix.CLOCK_BOOTTIME || clock == unix.CLOCK_BOOTTIME_ALARM
+}
+
+// clock reads a clock as a process of the tree sees it.
+func (r *dump) clock(clock, pid int) (int64, error) {
+	off, err := procfs.Host.ClockOffsets(pid)
+	if err != nil {
+		return 0, fmt.Errorf("time namespace of process %d: %w", pid, err)
+	}
+	ours, err := procfs.Host.ClockOffsets(unix.Getpid())
+	if err != nil {
+		return 0, fmt.Errorf("time namespace of this program: %w", err)
+	}
+	id, delta := int32(unix.CLOCK_REALTIME), time.Duration(0) // the same in all time namespaces
+	switch clock {
+	case unix.CLOCK_MONOTONIC:
+		id, delta = unix.CLOCK_MONOTONIC, off.Monotonic-ours.Monotonic
+	case unix.CLOCK_BOOTTIME, unix.CLOCK_BOOTTIME_ALARM:
+		id, delta = unix.CLOCK_BOOTTIME, off.Boottime-ours.Boottime
+	}
+	var ts unix.Timespec
+	if err := unix.ClockGettime(id, &ts); err != nil {
+		return 0, fmt.Errorf("clock_gettime: %w", err)
+	}
+	return ts.Nano() + int64(delta), nil
+}
+
+func openTimerfd(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	if e.Tfd.GetVsec() > maxSeconds || e.Tfd.GetIsec() > maxSeconds || e.Tfd.GetVnsec() >= 1e9 || e.Tfd.GetInsec() >= 1e9 {
+		return fmt.Errorf("times out of range: %d.%09d s, every %d.%09d s", e.Tfd.GetVsec(), e.Tfd.GetVnsec(), e.Tfd.GetIsec(), e.Tfd.GetInsec())
+	}
+	fd, err := unix.TimerfdCreate(int(e.Tfd.GetClockid()), unix.TFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("timerfd_create of clock %d: %w", e.Tfd.GetClockid(), err)
+	}
+	r.put(e.GetId(), fd)
+	return nil
+}
+
+// armTimerfd arms the timer, and then sets the count, which arming clears.
+func armTimerfd(in *inside, e *fdinfo.FileEntry) error {
+	fd, ok := in.isHome(e.GetId())
+	if !ok {
+		return nil
+	}
+	t := e.Tfd
+	if t.GetVsec() != 0 || t.GetVnsec() != 0 {
+		flags, sec, nsec := t.GetSettimeFlags(), t.GetVsec(), t.GetVnsec()
+		if b := in.r.cp.Blobs[timerBlob(e.GetId())]; len(b) == 8 {
+			at := binary.LittleEndian.Uint64(b)
+			flags, sec, nsec = flags|unix.TFD_TIMER_ABSTIME, at/1e9, at%1e9
+		} else {
+			flags &^= unix.TFD_TIMER_ABSTIME // only the time that was left is known
+		}
+		spec := make([]byte, 0, 32)
+		for _, v := range []uint64{t.GetIsec(), t.GetInsec(), sec, nsec} {
+			spec = binary.LittleEndian.AppendUint64(spec, v)
+		}
+		in.call(fmt.Sprintf("timer of descriptor %d", fd), unix.SYS_TIMERFD_SETTIME, fd, flags, in.batch.Bytes(spec), 0)
+	}
+	if t.GetTicks() != 0 {
+		n := in.batch.Bytes(binary.LittleEndian.AppendUint64(nil, t.GetTicks()))
+		in.call(fmt.Sprintf("expirations of timer %d (CONFIG_CHECKPOINT_RESTORE)", fd), unix.SYS_IOCTL, fd, uint64(tfdSetTicks), n)
+	}
+	return nil
+}
