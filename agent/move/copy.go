@@ -1,0 +1,368 @@
+package move
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	agentapi "migrate/agent/api"
+	"migrate/agent/policy"
+	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/handoff"
+	"migrate/pagexfer"
+)
+
+// A copier is one stretch of copying: from the order to copy, or the end of an attempt, until a freeze or a fault.
+// halt ends it after the round that runs, so that no page is left between tracker and wire.
+type copier struct {
+	halt     chan struct{}
+	halted   sync.Once
+	sender   *pagexfer.Sender
+	progress *progress
+}
+
+func (c *copier) finishRound() { c.halted.Do(func() { close(c.halt) }) }
+
+// converged is what the report of that name says.
+func (c *copier) converged() *clusterapi.Converged {
+	if c == nil {
+		return &clusterapi.Converged{}
+	}
+	f, forced := c.progress.last()
+	return &clusterapi.Converged{PredictedDowntimeMs: ms(f.Blackout), Forced: forced}
+}
+
+const (
+	// keepingUp is the pause between rounds while the leader is asked to switch: short enough that little is left for
+	// the freeze, long enough that the program does not pay for a write fault on each of its pages all the time.
+	keepingUp = 10 * time.Millisecond
+	// hopeless is the pause between rounds that do not converge: the program may get quieter.
+	hopeless = 250 * time.Millisecond
+	// fixedCost is what a blackout is taken to cost beside its pages, until one has been measured.
+	fixedCost = 15 * time.Millisecond
+)
+
+func (s *source) startCopy() error {
+	if s.tree == nil || s.sender == nil {
+		return errors.New("there is no tree or no way to the destination any more")
+	}
+	if s.begun.IsZero() {
+		s.begun = time.Now()
+	}
+	if s.copying == nil {
+		s.copying = &copier{progress: newProgress(s.tree.Tracker())}
+	}
+	// The counters of earlier stretches go on.
+	c := &copier{halt: make(chan struct{}), sender: s.sender, progress: s.copying.progress}
+	s.copying = c
+	s.work.start(s.ctx, func(outer context.Context) {
+		ctx, cancel := context.WithCancel(outer)
+		defer cancel()
+		go func() { // a link that dies between two rounds must not wait for the next one
+			select {
+			case <-c.sender.Failed():
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		var told sync.WaitGroup
+		told.Go(func() { s.tell(ctx, c) })
+		err := s.copy(ctx, c)
+		cancel()
+		told.Wait()
+		if err != nil {
+			s.copyFault(outer, c, err)
+		}
+	})
+	return nil
+}
+
+// copyFault tells the loop that copying has failed. When a freeze already waits for this stretch, the loop cannot take
+// an event, and the freeze finds the failure by itself.
+func (s *source) copyFault(ctx context.Context, c *copier, err error) {
+	if errors.Is(err, errSuperseded) {
+		return
+	}
+	s.view.set(func(v *view) { v.reason = err.Error() })
+	s.log.Warn("copying has failed", "error", err)
+	select {
+	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceFault, Ref: s.id}}:
+	case <-c.halt:
+	case <-ctx.Done():
+	}
+}
+
+// copy sends rounds until it is halted (nil) or cannot go on.
+func (s *source) copy(ctx context.Context, c *copier) error {
+	for {
+		f := policy.Forecast{Decision: policy.Switch, Reason: "everything is sent while the program stands still"}
+		if opts := s.opts(); !opts.stop {
+			if err := s.round(ctx, c); err != nil {
+				return err
+			}
+			f = policy.Decide(c.progress.rounds(), policy.Limits{MaxDowntime: opts.maxDowntime, Fixed: s.fixed()})
+		}
+		wait, err := s.decide(ctx, c, f)
+		if err != nil {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-c.halt:
+			t.Stop()
+			return nil
+		case <-ctx.Done():
+			t.Stop()
+			return s.linkError(ctx)
+		case <-t.C:
+		}
+	}
+}
+
+// linkError is why ctx ended: the page stream's own error says more.
+func (s *source) linkError(ctx context.Context) error {
+	select {
+	case <-s.sender.Failed():
+		_, err := s.sender.Flush(context.WithoutCancel(ctx)) // returns the reason at once
+		return err
+	default:
+		return context.Cause(ctx)
+	}
+}
+
+// decide acts on a forecast and returns how long to wait before the next round.
+func (s *source) decide(ctx context.Context, c *copier, f policy.Forecast) (time.Duration, error) {
+	opts := s.opts()
+	late := time.Since(s.begun) > opts.timeout
+	forced := opts.force && f.Blackout <= opts.hardLimit
+	switch {
+	case f.Decision == policy.Switch:
+		return keepingUp, s.offer(ctx, c, f, false)
+	case (f.Decision == policy.CannotConverge || late) && forced:
+		return keepingUp, s.offer(ctx, c, f, true)
+	case late:
+		return 0, fmt.Errorf("the copy did not come near enough to the program within %v: %s; give a larger --max-downtime or --on-timeout force", opts.timeout, f.Reason)
+	case f.Decision == policy.CannotConverge:
+		c.progress.set(f, false)
+		return hopeless, nil
+	}
+	c.progress.set(f, false)
+	return 0, nil
+}
+
+// offer tells the machine that a switch would keep the bound.
+func (s *source) offer(ctx context.Context, c *copier, f policy.Forecast, forced bool) error {
+	c.progress.set(f, forced)
+	if !c.progress.offerDue() {
+		return nil
+	}
+	o, err := s.peer.measure(ctx, clockExchanges)
+	if err != nil {
+		return err
+	}
+	s.view.set(func(*view) { s.clock = o })
+	select {
+	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceConverged, Ref: s.id}}:
+	default: // the loop is busy, perhaps with the order to switch; the next round offers again
+	}
+	return nil
+}
+
+// fixed estimates what a blackout costs beside its pages.
+func (s *source) fixed() time.Duration {
+	return fixedCost + 4*get(&s.view, func(*view) time.Duration { return s.clock.err })
+}
+
+// round brings the destination's layout up to date, sends what is dirty, and returns when it is written there.
+func (s *source) round(ctx context.Context, c *copier) error {
+	start := time.Now()
+	if err := s.follow(ctx, 0); err != nil {
+		return err
+	}
+	c.progress.begin(s.tree.Resident())
+	stats, err := s.tree.Round(ctx, c.progress.counting(s.sender))
+	if err != nil {
+		return errors.Join(err, s.senderError())
+	}
+	if _, err := s.sender.Flush(ctx); err != nil {
+		return err
+	}
+	c.progress.end(stats, time.Since(start), s.sender.Stats(), false)
+	return nil
+}
+
+func (s *source) senderError() error {
+	select {
+	case <-s.sender.Failed():
+		return s.linkError(context.Background())
+	default:
+		return nil
+	}
+}
+
+// follow sends the layout if it has changed.
+func (s *source) follow(ctx context.Context, attempt uint32) error {
+	l, err := s.tree.Layout(ctx)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(l, s.layout) {
+		return nil
+	}
+	if _, err := s.peer.client.Follow(ctx, &agentapi.FollowRequest{Session: s.session(attempt), Layout: l}); err != nil {
+		return fmt.Errorf("%s could not follow the tree's changes: %w", s.peerNode.GetName(), plain(err))
+	}
+	s.layout = l
+	return nil
+}
+
+// tellEvery is how often progress is told to the cluster.
+const tellEvery = 200 * time.Millisecond
+
+// tell sends progress for people to see until ctx ends.
+func (s *source) tell(ctx context.Context, c *copier) {
+	ticks := time.NewTicker(tellEvery)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ticks.C:
+			s.tellOnce(ctx, c)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *source) tellOnce(ctx context.Context, c *copier) {
+	req := s.link.request(s.id)
+	req.Event = &clusterapi.ReportRequest_Progress{Progress: c.progress.message(c.sender.Stats())}
+	s.link.once(ctx, req)
+}
+
+// progress is the counters of a migration's copying, for the policy and for people.
+type progress struct {
+	mu       sync.Mutex
+	tracker  string
+	done     []*clusterapi.Round
+	policy   []policy.Round
+	forecast policy.Forecast
+	forced   bool
+	offered  time.Time
+	resident uint64 // pages, when the round that runs began
+	pages    uint64 // of the round that runs
+	rate     float64
+	bytes    uint64 // on the wire, when the round that runs began
+	started  time.Time
+}
+
+func newProgress(tracker string) *progress { return &progress{tracker: tracker} }
+
+func (p *progress) begin(resident uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resident, p.pages, p.started = resident, 0, time.Now()
+}
+
+func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals, final bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sent := totals.WireBytes - p.bytes
+	p.bytes = totals.WireBytes
+	r := &clusterapi.Round{N: uint32(len(p.done) + 1), Pages: st.Pages, ZeroPages: st.ZeroPages, BytesSent: sent, Ms: ms(took), Final: final}
+	if st.DirtyAfter > 0 {
+		r.DirtyPagesAfter = uint64(st.DirtyAfter)
+	}
+	if n := len(p.done); n > 0 && p.done[n-1].DirtyPagesAfter == 0 {
+		p.done[n-1].DirtyPagesAfter = st.Pages + st.ZeroPages // what this round found had been left by the one before
+	}
+	p.done = append(p.done, r)
+	if len(p.done) > maxRounds {
+		p.done = append(p.done[:1], p.done[2:]...) // the first tells how large the tree was
+	}
+	if took > 0 {
+		p.rate = float64(sent) / took.Seconds()
+	}
+	if !final {
+		p.policy = append(p.policy, policy.Round{Pages: st.Pages, ZeroPages: st.ZeroPages, Took: took, Scan: st.Scan, DirtyAfter: st.DirtyAfter})
+	}
+}
+
+// maxRounds bounds the rounds that are told: while a switch is waited for there are a hundred small ones a second.
+const maxRounds = 100
+
+func (p *progress) rounds() []policy.Round {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.policy
+}
+
+func (p *progress) set(f policy.Forecast, forced bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.forecast, p.forced = f, forced
+}
+
+func (p *progress) last() (policy.Forecast, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.forecast, p.forced
+}
+
+// offerAgain is how long to wait for the leader's answer before saying again that a switch is possible.
+const offerAgain = time.Second
+
+func (p *progress) offerDue() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.offered) < offerAgain {
+		return false
+	}
+	p.offered = time.Now()
+	return true
+}
+
+// message is the progress as the API has it.
+func (p *progress) message(totals pagexfer.Totals) *clusterapi.Progress {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := &clusterapi.Progress{
+		Rounds: append([]*clusterapi.Round(nil), p.done...), PagesSent: totals.Pages, BytesSent: totals.WireBytes,
+		DirtyPagesPerSecond: p.forecast.DirtyPerSecond, PredictedDowntimeMs: ms(p.forecast.Blackout), Tracker: p.tracker,
+		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages,
+	}
+	expected := p.forecast.Pages
+	if len(p.done) == 0 {
+		expected = p.resident
+	}
+	if expected > p.pages {
+		m.PagesRemaining = expected - p.pages
+		m.RoundFraction = float64(p.pages) / float64(expected)
+	}
+	if d := time.Since(p.started); len(p.done) == 0 && d > 0 {
+		m.BytesPerSecond = float64(totals.WireBytes) / d.Seconds()
+	}
+	return m
+}
+
+// counting is sink, counted.
+func (p *progress) counting(sink PageSink) PageSink { return countingSink{sink, p} }
+
+type countingSink struct {
+	PageSink
+	p *progress
+}
+
+func (c countingSink) Send(ctx context.Context, space uint32, runs []pagexfer.Run, data []byte) error {
+	var n uint64
+	for _, r := range runs {
+		n += uint64(r.Pages)
+	}
+	err := c.PageSink.Send(ctx, space, runs, data)
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.p.pages += n
+	return err
+}

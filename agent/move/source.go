@@ -1,0 +1,346 @@
+package move
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	agentapi "migrate/agent/api"
+	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/handoff"
+	"migrate/pagexfer"
+)
+
+// source is the hands of a source: the tree, its port, the way to the destination.
+type source struct {
+	m    *Manager
+	log  *slog.Logger
+	loop *loop[handoff.Source, handoff.SourceEvent]
+	link *link
+	ctx  context.Context // of everything that outlives one action; ends with the Manager
+
+	id   handoff.Ref // incarnation, migration, instance; never changes
+	rec  Record      // as it is on disk
+	file *file
+
+	workload     string
+	spec         *agentapi.WorkloadSpec
+	peerNode     *agentapi.NodeInfo
+	peerInstance uint64
+	options      options // of the loop's goroutine; tasks read them under view.mu
+	begun        time.Time
+
+	// Of the loop's goroutine, and of the task that runs.
+	tree       Source // nil after a restart of the agent
+	held       Held   // the tree, or what was adopted after a restart
+	port       Port
+	peer       *peerLink
+	sender     *pagexfer.Sender
+	frames     *forwarder
+	work       task
+	copying    *copier
+	layout     []byte // as the destination knows it
+	neighbours []byte
+	clock      offset // of the destination's monotonic clock
+	frozen     time.Duration
+	bound      time.Duration // of the attempt
+	stopped    time.Time     // zero while the tree runs
+	// stoppedAt is the same instant on CLOCK_MONOTONIC.
+	stoppedAt time.Duration
+	view      view
+}
+
+func (s *source) session(k uint32) *agentapi.Session {
+	return &agentapi.Session{Incarnation: s.id.Incarnation, Migration: s.id.Migration, Attempt: k,
+		SourceInstance: s.id.Instance, DestinationInstance: s.peerInstance}
+}
+
+// do carries out one action of the machine.
+func (s *source) do(ctx context.Context, a handoff.Action, next handoff.Source) error {
+	switch a.Kind {
+	case handoff.ActPersist:
+		return s.persist(next)
+	case handoff.ActReport:
+		s.report(a)
+	case handoff.ActAsk:
+		s.link.ask(s.ctx, a.Ref.Migration, s.asking)
+	case handoff.ActBuild:
+		s.work.start(s.ctx, s.build)
+	case handoff.ActCopy:
+		return s.startCopy()
+	case handoff.ActFreeze:
+		return s.freeze(ctx)
+	case handoff.ActFinish:
+		k := a.Ref.Attempt
+		s.work.start(s.ctx, func(ctx context.Context) { s.finish(ctx, k) })
+	case handoff.ActThaw:
+		return s.thaw(ctx)
+	case handoff.ActStop:
+		return s.stop()
+	case handoff.ActHold:
+		s.log.Info("the other copy has the ownership; this one stays stopped")
+	case handoff.ActDestroy:
+		return s.destroy(ctx)
+	default:
+		return fmt.Errorf("the source has no action %v", a)
+	}
+	return nil
+}
+
+// failed: before its vote, what goes wrong while the tree is to be copied or frozen ends the attempt by a fault. What
+// the log has ordered is done again until it is done.
+func (s *source) failed(ev handoff.SourceEvent, a handoff.Action, next handoff.Source, err error) (handoff.SourceEvent, verdict) {
+	fault := handoff.SourceEvent{Kind: handoff.SourceFault, Ref: next.Ref}
+	starts := ev.Kind == handoff.SourceOrdered &&
+		(ev.Order == handoff.OrderPrepareSource || ev.Order == handoff.OrderCopy || ev.Order == handoff.OrderSwitch)
+	switch {
+	case starts:
+		s.view.set(func(v *view) { v.reason = err.Error() })
+		return fault, feed
+	case ev.Kind == handoff.SourceFault && a.Kind == handoff.ActPersist:
+		// No vote has left, so the tree runs whatever the disk says: a restarted agent that finds `may-have-voted`
+		// and a running tree concludes the same.
+		return fault, ignore
+	case a.Kind == handoff.ActStop:
+		return fault, ignore // what was not closed in order ends with the agent
+	}
+	return fault, again
+}
+
+func (s *source) settled(st handoff.Source) {
+	s.m.settled(s.id, handoff.RoleSource, s.over(st))
+}
+
+// over says that the machine is in a final state: the table keeps it until the cluster has closed the migration.
+func (s *source) over(st handoff.Source) bool {
+	return st.Phase == handoff.SourceRunning || st.Phase == handoff.SourceReleased || st.Phase == handoff.SourceLost
+}
+
+// asking is called by the asking task; the state is read through the loop's last settled phase.
+func (s *source) asking() bool {
+	switch s.m.phaseOfSource(s.id) {
+	case handoff.SourceVoted, handoff.SourceUndecided, handoff.SourceHeld, handoff.SourceFailed:
+		return true
+	}
+	return false
+}
+
+func (s *source) fault(ctx context.Context, err error) {
+	if errors.Is(err, errSuperseded) || errors.Is(err, errStopped) {
+		return
+	}
+	s.view.set(func(v *view) { v.reason = err.Error() })
+	s.log.Warn("the source cannot go on", "error", err)
+	s.loop.post(ctx, handoff.SourceEvent{Kind: handoff.SourceFault, Ref: s.id})
+}
+
+// persist writes the machine's disk, with what is needed to find the tree again.
+func (s *source) persist(next handoff.Source) error {
+	rec := s.rec
+	rec.Source = next.Disk
+	if s.tree != nil {
+		rec.Handle = s.tree.Handle()
+	}
+	if s.file == nil {
+		f, err := create(recordPath(s.m.cfg.Dir, next.Disk.Ref, handoff.RoleSource))
+		if err != nil {
+			return err
+		}
+		s.file = f
+	}
+	if err := s.file.write(&rec); err != nil {
+		return err
+	}
+	s.rec = rec // read by the loop's goroutine only
+	return nil
+}
+
+func (s *source) report(a handoff.Action) {
+	req := s.link.request(a.Ref)
+	frozenMS := ms(get(&s.view, func(v *view) time.Duration { return v.frozen }))
+	reason := get(&s.view, func(v *view) string { return v.reason })
+	switch a.Report {
+	case handoff.ReportPrepared:
+		req.Event = &clusterapi.ReportRequest_Prepared{Prepared: &clusterapi.Prepared{Pid: int32(s.rec.Handle.PID)}}
+	case handoff.ReportConverged:
+		// Said once per event; the copy says it again while it is true.
+		c := s.copying.converged()
+		req.Event = &clusterapi.ReportRequest_Converged{Converged: c}
+		s.m.tasks.Go(func() { s.link.once(s.ctx, req) })
+		return
+	case handoff.ReportVote:
+		req.Event = &clusterapi.ReportRequest_Vote{Vote: &clusterapi.Vote{Hash: []byte(a.Hash)}}
+	case handoff.ReportAttemptEnded:
+		req.Event = &clusterapi.ReportRequest_AttemptEnded{AttemptEnded: &clusterapi.AttemptEnded{Reason: reason, FrozenMs: frozenMS}}
+	case handoff.ReportFailed:
+		req.Event = &clusterapi.ReportRequest_Failed{Failed: &clusterapi.Failed{Reason: reason, FrozenMs: frozenMS}}
+	case handoff.ReportConfirmed:
+		req.Event = &clusterapi.ReportRequest_Confirmed{Confirmed: &clusterapi.Confirmed{FrozenMs: frozenMS}}
+	case handoff.ReportReleased:
+		req.Event = &clusterapi.ReportRequest_Released{Released: &clusterapi.Released{}}
+	case handoff.ReportLostCopy:
+		req.Event = &clusterapi.ReportRequest_LostCopy{LostCopy: &clusterapi.LostCopy{Reason: reason, Ran: a.Ran}}
+	default:
+		s.log.Error("a report that the protocol has no message for", "report", a.Report.String())
+		return
+	}
+	s.link.say(a.String()+string(a.Hash), req)
+}
+
+// build claims nothing: the claim is durable by now. It checks the tree, has the skeleton made, and dials the pages.
+func (s *source) build(ctx context.Context) {
+	if err := s.prepare(ctx); err != nil {
+		s.fault(ctx, err)
+		return
+	}
+	s.loop.post(ctx, handoff.SourceEvent{Kind: handoff.SourceSkeleton, Ref: s.id})
+}
+
+// prepareTime bounds the building of a skeleton; what takes longer is a peer that is gone.
+const prepareTime = 60 * time.Second
+
+func (s *source) prepare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, prepareTime)
+	defer cancel()
+	obstacles, err := s.tree.Obstacles(ctx)
+	if err != nil {
+		return err
+	}
+	if len(obstacles) > 0 {
+		return fmt.Errorf("%d obstacles, the first: %v", len(obstacles), obstacles[0])
+	}
+	if s.peer, err = dialPeer(ctx, s.m.cfg.Peers, s.peerNode); err != nil {
+		return err
+	}
+	if s.clock, err = s.peer.measure(ctx, clockExchanges); err != nil {
+		return err
+	}
+	clocks, err := s.m.cfg.Host.Clocks(ctx, s.tree.Handle())
+	if err != nil {
+		return err
+	}
+	clocks.At += s.clock.theirs()
+	extra, err := json.Marshal(clocks)
+	if err != nil {
+		return err
+	}
+	if err := s.tree.Track(ctx); err != nil {
+		return fmt.Errorf("tracking the tree's writes: %w", err)
+	}
+	if s.layout, err = s.tree.Layout(ctx); err != nil {
+		return err
+	}
+	opts := s.opts()
+	reply, err := s.peer.client.Prepare(ctx, &agentapi.PrepareRequest{Session: s.session(0), Layout: s.layout,
+		Streams: opts.streams, Compress: opts.codec.String(), Extra: extra})
+	if err != nil {
+		return fmt.Errorf("%s could not prepare the copy: %w", s.peerNode.GetName(), plain(err))
+	}
+	if o := reply.GetObstacles(); len(o) > 0 {
+		return fmt.Errorf("%s cannot take the copy: %s: %s", s.peerNode.GetName(), o[0].GetWhere(), o[0].GetReason())
+	}
+	conns, err := pagexfer.Dial(ctx, s.peer.dialPages(reply.GetPagesAddress()), int(opts.streams), reply.GetToken())
+	if err != nil {
+		return err
+	}
+	s.sender = pagexfer.NewSender(conns, pagexfer.Options{Codec: opts.codec, Bandwidth: opts.bandwidth})
+	return nil
+}
+
+// thaw ends whatever holds the tree still. Frames that were captured meanwhile are given back to it.
+func (s *source) thaw(ctx context.Context) error {
+	s.work.stop(errSuperseded)
+	if s.held == nil || s.tree != nil && s.stopped.IsZero() {
+		return nil // it was never stopped
+	}
+	if err := s.held.Thaw(ctx); err != nil {
+		return fmt.Errorf("letting the tree run: %w", err)
+	}
+	if !s.stopped.IsZero() {
+		s.frozen += time.Since(s.stopped)
+		s.stopped = time.Time{}
+		s.view.set(func(v *view) { v.frozen = s.frozen })
+	}
+	if s.port == nil {
+		return nil
+	}
+	return s.reopen()
+}
+
+// reopen connects the tree again: what it sends leaves, what was captured goes in first, in order.
+func (s *source) reopen() error {
+	err := s.port.OpenEgress()
+	if frames := s.frames.close(); err == nil && len(frames) > 0 {
+		_, err = s.port.Deliver(frames)
+	}
+	s.frames = nil
+	if err := errors.Join(err, s.port.OpenIngress()); err != nil {
+		return fmt.Errorf("opening the tree's port: %w", err)
+	}
+	return nil
+}
+
+// stop ends the copying for good, and with it the tracking and the connections.
+func (s *source) stop() error {
+	s.work.stop(errSuperseded)
+	s.frames.close()
+	var errs []error
+	if s.port != nil && s.stopped.IsZero() {
+		errs = append(errs, s.port.Disarm())
+	}
+	if s.sender != nil {
+		if err := s.sender.Close(); err != nil {
+			s.log.Debug("the page stream had failed", "error", err)
+		}
+		s.sender = nil
+	}
+	if s.peer != nil {
+		s.peer.giveUp(s.ctx, s.session(0), get(&s.view, func(v *view) string { return v.reason }))
+		errs = append(errs, s.peer.close())
+		s.peer = nil
+	}
+	if s.tree != nil {
+		errs = append(errs, s.tree.Close())
+		s.tree = nil // held stays: the tree can still be let go
+	}
+	return errors.Join(errs...)
+}
+
+// destroy ends the named copy, which the log shows to have been replaced.
+func (s *source) destroy(ctx context.Context) error {
+	s.work.stop(errSuperseded)
+	s.frames.close()
+	if s.held != nil {
+		if err := s.held.Destroy(ctx); err != nil {
+			return fmt.Errorf("destroying the copy that has moved away: %w", err)
+		}
+		s.held = nil
+	}
+	return s.stop()
+}
+
+// opts returns the options as they are now.
+func (s *source) opts() options { return get(&s.view, func(*view) options { return s.options }) }
+
+// retune changes them.
+func (s *source) retune(o *agentapi.MoveOptions) {
+	s.view.set(func(*view) { s.options = s.options.retuned(o) })
+	if s.sender != nil {
+		s.sender.SetBandwidth(s.opts().bandwidth)
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func specJSON(spec *agentapi.WorkloadSpec) []byte {
+	b, err := protojson.Marshal(spec)
+	if err != nil {
+		return nil // strings that are not UTF-8 do not get through gRPC in the first place
+	}
+	return b
+}
