@@ -206,29 +206,34 @@ func (m *Manager) newSource(ctx context.Context, req *agentapi.OrderRequest, ref
 		}
 	}
 	mv := &move{source: s, workload: req.GetWorkload(), id: ref, pids: s.rec.Handle.PIDs}
-	if err := m.add(mv); err != nil {
+	if err := m.startSource(mv); err != nil {
 		if s.tree != nil {
 			err = errors.Join(err, s.tree.Close())
 		}
 		return nil, err
 	}
-	m.startSource(mv)
 	return mv, nil
 }
 
-func (m *Manager) startSource(mv *move) {
+// startSource puts the move into the table and starts its loop.
+func (m *Manager) startSource(mv *move) error {
 	s := mv.source
 	s.ctx, mv.cancel = context.WithCancel(m.ctx)
 	s.loop = newLoop(s.log, hands[handoff.Source, handoff.SourceEvent](s), m.failpoint("source"))
 	s.link = newLink(&m.cfg, s.log, handoff.RoleSource, s.rec.Epoch, func(ctx context.Context, order handoff.OrderKind, ref handoff.Ref) {
 		s.loop.post(ctx, handoff.SourceEvent{Kind: handoff.SourceOrdered, Order: order, Ref: ref})
 	})
+	if err := m.add(mv); err != nil {
+		mv.cancel()
+		return err
+	}
 	m.tasks.Go(func() {
 		s.loop.run(s.ctx)
 		s.work.stop(errStopped)
 		s.link.asked.stop(errStopped)
 	})
 	m.tasks.Go(func() { s.link.run(s.ctx) })
+	return nil
 }
 
 // openTree finds the tree of the copy, without touching it, and takes over what the order says.
@@ -289,10 +294,9 @@ func (m *Manager) orderDestination(ctx context.Context, req *agentapi.OrderReque
 			d.rec.Handle.Spec = specJSON(d.spec)
 		}
 		mv = &move{destination: d, workload: req.GetWorkload(), id: ref}
-		if err := m.add(mv); err != nil {
+		if err := m.startDestination(mv); err != nil {
 			return err
 		}
-		m.startDestination(mv)
 	}
 	err := mv.destination.loop.call(ctx, handoff.DestinationEvent{Kind: handoff.DestinationOrdered, Order: kind, Ref: ref})
 	if err != nil && m.phaseOfDestination(mv.id) == handoff.DestinationIdle {
@@ -301,19 +305,25 @@ func (m *Manager) orderDestination(ctx context.Context, req *agentapi.OrderReque
 	return err
 }
 
-func (m *Manager) startDestination(mv *move) {
+// startDestination puts the move into the table and starts its loop.
+func (m *Manager) startDestination(mv *move) error {
 	d := mv.destination
 	d.ctx, mv.cancel = context.WithCancel(m.ctx)
 	d.loop = newLoop(d.log, hands[handoff.Destination, handoff.DestinationEvent](d), m.failpoint("destination"))
 	d.link = newLink(&m.cfg, d.log, handoff.RoleDestination, d.rec.Epoch, func(ctx context.Context, order handoff.OrderKind, ref handoff.Ref) {
 		d.loop.post(ctx, handoff.DestinationEvent{Kind: handoff.DestinationOrdered, Order: order, Ref: ref})
 	})
+	if err := m.add(mv); err != nil {
+		mv.cancel()
+		return err
+	}
 	m.tasks.Go(func() {
 		d.loop.run(d.ctx)
 		d.work.stop(errStopped)
 		d.link.asked.stop(errStopped)
 	})
 	m.tasks.Go(func() { d.link.run(d.ctx) })
+	return nil
 }
 
 func (m *Manager) failpoint(role string) func(string) {
@@ -374,10 +384,9 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 			s.stopped = time.Now() // for what is left of it
 		}
 		mv := &move{source: s, workload: rec.Workload, id: id, pids: rec.Handle.PIDs}
-		if err := m.add(mv); err != nil {
+		if err := m.startSource(mv); err != nil {
 			return err
 		}
-		m.startSource(mv)
 		ev := handoff.SourceEvent{Kind: handoff.SourceRecovered, Disk: rec.Source, Frozen: frozen}
 		if rebooted {
 			ev.Kind = handoff.SourceRebooted
@@ -388,10 +397,9 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	d := &destination{m: m, id: id, epoch: rec.Epoch, peer: rec.PeerInstance, log: log, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, arriving: newFrames()}
 	d.view.reason = "the agent of the destination was restarted"
 	mv := &move{destination: d, workload: rec.Workload, id: id}
-	if err := m.add(mv); err != nil {
+	if err := m.startDestination(mv); err != nil {
 		return err
 	}
-	m.startDestination(mv)
 	ev := handoff.DestinationEvent{Kind: handoff.DestinationRecovered, Disk: rec.Destination, Whole: whole}
 	if rebooted {
 		ev.Kind = handoff.DestinationRebooted

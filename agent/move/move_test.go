@@ -24,10 +24,12 @@ func TestAMove(t *testing.T) {
 			t.Errorf("page 0x%x was not written", i)
 		}
 	}
+	w.await("connected", func(handoff.Record) bool { return slices.Contains(w.trace, "destination open ingress") })
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	inOrder(t, w.trace, "destination build", "source round", "log start-switch", "source arm", "source shut ingress", "source freeze",
 		"source final", "source shut egress", "destination neighbours n", "destination finish", "log commit", "destination open egress",
 		"destination release", "destination thaw", "log resumed", "source destroy", "log released")
-	w.await("connected", func(handoff.Record) bool { return slices.Contains(w.trace, "destination open ingress") })
 	inOrder(t, w.trace, "destination release", "destination announce", "destination deliver frame", "destination open ingress")
 	if d := w.last["Resumed"].GetResumed(); d.GetDowntimeMs() <= 0 || d.GetDowntimeMs() > 2000 || d.GetPid() != 200 || len(d.GetConnections()) != 1 {
 		t.Errorf("resumed %v", d)
@@ -88,7 +90,7 @@ func TestAFailedAttemptThawsAndIsTriedAgain(t *testing.T) {
 			h := w.hosts[handoff.RoleSource]
 			h.fail[step] = errors.New("it broke")
 			ended := make(chan struct{}, 1)
-			h.points = func(p string) {
+			h.points = func(p string) { // set before anything runs
 				if strings.HasPrefix(p, "source.report attempt-ended") && strings.HasSuffix(p, ".before") {
 					w.mu.Lock()
 					delete(h.fail, step)
@@ -110,6 +112,8 @@ func TestAFailedAttemptThawsAndIsTriedAgain(t *testing.T) {
 			}
 			w.awaitPhase(handoff.PhaseReleased)
 			if step != "freeze" {
+				w.mu.Lock()
+				defer w.mu.Unlock()
 				inOrder(t, w.trace, "source shut ingress", "source thaw", "source open egress", "source deliver frame", "source open ingress")
 			}
 		})
@@ -212,7 +216,9 @@ func restartAt(t *testing.T, point string) {
 	tr := w.trees[h.instance()]
 	w.mu.Unlock()
 	h.tracerDies(tr)
+	w.mu.Lock()
 	h.points = nil
+	w.mu.Unlock()
 	h.start()
 	for range 1500 {
 		w.feed(handoff.LeaderEvent{Kind: handoff.LeaderRedrive})

@@ -83,26 +83,32 @@ func newWorld(t *testing.T) *world {
 }
 
 func (h *host) start() {
-	var err error
-	if h.listen, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	listen, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
 		h.w.t.Fatal(err)
 	}
-	if h.control, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	control, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
 		h.w.t.Fatal(err)
 	}
-	h.m, err = New(Config{Node: h.name, BootID: h.boot, Dir: h.dir, PagesAddress: h.listen.Addr().String(), Host: h, Cluster: h.w,
+	m, err := New(Config{Node: h.name, BootID: h.boot, Dir: h.dir, PagesAddress: listen.Addr().String(), Host: h, Cluster: h.w,
 		Peers: h, Log: slog.New(slog.NewTextHandler(h.w.t.Output(), nil)).With("host", h.name), Failpoint: func(p string) {
-			if h.points != nil {
-				h.points(p)
+			h.w.mu.Lock()
+			points := h.points
+			h.w.mu.Unlock()
+			if points != nil {
+				points(p)
 			}
 		}})
 	if err != nil {
 		h.w.t.Fatal(err)
 	}
-	h.server = grpc.NewServer()
-	agentapi.RegisterPeerServer(h.server, h.m.Peer())
-	m, l := h.m, h.listen
-	go func() { _ = h.server.Serve(h.control) }()
+	server, l := grpc.NewServer(), listen
+	agentapi.RegisterPeerServer(server, m.Peer())
+	h.w.mu.Lock()
+	h.m, h.listen, h.control, h.server = m, listen, control, server
+	h.w.mu.Unlock()
+	go func() { _ = server.Serve(control) }()
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -186,8 +192,7 @@ func (w *world) feedLocked(ev handoff.LeaderEvent) {
 				w.feedLocked(handoff.LeaderEvent{Kind: handoff.LeaderApplied, Record: rec})
 			}
 		case handoff.ActOrder:
-			h := w.hosts[a.Role]
-			m := h.m
+			m := w.hosts[a.Role].m
 			go m.Order(m.ctx, w.order(a))
 		case handoff.ActAnswer:
 			if w.waiting != nil {
@@ -477,7 +482,9 @@ func (s *fakeSkeleton) WritePages(_ uint32, addr uint64, data []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tr.pages[addr] = data[0]
-	return s.tr.w.hosts[handoff.RoleDestination].fail["write"]
+	s.tr.w.mu.Lock()
+	defer s.tr.w.mu.Unlock()
+	return s.tr.host.fail["write"]
 }
 func (s *fakeSkeleton) ZeroPages(uint32, uint64, uint32) error { return nil }
 func (s *fakeSkeleton) Follow(_ context.Context, layout []byte) error {
@@ -500,21 +507,28 @@ func (s *fakeSkeleton) Connections() []*clusterapi.Connection {
 	return []*clusterapi.Connection{{Local: "a"}}
 }
 
-// fakePort notes what is done to it, and captures one frame.
+// fakePort notes what is done to it, and captures one frame while it is shut.
 type fakePort struct {
-	h     *host
-	taken bool
-	shut  bool
+	h        *host
+	mu       sync.Mutex
+	captured bool
 }
 
 func (p *fakePort) Arm(context.Context) error { return p.h.err("arm") }
-func (p *fakePort) ShutIngress() error        { p.shut = true; return p.h.err("shut ingress") }
-func (p *fakePort) ShutEgress() error         { return p.h.err("shut egress") }
+func (p *fakePort) ShutIngress() error {
+	p.mu.Lock()
+	p.captured = true
+	p.mu.Unlock()
+	return p.h.err("shut ingress")
+}
+func (p *fakePort) ShutEgress() error { return p.h.err("shut egress") }
 func (p *fakePort) Take() ([][]byte, error) {
-	if p.taken || !p.shut {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.captured {
 		return nil, nil
 	}
-	p.taken = true
+	p.captured = false
 	return [][]byte{[]byte("frame")}, nil
 }
 func (p *fakePort) Neighbours(context.Context) ([]byte, error) { return []byte("n"), nil }
@@ -525,7 +539,12 @@ func (p *fakePort) OpenEgress() error { return p.h.err("open egress") }
 func (p *fakePort) Deliver(f [][]byte) (int, error) {
 	return len(f), p.h.err("deliver " + string(f[0]))
 }
-func (p *fakePort) DeliverPackets([][]byte) error                    { return nil }
-func (p *fakePort) OpenIngress() error                               { return p.h.err("open ingress") }
+func (p *fakePort) DeliverPackets([][]byte) error { return nil }
+func (p *fakePort) OpenIngress() error {
+	if f, _ := p.Take(); len(f) > 0 {
+		_, _ = p.Deliver(f)
+	}
+	return p.h.err("open ingress")
+}
 func (p *fakePort) Announce(context.Context, ...time.Duration) error { return p.h.err("announce") }
 func (p *fakePort) Disarm() error                                    { return nil }
