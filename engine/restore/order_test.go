@@ -104,13 +104,13 @@ func TestBuildOrderGivesBackWhatForksMade(t *testing.T) {
 }
 
 // world is a kernel's view of processes, sessions and groups.
-type world map[int]*task
+type world map[int]*node
 
-type task struct{ pid, ppid, sid, pgid int }
+type node struct{ pid, ppid, sid, pgid int }
 
 func (w world) fork(parent, pid int) {
 	p := w[parent]
-	w[pid] = &task{pid: pid, ppid: parent, sid: p.sid, pgid: p.pgid}
+	w[pid] = &node{pid: pid, ppid: parent, sid: p.sid, pgid: p.pgid}
 }
 
 func (w world) setsid(pid int) {

@@ -12,7 +12,9 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 
 	"migrate/engine"
+	"migrate/engine/files"
 	"migrate/engine/images"
+	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/ptrace"
 	"migrate/engine/remote"
@@ -24,6 +26,8 @@ type Env struct {
 	// a helper whose own parent is to be theirs.
 	Parent  int
 	Sibling bool
+	// SetUp, if not nil, completes the namespaces of the tree, by calls in Parent.
+	SetUp func(context.Context, remote.Caller) error
 	// Cgroup holds the tree; Hold freezes it.
 	Cgroup *ns.Cgroup
 	// External are open files that stand for descriptors of the tree that lead to the host, by the name that the dump
@@ -43,6 +47,7 @@ type Skeleton struct {
 	procs  map[int]*process // by the id that the tree knows
 	order  []int            // parents before children
 	state  state
+	files  *files.Restorer
 
 	shared     map[uint64]*os.File // objects of shared anonymous memory, by shmid
 	sharedSize map[uint64]uint64
@@ -73,6 +78,7 @@ type process struct {
 	trap    *remote.Trap         // of the leader
 	threads map[int]*remote.Trap // of the others, by the id that the tree knows
 	space   *images.Space        // as it was last built
+	writer  *mem.Writer          // of its private memory
 
 	sessionDone bool
 	groupDone   int
@@ -92,6 +98,11 @@ func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, 
 	if s.parent, err = remote.InstallStub(ctx, s.tracer, env.Parent, 0); err != nil {
 		return nil, fmt.Errorf("borrowing the parent of the tree (pid %d): %w", env.Parent, err)
 	}
+	if env.SetUp != nil {
+		if err := env.SetUp(ctx, s.parent); err != nil {
+			return nil, err
+		}
+	}
 	return s, s.Follow(ctx, layout)
 }
 
@@ -104,16 +115,16 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 		return err
 	}
 	s.measureShared(layout)
-	files := make(map[uint32]*fdinfo.FileEntry, len(layout.Files))
+	mapped := make(map[uint32]*fdinfo.FileEntry, len(layout.Files))
 	for _, f := range layout.Files {
-		files[f.GetId()] = f
+		mapped[f.GetId()] = f
 	}
 	for _, space := range layout.Spaces {
 		p := s.procs[int(space.PID)]
 		if p == nil {
 			return fmt.Errorf("layout: the address space of process %d, which is not in the tree", space.PID)
 		}
-		if err := s.followSpace(ctx, p, space, files); err != nil {
+		if err := s.followSpace(ctx, p, space, mapped); err != nil {
 			return fmt.Errorf("process %d: %w", space.PID, err)
 		}
 	}
@@ -125,34 +136,38 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	return nil
 }
 
-// WritePages puts pages into the address space of the process with the id space. It implements the sink of a page stream.
+// WritePages puts pages into the address space of a process. It implements the sink of a page stream.
 func (s *Skeleton) WritePages(space uint32, addr uint64, data []byte) error {
-	p := s.procs[int(space)]
-	if p == nil {
-		return fmt.Errorf("pages for process %d, which is not in the tree", space)
+	w, err := s.writer(space)
+	if err != nil {
+		return err
 	}
-	return p.trap.Memory().Write(remote.Addr(addr), data)
+	return w.WritePages(addr, data)
 }
-
-// zeros is what ZeroPages writes.
-var zeros [256 << 10]byte
 
 // ZeroPages makes n pages from addr on read as zero.
 func (s *Skeleton) ZeroPages(space uint32, addr uint64, n uint32) error {
-	for left := uint64(n) * pageSize; left > 0; {
-		chunk := min(left, uint64(len(zeros)))
-		if err := s.WritePages(space, addr, zeros[:chunk]); err != nil {
-			return err
-		}
-		addr, left = addr+chunk, left-chunk
+	w, err := s.writer(space)
+	if err != nil {
+		return err
 	}
-	return nil
+	return w.ZeroPages(addr, n)
+}
+
+func (s *Skeleton) writer(space uint32) (*mem.Writer, error) {
+	if p := s.procs[int(space)]; p != nil && p.writer != nil {
+		return p.writer, nil
+	}
+	return nil, fmt.Errorf("pages for process %d, which is not in the tree", space)
 }
 
 // Destroy ends the tree and gives back all that was borrowed. It may be called in any state but running, and again.
 func (s *Skeleton) Destroy(ctx context.Context) error {
 	if s.state == running {
 		return fmt.Errorf("destroying: %w: %v", ErrState, s.state)
+	}
+	if s.state == held {
+		return s.destroyHeld(ctx)
 	}
 	var errs []error
 	for _, pid := range slices.Backward(s.order) {
@@ -164,10 +179,25 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 		errs = append(errs, s.end(ctx, p))
 	}
 	errs = append(errs, s.closeShared())
+	if s.files != nil {
+		errs = append(errs, s.files.Drop())
+	}
 	if s.parent != nil {
 		errs = append(errs, giveBack(ctx, s.parent))
 		s.parent = nil
 	}
 	s.state = gone
 	return errors.Join(append(errs, s.tracer.Close())...)
+}
+
+// destroyHeld ends a tree that is no longer traced but frozen.
+func (s *Skeleton) destroyHeld(ctx context.Context) error {
+	if err := s.env.Cgroup.Kill(); err != nil {
+		return err
+	}
+	if err := s.env.Cgroup.Empty(ctx); err != nil {
+		return err
+	}
+	s.state = gone
+	return errors.Join(s.files.Drop(), s.tracer.Close())
 }

@@ -27,8 +27,8 @@ import (
 	"migrate/engine/remote"
 )
 
-// layoutOf describes a process as far as this package's tests need it.
-func layoutOf(t *testing.T, pid int, vpid uint32, threads ...uint32) *images.Layout {
+// layoutOfProcess describes a process as far as this package's tests need it.
+func layoutOfProcess(t *testing.T, pid int, vpid uint32, threads ...uint32) *images.Layout {
 	t.Helper()
 	maps, err := procfs.Host.Maps(pid)
 	if err != nil {
@@ -131,7 +131,7 @@ func TestSkeletonHasTheMappings(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = init.Kill(context.Background()) }()
-			layout := layoutOf(t, pid, 77, 78, 90)
+			layout := layoutOfProcess(t, pid, 77, 78, 90)
 			s, err := Prepare(ctx, Env{Parent: init.PID}, layout)
 			if err != nil {
 				t.Fatal(err)
@@ -152,7 +152,7 @@ func TestSkeletonHasTheMappings(t *testing.T) {
 				t.Fatal(err)
 			}
 			// The program goes on meanwhile: a thread and a mapping come, others go; what stays keeps its content.
-			next := layoutOf(t, pid, 77, 78, 95)
+			next := layoutOfProcess(t, pid, 77, 78, 95)
 			vmas := next.Spaces[0].MM.Vmas
 			next.Spaces[0].MM.Vmas = append([]*vma.VmaEntry{area(0x20000, 0x20010, 3, images.VMAAnonPrivate, 0)}, vmas...)
 			next.Spaces[0].MM.Vmas[0].Flags = proto.Uint32(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS)
@@ -174,4 +174,8 @@ func TestSkeletonHasTheMappings(t *testing.T) {
 			}
 		})
 	}
+}
+
+func area(start, end uint64, prot, status uint32, shmid uint64) *vma.VmaEntry {
+	return &vma.VmaEntry{Start: proto.Uint64(start << 12), End: proto.Uint64(end << 12), Prot: proto.Uint32(prot), Status: proto.Uint32(status), Flags: proto.Uint32(2), Shmid: proto.Uint64(shmid), Pgoff: proto.Uint64(start << 12)}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
+	"migrate/engine/mem"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -32,12 +33,20 @@ func (s *Skeleton) followSpace(ctx context.Context, p *process, space *images.Sp
 	} else {
 		old = p.space.MM.GetVmas()
 	}
-	ops := diffVMAs(old, target)
+	ops := mem.Diff(old, target)
 	for chunk := range slices.Chunk(ops, maxOps) {
 		if err := s.apply(ctx, p, chunk, files); err != nil {
 			return err
 		}
 	}
+	if p.writer == nil {
+		w, err := mem.NewWriter(p.PID, space.PID)
+		if err != nil {
+			return err
+		}
+		p.writer = w
+	}
+	p.writer.Follow(target)
 	p.space = space
 	return nil
 }
@@ -184,46 +193,56 @@ func sameShape(here []procfs.Mapping, there []*vma.VmaEntry) error {
 	return nil
 }
 
-// apply makes the calls of some operations.
-func (s *Skeleton) apply(ctx context.Context, p *process, ops []vmaOp, files map[uint32]*fdinfo.FileEntry) error {
+// apply makes the calls of some changes.
+func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, files map[uint32]*fdinfo.FileEntry) error {
 	var b remote.Batch
-	results := make([]*remote.Result, len(ops))
-	for i, op := range ops {
-		v := op.vma
-		switch op.kind {
-		case opUnmap:
-			results[i] = b.Call(unix.SYS_MUNMAP, op.start, op.end-op.start)
-		case opProtect:
-			results[i] = b.Call(unix.SYS_MPROTECT, op.start, op.end-op.start, v.GetProt())
-		case opMap:
-			var err error
-			if results[i], err = s.addMap(ctx, p, &b, op, files); err != nil {
+	type call struct {
+		change mem.Change
+		result *remote.Result
+	}
+	var calls []call
+	for _, c := range changes {
+		switch c.Kind {
+		case mem.Unmap:
+			calls = append(calls, call{c, b.Call(unix.SYS_MUNMAP, c.Start, c.Size())})
+		case mem.Protect:
+			calls = append(calls, call{c, b.Call(unix.SYS_MPROTECT, c.Start, c.Size(), c.VMA.GetProt())})
+		case mem.Map:
+			r, err := s.addMap(ctx, p, &b, c, files)
+			if err != nil {
 				return err
 			}
-		}
-		if op.kind == opMap {
-			addMadvise(&b, op)
+			calls = append(calls, call{c, r})
+			for advice := range 64 {
+				if c.VMA.GetMadv()>>advice&1 != 0 {
+					calls = append(calls, call{c, b.Call(unix.SYS_MADVISE, c.Start, c.Size(), advice)})
+				}
+			}
+		case mem.Advise:
+			for _, advice := range c.Advice {
+				calls = append(calls, call{c, b.Call(unix.SYS_MADVISE, c.Start, c.Size(), advice)})
+			}
 		}
 	}
 	err := p.trap.Run(ctx, &b)
 	if err == nil {
 		return nil
 	}
-	for i, r := range results {
-		if r.Err() != nil {
-			return fmt.Errorf("%v: %w", ops[i], r.Err())
+	for _, c := range calls {
+		if c.result.Err() != nil {
+			return fmt.Errorf("%v: %w", c.change, c.result.Err())
 		}
 	}
 	return err
 }
 
 // addMap appends the calls that make one mapping.
-func (s *Skeleton) addMap(ctx context.Context, p *process, b *remote.Batch, op vmaOp, files map[uint32]*fdinfo.FileEntry) (*remote.Result, error) {
-	v := op.vma
+func (s *Skeleton) addMap(ctx context.Context, p *process, b *remote.Batch, op mem.Change, files map[uint32]*fdinfo.FileEntry) (*remote.Result, error) {
+	v := op.VMA
 	const kept = unix.MAP_SHARED | unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_GROWSDOWN | unix.MAP_NORESERVE
 	flags := v.GetFlags()&kept | unix.MAP_FIXED
-	offset := v.GetPgoff() + op.start - v.GetStart()
-	length := op.end - op.start
+	offset := v.GetPgoff() + op.Start - v.GetStart()
+	length := op.Size()
 	switch {
 	case v.GetStatus()&(images.VMAFilePrivate|images.VMAFileShared) != 0:
 		path, err := mappedPath(v, files)
@@ -235,7 +254,7 @@ func (s *Skeleton) addMap(ctx context.Context, p *process, b *remote.Batch, op v
 			mode = int(v.GetFdflags() & unix.O_ACCMODE)
 		}
 		fd := b.Call(unix.SYS_OPENAT, unix.AT_FDCWD, b.String(path), mode|unix.O_CLOEXEC, 0)
-		r := b.Call(unix.SYS_MMAP, op.start, length, v.GetProt(), flags&^unix.MAP_ANONYMOUS, fd, offset)
+		r := b.Call(unix.SYS_MMAP, op.Start, length, v.GetProt(), flags&^unix.MAP_ANONYMOUS, fd, offset)
 		b.Call(unix.SYS_CLOSE, fd)
 		return r, nil
 	case v.GetStatus()&images.VMAAnonShared != 0:
@@ -243,11 +262,11 @@ func (s *Skeleton) addMap(ctx context.Context, p *process, b *remote.Batch, op v
 		if err != nil {
 			return nil, err
 		}
-		r := b.Call(unix.SYS_MMAP, op.start, length, v.GetProt(), flags&^unix.MAP_ANONYMOUS, fd, offset)
+		r := b.Call(unix.SYS_MMAP, op.Start, length, v.GetProt(), flags&^unix.MAP_ANONYMOUS, fd, offset)
 		b.Call(unix.SYS_CLOSE, fd)
 		return r, nil
 	case v.GetStatus()&images.VMAAnonPrivate != 0:
-		return b.Call(unix.SYS_MMAP, op.start, length, v.GetProt(), flags|unix.MAP_ANONYMOUS, -1, 0), nil
+		return b.Call(unix.SYS_MMAP, op.Start, length, v.GetProt(), flags|unix.MAP_ANONYMOUS, -1, 0), nil
 	}
 	return nil, fmt.Errorf("%v: a mapping of status 0x%x is of no kind that can be made", op, v.GetStatus())
 }
@@ -259,13 +278,4 @@ func mappedPath(v *vma.VmaEntry, files map[uint32]*fdinfo.FileEntry) (string, er
 		return "", fmt.Errorf("mapping 0x%x: file %d is no regular file of the layout", v.GetStart(), v.GetShmid())
 	}
 	return f.GetReg().GetName(), nil
-}
-
-// addMadvise appends the calls that set the marks of a new mapping: bit n of madv stands for advice n (madvise(2)).
-func addMadvise(b *remote.Batch, op vmaOp) {
-	for advice := range 64 {
-		if op.vma.GetMadv()&(1<<advice) != 0 {
-			b.Call(unix.SYS_MADVISE, op.start, op.end-op.start, advice)
-		}
-	}
 }

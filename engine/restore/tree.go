@@ -134,6 +134,9 @@ func (s *Skeleton) end(ctx context.Context, p *process) error {
 		errs = append(errs, t.Close())
 	}
 	errs = append(errs, p.trap.Close())
+	if p.writer != nil {
+		errs = append(errs, p.writer.Close())
+	}
 	delete(s.procs, p.VPID)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("ending process %d: %w", p.VPID, err)

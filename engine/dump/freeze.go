@@ -1,0 +1,128 @@
+//go:build linux
+
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"migrate/arch"
+	"migrate/engine"
+	"migrate/engine/ptrace"
+	"migrate/engine/task"
+)
+
+// frozen is a process all of whose threads are stopped.
+type frozen struct {
+	*engine.Process
+	stops   []ptrace.Stop      // of the threads, in their order
+	threads []task.ThreadState // their registers, as the freeze found them
+}
+
+// maxPasses bounds how often the tree is listed anew while it is being stopped. Each pass stops everything that it
+// finds, so only what is born between two passes keeps it going.
+const maxPasses = 100
+
+// Freeze stops every thread of every process of the tree, also those that are born meanwhile. On failure the tree runs
+// on.
+func (s *Source) Freeze(ctx context.Context) (err error) {
+	if s.frozen != nil {
+		return nil
+	}
+	stopped := map[int]*frozen{}
+	defer func() {
+		if err != nil {
+			for _, f := range stopped {
+				err = errors.Join(err, s.letGo(context.WithoutCancel(ctx), f))
+			}
+		}
+	}()
+	s.stoppedAt = time.Now()
+	for range maxPasses {
+		tree, err := findTree(s.fs, s.target)
+		if err != nil {
+			return err
+		}
+		fresh := false
+		for _, p := range tree {
+			if stopped[p.PID] != nil {
+				continue
+			}
+			fresh = true
+			stops, err := s.tracer.SeizeAll(ctx, p.PID, 0)
+			if errors.Is(err, ptrace.ErrGone) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("freezing pid %d: %w", p.PID, err)
+			}
+			stopped[p.PID] = &frozen{stops: stops}
+		}
+		if !fresh {
+			return s.settle(ctx, tree, stopped)
+		}
+	}
+	return fmt.Errorf("the tree of pid %d bears processes faster than they can be stopped", s.target.PID)
+}
+
+// settle describes the stopped tree, now that nothing in it changes any more.
+func (s *Source) settle(ctx context.Context, tree []*engine.Process, stopped map[int]*frozen) error {
+	list := make([]*frozen, 0, len(tree))
+	for _, p := range tree {
+		f := stopped[p.PID]
+		f.Process = p
+		if err := f.match(); err != nil {
+			return err
+		}
+		for i, th := range p.Threads {
+			state, err := task.ReadThreadState(ctx, s.tracer, th, f.stops[i])
+			if err != nil {
+				return fmt.Errorf("pid %d: %w", p.PID, err)
+			}
+			f.threads = append(f.threads, state)
+		}
+		list = append(list, f)
+	}
+	s.frozen = list
+	s.procs = tree
+	return nil
+}
+
+// match puts the stops into the order of the threads.
+func (f *frozen) match() error {
+	byTID := make(map[int]ptrace.Stop, len(f.stops))
+	for _, st := range f.stops {
+		byTID[st.TID] = st
+	}
+	f.stops = f.stops[:0]
+	for _, th := range f.Threads {
+		st, ok := byTID[th.TID]
+		if !ok {
+			return fmt.Errorf("pid %d: thread %d is not stopped", f.PID, th.TID)
+		}
+		f.stops = append(f.stops, st)
+	}
+	return nil
+}
+
+// restartUnlessHandled is -ERESTARTNOHAND (include/linux/errno.h): the kernel makes the system call again, unless a handler
+// runs first; then the program sees EINTR.
+const restartUnlessHandled = -514
+
+// letGo lets the threads of a process run on as if they had never been stopped: a system call that says EINTR only because
+// of the stop is made again.
+func (s *Source) letGo(ctx context.Context, f *frozen) error {
+	var errs []error
+	for _, th := range f.threads {
+		if r := th.Regs; r.Restart() == arch.RestartSpurious {
+			r.SetReturn(restartUnlessHandled)
+			errs = append(errs, s.tracer.SetRegs(ctx, th.Thread.TID, r))
+		}
+	}
+	for _, st := range f.stops {
+		errs = append(errs, s.tracer.Detach(ctx, st.TID, 0))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,175 @@
+//go:build linux
+
+// Package dump takes a process tree out of a host: it finds it, names what cannot be carried, copies its memory while it
+// runs, stops it, and records its state. It holds only the order of things; the things are in the packages of the
+// resources (mem, task, files).
+//
+//	Open -> Obstacles -> Track -> { Layout, Round }* -> Freeze -> { Layout, Round, State } -> Thaw | Hold | Destroy -> Close
+//
+// Until Hold, the death of this program leaves the tree running as it was. A Source is used by one goroutine at a time.
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine"
+	"migrate/engine/files"
+	"migrate/engine/ns"
+	"migrate/engine/procfs"
+	"migrate/engine/ptrace"
+	"migrate/engine/task"
+)
+
+// Options of a Source.
+type Options struct {
+	Target
+	// External names files that belong to the host, such as the log of a workload (see files.Options).
+	External map[files.FileID]string
+	// Cgroup is where the tree is, and what Hold freezes. Without it the tree cannot be held, only thawed or destroyed.
+	Cgroup *ns.Cgroup
+}
+
+// Source is a process tree that is being dumped or moved away.
+type Source struct {
+	opts   Options
+	fs     procfs.FS
+	tracer *ptrace.Tracer
+	files  *files.Dumper
+	memory *memory
+
+	target    Target
+	procs     []*engine.Process // as last listed
+	frozen    []*frozen         // after Freeze
+	stoppedAt time.Time         // when Freeze began
+	held      bool
+}
+
+// Open finds the tree. It touches nothing.
+func Open(ctx context.Context, o Options) (*Source, error) {
+	s := &Source{opts: o, fs: procfs.Host, target: o.Target}
+	if err := s.list(); err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.PID == os.Getpid() }) {
+		return nil, fmt.Errorf("pid %d: %w", o.PID, ErrSelf)
+	}
+	s.tracer = ptrace.New()
+	s.files = files.NewDumper(files.Options{External: o.External})
+	s.memory = newMemory(s)
+	return s, ctx.Err()
+}
+
+// list reads the tree anew.
+func (s *Source) list() (err error) {
+	s.procs, err = findTree(s.fs, s.target)
+	return err
+}
+
+// Processes lists the tree as it was last seen, parents first.
+func (s *Source) Processes() []*engine.Process { return s.procs }
+
+// Obstacles names everything of the tree that is not carried. The tree is not touched.
+func (s *Source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
+	if err := s.list(); err != nil {
+		return nil, err
+	}
+	var all []engine.Obstacle
+	for _, p := range s.procs {
+		list, err := task.Check(ctx, s.fs, p)
+		if errors.Is(err, procfs.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	list, err := s.files.Check(ctx, s.procs)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, list...)
+	list, err = s.memory.check(ctx)
+	return append(all, list...), err
+}
+
+// Thaw lets a stopped or held tree run on exactly as it was.
+func (s *Source) Thaw(ctx context.Context) error {
+	if err := s.files.Resume(ctx); err != nil {
+		return err
+	}
+	if s.held {
+		s.held, s.frozen = false, nil
+		return s.opts.Cgroup.Thaw()
+	}
+	var errs []error
+	for _, f := range s.frozen {
+		errs = append(errs, s.letGo(ctx, f))
+	}
+	s.frozen = nil
+	return errors.Join(errs...)
+}
+
+// ErrNoCgroup means that a tree cannot be held, because it is in no cgroup of its own.
+var ErrNoCgroup = errors.New("the tree is in no cgroup of its own")
+
+// Hold freezes the stopped tree's cgroup and lets go of it: from here on it stands still whatever becomes of this program.
+func (s *Source) Hold(ctx context.Context) error {
+	if s.opts.Cgroup == nil {
+		return ErrNoCgroup
+	}
+	if err := s.opts.Cgroup.Freeze(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range s.frozen {
+		errs = append(errs, s.letGo(ctx, f))
+	}
+	s.held = true
+	return errors.Join(errs...)
+}
+
+// Destroy ends the stopped or held tree. Its connections vanish without a packet.
+func (s *Source) Destroy(ctx context.Context) error {
+	var errs []error
+	for _, p := range s.procs {
+		errs = append(errs, kill(ctx, p.PID))
+	}
+	s.frozen = nil
+	return errors.Join(append(errs, s.files.Drop())...)
+}
+
+// kill ends a process and waits until it has ended.
+func kill(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("pid %d: %w", pid, err)
+	}
+	if err := ns.AwaitExit(ctx, fd); err != nil {
+		return fmt.Errorf("waiting for the end of pid %d: %w", pid, err)
+	}
+	return nil
+}
+
+// Close gives back all that this program holds of the tree. A tree that is stopped but not held runs on.
+func (s *Source) Close(ctx context.Context) error {
+	errs := []error{s.memory.close(ctx)}
+	if s.frozen != nil && !s.held {
+		errs = append(errs, s.Thaw(ctx))
+	}
+	return errors.Join(append(errs, s.files.Close(), s.tracer.Close())...)
+}

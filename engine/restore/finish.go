@@ -1,0 +1,196 @@
+//go:build linux
+
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"migrate/engine/files"
+	"migrate/engine/images"
+	"migrate/engine/procfs"
+	"migrate/engine/task"
+)
+
+// Finish gives the skeleton everything but its memory: descriptors, then what belongs to processes and threads, then,
+// when the stubs are gone, the registers. The layout and the pages must be those of the stopped source. Afterwards
+// the tree only has to be let go.
+func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
+	if s.state != building {
+		return fmt.Errorf("finishing: %w: %v", ErrState, s.state)
+	}
+	for _, img := range cp.Processes {
+		if s.procs[int(img.PID)] == nil {
+			return fmt.Errorf("checkpoint: process %d is not in the layout", img.PID)
+		}
+	}
+	if err := s.finishFiles(ctx, cp); err != nil {
+		return err
+	}
+	for _, img := range cp.Processes {
+		if err := s.finishProcess(ctx, s.procs[int(img.PID)], cp, img); err != nil {
+			return fmt.Errorf("process %d: %w", img.PID, err)
+		}
+	}
+	for _, img := range cp.Processes {
+		if err := s.finishRegisters(ctx, s.procs[int(img.PID)], cp, img); err != nil {
+			return fmt.Errorf("process %d: %w", img.PID, err)
+		}
+	}
+	s.state = complete
+	return nil
+}
+
+func (s *Skeleton) finishFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
+	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root})
+	if err != nil {
+		return err
+	}
+	if err := s.files.Open(ctx); err != nil {
+		return err
+	}
+	for _, pid := range s.order {
+		if err := s.files.Install(ctx, &s.procs[pid].Process); err != nil {
+			return err
+		}
+	}
+	return s.files.Finish(ctx)
+}
+
+// root is the root directory of a process, as a path of this program.
+func (s *Skeleton) root(vpid int) string {
+	return procfs.Host.Path(s.procs[vpid].PID, "root")
+}
+
+// target is what package task needs of a process.
+func (s *Skeleton) target(p *process, cp *images.Checkpoint, img *images.Process) *task.Target {
+	return &task.Target{
+		FS: procfs.Host, Tracer: s.tracer, Memory: p.trap.Memory(), Proc: &p.Process, Image: img, Header: cp.Header,
+		Path: func(id uint32) (string, error) {
+			for _, f := range cp.Files {
+				if f.GetId() == id && f.GetReg() != nil {
+					return filepath.Clean(f.GetReg().GetName()), nil
+				}
+			}
+			return "", fmt.Errorf("files.img: file %d is no regular file or directory", id)
+		},
+	}
+}
+
+// finishProcess restores all but registers: the leader last, because its process-wide part comes after its threads.
+func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Checkpoint, img *images.Process) error {
+	t := s.target(p, cp, img)
+	exe, err := t.Path(img.MM.GetExeFileId())
+	if err != nil {
+		return fmt.Errorf("its program: %w", err)
+	}
+	if err := task.RestoreMM(ctx, p.trap, img, exe); err != nil {
+		return err
+	}
+	for _, th := range img.Threads[1:] {
+		trap := p.threads[int(th.TID)]
+		if trap == nil {
+			return fmt.Errorf("thread %d is not in the layout", th.TID)
+		}
+		if err := task.RestoreThread(ctx, t, trap, th); err != nil {
+			return err
+		}
+	}
+	return task.RestoreThread(ctx, t, p.trap, img.Leader())
+}
+
+// finishRegisters takes the stub away and gives every thread its registers.
+func (s *Skeleton) finishRegisters(ctx context.Context, p *process, cp *images.Checkpoint, img *images.Process) error {
+	if err := p.trap.Remove(ctx); err != nil {
+		return err
+	}
+	t := s.target(p, cp, img)
+	for _, th := range img.Threads {
+		trap := p.trap
+		if th != img.Leader() {
+			trap = p.threads[int(th.TID)]
+			if _, err := s.tracer.Settle(ctx, trap.TID()); err != nil {
+				return err
+			}
+		}
+		if err := task.RestoreRegisters(ctx, t, trap.TID(), th); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Hold puts the finished tree into its frozen cgroup and lets go of it: from here on it stands still whatever becomes of
+// this program, and runs when its cgroup is thawed.
+func (s *Skeleton) Hold(ctx context.Context) error {
+	if s.state != complete || s.env.Cgroup == nil {
+		return fmt.Errorf("holding: %w: %v", ErrState, s.state)
+	}
+	if err := s.env.Cgroup.Freeze(ctx); err != nil {
+		return err
+	}
+	if err := s.letGo(ctx); err != nil {
+		return err
+	}
+	s.state = held
+	return nil
+}
+
+// Release lets the restored sockets leave repair. It is called once the tree may run, before it does.
+func (s *Skeleton) Release(ctx context.Context) error { return s.files.Release(ctx) }
+
+// Resume lets the tree run.
+func (s *Skeleton) Resume(ctx context.Context) error {
+	switch s.state {
+	case complete:
+		if err := s.letGo(ctx); err != nil {
+			return err
+		}
+	case held:
+		if err := s.env.Cgroup.Thaw(); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("resuming: %w: %v", ErrState, s.state)
+	}
+	s.state = running
+	return nil
+}
+
+// letGo ends the tracing of the tree and of its parent.
+func (s *Skeleton) letGo(ctx context.Context) error {
+	var errs []error
+	for _, pid := range s.order {
+		p := s.procs[pid]
+		for _, t := range p.threads {
+			errs = append(errs, s.tracer.Detach(ctx, t.TID(), 0), t.Close())
+		}
+		errs = append(errs, s.tracer.Detach(ctx, p.trap.TID(), 0), p.trap.Close(), p.writer.Close())
+	}
+	errs = append(errs, giveBack(ctx, s.parent))
+	s.parent = nil
+	return errors.Join(errs...)
+}
+
+// Processes lists the processes of the tree, parents first: their ids here and as the tree knows them.
+func (s *Skeleton) Processes() []Identity {
+	out := make([]Identity, 0, len(s.order))
+	for _, pid := range s.order {
+		out = append(out, Identity{PID: s.procs[pid].PID, VPID: pid})
+	}
+	return out
+}
+
+// Identity is a process by its id as this program sees it, and as the tree does.
+type Identity struct{ PID, VPID int }
+
+// Close lets go of what this program holds of a tree that runs or is held: its ends of restored descriptors.
+func (s *Skeleton) Close() error {
+	errs := []error{s.closeShared()}
+	if s.files != nil {
+		errs = append(errs, s.files.Close())
+	}
+	return errors.Join(append(errs, s.tracer.Close())...)
+}

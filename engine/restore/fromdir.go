@@ -1,0 +1,139 @@
+//go:build linux
+
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images"
+	"migrate/engine/ns"
+)
+
+// DirOptions say where a checkpoint on disk is brought back.
+type DirOptions struct {
+	// NewPIDNamespace puts the tree under a pid 1 of its own; otherwise it gets its ids in the pid namespace of this process,
+	// whose children its roots become.
+	NewPIDNamespace bool
+}
+
+// Restored is a tree that was brought back from disk and runs.
+type Restored struct {
+	PID  int      // of its first process, as this process sees it
+	Init *ns.Init // its pid 1, if it has one of its own
+}
+
+// FromDir brings the checkpoint in dir back and lets it run. On failure nothing is left.
+func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err error) {
+	cp, err := images.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(cp.Processes) == 0 {
+		return nil, fmt.Errorf("%s: the checkpoint has no process", dir)
+	}
+	parent, err := parentFor(ctx, cp, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil || !o.NewPIDNamespace {
+			err = errors.Join(err, parent.Kill(context.WithoutCancel(ctx)), parent.Close())
+		}
+	}()
+	env := Env{Parent: parent.PID, Sibling: !o.NewPIDNamespace}
+	if o.NewPIDNamespace {
+		env.SetUp = SetUpMounts
+	}
+	s, err := Prepare(ctx, env, layoutOf(cp))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.fill(ctx, dir, cp); err != nil {
+		return nil, errors.Join(err, s.Destroy(context.WithoutCancel(ctx)))
+	}
+	if err := errors.Join(s.Release(ctx), s.Resume(ctx), s.Close()); err != nil {
+		return nil, err
+	}
+	r := &Restored{PID: s.Processes()[0].PID}
+	if o.NewPIDNamespace {
+		r.Init = parent
+	}
+	return r, nil
+}
+
+// layoutOf is the layout of a checkpoint's tree.
+func layoutOf(cp *images.Checkpoint) *images.Layout {
+	l := &images.Layout{Header: cp.Header, Tree: cp.Tree, Files: cp.Files}
+	for _, p := range cp.Processes {
+		l.Spaces = append(l.Spaces, &images.Space{PID: p.PID, MM: p.MM})
+	}
+	return l
+}
+
+// fill puts the pages of a checkpoint into the skeleton and finishes it.
+func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) error {
+	for _, p := range cp.Processes {
+		if p.Zombie() {
+			continue
+		}
+		if _, err := images.ReadPages(ctx, dir, p.PID, s); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return s.Finish(ctx, cp)
+}
+
+// parentFor starts the process that the tree is born of or beside. Its clocks continue those of the checkpoint when the
+// tree comes from another boot; within one boot they have never stopped.
+func parentFor(ctx context.Context, cp *images.Checkpoint, o DirOptions) (*ns.Init, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	sameBoot := strings.TrimSpace(string(boot)) == cp.Header.GetBootId()
+	monotonic, boottime, err := ns.Clocks()
+	if err != nil {
+		return nil, err
+	}
+	then := cp.Header.GetClocks()
+	offsets := ns.Offsets{Monotonic: time.Duration(then.GetMonotonic()) - monotonic, Boottime: time.Duration(then.GetBoottime()) - boottime}
+	switch {
+	case !o.NewPIDNamespace && sameBoot:
+		return ns.StartSeed(ctx, nil)
+	case !o.NewPIDNamespace:
+		return ns.StartSeed(ctx, &offsets)
+	case sameBoot:
+		offsets = ns.Offsets{}
+	}
+	return ns.StartInit(ctx, ns.Spec{Mount: true, Offsets: offsets})
+}
+
+// Wait waits until the first process of the tree has ended, and returns its wait status. A tree in a pid namespace of its
+// own gives no status: its parent is its pid 1.
+func (r *Restored) Wait() (unix.WaitStatus, error) {
+	var st unix.WaitStatus
+	if r.Init != nil {
+		fd, err := unix.PidfdOpen(r.PID, 0)
+		if errors.Is(err, unix.ESRCH) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("pid %d: pidfd_open: %w", r.PID, err)
+		}
+		defer func() { _ = unix.Close(fd) }()
+		return 0, ns.AwaitExit(context.Background(), fd)
+	}
+	for {
+		_, err := unix.Wait4(r.PID, &st, unix.WALL, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return st, err
+		}
+	}
+}
