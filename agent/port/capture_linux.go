@@ -71,6 +71,10 @@ func (g *Gate) addCaptureDevices(c *capture) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = capturePrefix + g.id
 	attrs.MTU = 65535
+	if g.redirect != 0 {
+		// So that what it receives counts as addressed to the device that it is redirected to.
+		attrs.HardwareAddr = g.mac
+	}
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName = sinkPrefix + g.id
 	veth.PeerMTU = 65535

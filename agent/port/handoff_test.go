@@ -180,14 +180,6 @@ func handoff(t *testing.T, k kind, v6 bool, blackout time.Duration) {
 			s.c.reset()
 		}
 
-		if os.Getenv("BASELINE") != "" {
-			time.Sleep(300 * time.Millisecond)
-			for _, s := range streams {
-				t.Logf("baseline wait %v %v server %v", time.Duration(s.c.longest.Load()), difference(before, counters(t, l.client)), difference(nil, counters(t, w.ns)))
-				s.c.reset()
-			}
-			before = counters(t, l.client)
-		}
 		start := time.Now()
 		stopAtSource(t, w.p.Gate, streams)
 		saved := time.Since(start)
@@ -208,7 +200,7 @@ func handoff(t *testing.T, k kind, v6 bool, blackout time.Duration) {
 			t.Logf("%s hop %d: client waited %v of %v; saved %v restored %v opened %v; frames %d, unread %d, unacknowledged %d, unsent %d, owed %d; client %v; dst %v",
 				k, hop, wait, dark, saved, restored, opened, n, len(s.state.RecvQueue), len(s.state.SendQueue), s.state.Unsent, s.state.Unacknowledged(),
 				diff, difference(nil, counters(t, dst.ns)))
-			if wait > dark+100*time.Millisecond {
+			if wait > dark+200*time.Millisecond {
 				t.Errorf("client waited %v, the blackout was %v", wait, dark)
 			}
 		}
@@ -233,4 +225,63 @@ func handoff(t *testing.T, k kind, v6 bool, blackout time.Duration) {
 		}
 	}
 	check(t, "destroy", w.p.Destroy(ctx))
+}
+
+// TestAbort stops a workload and lets it go on where it is.
+func TestAbort(t *testing.T) {
+	for _, k := range []kind{pingPong, pipeline, bulkUp, bulkDown, floodUp, floodDown} {
+		for _, blackout := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
+			t.Run(fmt.Sprintf("%s/%v", k, blackout), func(t *testing.T) {
+				for range *rounds {
+					abort(t, k, blackout)
+				}
+			})
+		}
+	}
+}
+
+func abort(t *testing.T, k kind, blackout time.Duration) {
+	l := newLab(t)
+	w := l.workload(0, false)
+	var streams []*stream
+	for _, a := range workloadAddrs {
+		c, s := connectPair(t, l.client, w.ns, netip.AddrPortFrom(a.Addr(), 7000), k)
+		streams = append(streams, &stream{c: c, s: s})
+	}
+	time.Sleep(100 * time.Millisecond)
+	check(t, "arm", w.p.Arm(0))
+	before := counters(t, l.client)
+	for _, s := range streams {
+		s.c.reset()
+	}
+	start := time.Now()
+	stopAtSource(t, w.p.Gate, streams)
+	time.Sleep(blackout - time.Since(start))
+	dark := time.Since(start)
+	check(t, "open egress", w.p.OpenEgress())
+	for _, s := range streams {
+		check(t, "resume", s.paused.Resume())
+		s.s.run(s.s.conn)
+	}
+	check(t, "open ingress", w.p.OpenIngress())
+	time.Sleep(300 * time.Millisecond)
+	diff := difference(before, counters(t, l.client))
+	for _, s := range streams {
+		wait := time.Duration(s.c.longest.Load())
+		t.Logf("%s hop 0: client waited %v of %v; client %v; src %v", k, wait, dark, diff, difference(nil, counters(t, w.ns)))
+		if wait > dark+200*time.Millisecond {
+			t.Errorf("client waited %v, the blackout was %v", wait, dark)
+		}
+	}
+	if n := diff["TcpExt.TCPTimeouts"]; n != 0 {
+		t.Errorf("%d retransmission time-outs at the client", n)
+	}
+	for _, s := range streams {
+		check(t, "client", s.c.end())
+		check(t, "server", s.s.freeze())
+	}
+	check(t, "destroy", w.p.Destroy(context.Background()))
+	if left := l.leftovers(0); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 }
