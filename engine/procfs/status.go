@@ -255,3 +255,6 @@ func rangeList(v string) ([]int, error) {
 	}
 	return out, nil
 }
+
+// ParseCPUList parses a list of processors such as "0-3,8", as sysfs has them.
+func ParseCPUList(s string) ([]int, error) { return rangeList(s) }

@@ -1,0 +1,93 @@
+//go:build linux
+
+package task
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Commands and types of bpf(2) (include/uapi/linux/bpf.h).
+const (
+	bpfProgLoad        = 5
+	bpfLinkCreate      = 28
+	bpfIterCreate      = 33
+	bpfProgTypeTracing = 26
+	bpfTraceIter       = 28
+)
+
+func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
+	r, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(r), nil
+}
+
+// loadIterator loads a BPF program that iterates over what the kernel function with this type id walks.
+func loadIterator(btfID uint32, program []byte) (int, error) {
+	license := []byte("GPL\x00") // bpf_probe_read_kernel and bpf_seq_write are offered to GPL programs alone
+	var attr struct {
+		progType, insnCount       uint32
+		insns, license            uint64
+		logLevel, logSize         uint32
+		logBuf                    uint64
+		kernVersion, flags        uint32
+		name                      [16]byte
+		ifindex, attachType       uint32
+		btfFD, funcInfoSize       uint32
+		funcInfo                  uint64
+		funcInfoCount, lineSize   uint32
+		lineInfo                  uint64
+		lineInfoCount, attachToID uint32
+		attachProgFD, coreCount   uint32
+	}
+	attr.progType, attr.attachType, attr.attachToID = bpfProgTypeTracing, bpfTraceIter, btfID
+	attr.insnCount = uint32(len(program) / 8)
+	attr.insns, attr.license = uint64(uintptr(unsafe.Pointer(&program[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
+	copy(attr.name[:], "migrate_restart")
+	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	runtime.KeepAlive(program)
+	runtime.KeepAlive(license)
+	return fd, err
+}
+
+// runIterator runs the program for one thread and returns what it wrote, of at most limit bytes.
+func runIterator(prog int, tid uint32, limit int) (_ []byte, err error) {
+	info := [4]uint32{tid} // union bpf_iter_link_info: task.tid
+	var link struct {
+		prog, target, attachType, flags uint32
+		info                            uint64
+		infoLen, pad                    uint32
+	}
+	link.prog, link.attachType = uint32(prog), bpfTraceIter
+	link.info, link.infoLen = uint64(uintptr(unsafe.Pointer(&info))), uint32(unsafe.Sizeof(info))
+	lfd, err := bpf(bpfLinkCreate, unsafe.Pointer(&link), unsafe.Sizeof(link))
+	runtime.KeepAlive(&info)
+	if err != nil {
+		return nil, fmt.Errorf("BPF link: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(lfd)) }()
+	iter := struct{ link, flags uint32 }{link: uint32(lfd)}
+	ifd, err := bpf(bpfIterCreate, unsafe.Pointer(&iter), unsafe.Sizeof(iter))
+	if err != nil {
+		return nil, fmt.Errorf("BPF iterator: %w", err)
+	}
+	f := os.NewFile(uintptr(ifd), "iterator")
+	defer func() { err = errors.Join(err, f.Close()) }()
+	buf := make([]byte, limit)
+	n := 0
+	for n < limit {
+		k, err := f.Read(buf[n:])
+		n += k
+		if k == 0 || err != nil {
+			break
+		}
+	}
+	return buf[:n], nil
+}

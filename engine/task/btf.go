@@ -1,0 +1,120 @@
+//go:build linux
+
+package task
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// kernelTypes is what is needed of the kernel's type information (Documentation/bpf/btf.rst).
+type kernelTypes struct {
+	structs map[string]uint32            // sizes in bytes
+	members map[string]map[string]uint32 // of wanted structs: offsets in bytes
+	funcs   map[string]uint32            // ids
+}
+
+// member returns the offset of a struct's member in bytes.
+func (t *kernelTypes) member(structure, name string) (uint32, error) {
+	off, ok := t.members[structure][name]
+	if !ok {
+		return 0, fmt.Errorf("struct %s has no member %s in this kernel", structure, name)
+	}
+	return off, nil
+}
+
+// Kinds of types, and the size in bytes of what follows each, once and for each of its elements.
+var btfSizes = map[uint32]struct{ fixed, each int }{
+	1: {4, 0}, 2: {}, 3: {12, 0}, 4: {0, 12}, 5: {0, 12}, 6: {0, 8}, 7: {}, 8: {}, 9: {}, 10: {}, 11: {}, 12: {}, 13: {0, 8},
+	14: {4, 0}, 15: {0, 12}, 16: {}, 17: {4, 0}, 18: {}, 19: {0, 12},
+}
+
+const (
+	btfStruct = 4
+	btfFunc   = 12
+	btfMagic  = 0xeb9f
+	maxBTF    = 64 << 20
+)
+
+var errBTF = errors.New("not in BTF as this program knows it")
+
+func readBTF(path string) (*kernelTypes, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseBTF(b)
+}
+
+// parseBTF walks all types once and keeps the few that are of use.
+func parseBTF(b []byte) (*kernelTypes, error) {
+	le := binary.LittleEndian
+	if len(b) < 24 || len(b) > maxBTF || le.Uint16(b) != btfMagic {
+		return nil, errBTF
+	}
+	hdr := uint64(le.Uint32(b[4:]))
+	section := func(at int) ([]byte, error) {
+		off, size := hdr+uint64(le.Uint32(b[at:])), uint64(le.Uint32(b[at+4:]))
+		if off+size > uint64(len(b)) {
+			return nil, errBTF
+		}
+		return b[off : off+size], nil
+	}
+	types, err := section(8)
+	if err != nil {
+		return nil, err
+	}
+	strs, err := section(16)
+	if err != nil {
+		return nil, err
+	}
+	name := func(off uint32) string {
+		if uint64(off) >= uint64(len(strs)) {
+			return ""
+		}
+		s, _, _ := bytes.Cut(strs[off:], []byte{0})
+		return string(s)
+	}
+	t := &kernelTypes{structs: map[string]uint32{}, members: map[string]map[string]uint32{}, funcs: map[string]uint32{}}
+	for id := uint32(1); len(types) > 0; id++ {
+		if len(types) < 12 {
+			return nil, errBTF
+		}
+		info, size := le.Uint32(types[4:]), le.Uint32(types[8:])
+		kind, vlen := info>>24&0x1f, int(info&0xffff)
+		s, ok := btfSizes[kind]
+		n := 12 + s.fixed + vlen*s.each
+		if !ok || n > len(types) {
+			return nil, errBTF
+		}
+		switch kind {
+		case btfStruct:
+			switch nm := name(le.Uint32(types)); nm {
+			case "task_struct", "restart_block":
+				t.structs[nm] = size
+				t.members[nm] = btfMembers(types[12:n], info>>31 != 0, name)
+			}
+		case btfFunc:
+			if nm := name(le.Uint32(types)); nm == "bpf_iter_task" {
+				t.funcs[nm] = id
+			}
+		}
+		types = types[n:]
+	}
+	return t, nil
+}
+
+func btfMembers(b []byte, bitfields bool, name func(uint32) string) map[string]uint32 {
+	out := map[string]uint32{}
+	for ; len(b) >= 12; b = b[12:] {
+		bits := binary.LittleEndian.Uint32(b[8:])
+		if bitfields {
+			bits &= 1<<24 - 1
+		}
+		out[name(binary.LittleEndian.Uint32(b))] = bits / 8
+	}
+	return out
+}

@@ -1,0 +1,175 @@
+//go:build linux
+
+package task
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/creds"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/rseq"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/procfs"
+)
+
+// Securebits (include/uapi/linux/securebits.h).
+const secureNoSetuidFixup = 1 << 2
+
+func rseqMessage(addr uint64, size, sig uint32, cs uint64) *rseq.RseqEntry {
+	return &rseq.RseqEntry{RseqAbiPointer: proto.Uint64(addr), RseqAbiSize: proto.Uint32(size), Signature: proto.Uint32(sig), RseqCsPointer: proto.Uint64(cs)}
+}
+
+func words(s procfs.Set) []uint32 { return []uint32{uint32(s), uint32(s >> 32)} }
+
+func capSet(w []uint32) uint64 {
+	var v uint64
+	for i, x := range w {
+		if i < 2 {
+			v |= uint64(x) << (32 * i)
+		}
+	}
+	return v
+}
+
+// dumpCreds reads ids and capabilities from /proc; only securebits and the parent-death signal need the thread.
+func dumpCreds(d *dumper) error {
+	s, err := d.FS.ThreadStatus(d.Proc.PID, d.tid())
+	if err != nil {
+		return err
+	}
+	u := proto.Uint32
+	c := &creds.CredsEntry{
+		Uid: u(s.UID[0]), Euid: u(s.UID[1]), Suid: u(s.UID[2]), Fsuid: u(s.UID[3]),
+		Gid: u(s.GID[0]), Egid: u(s.GID[1]), Sgid: u(s.GID[2]), Fsgid: u(s.GID[3]), Groups: s.Groups,
+		CapInh: words(s.CapInh), CapPrm: words(s.CapPrm), CapEff: words(s.CapEff), CapBnd: words(s.CapBnd), CapAmb: words(s.CapAmb),
+	}
+	if s.NoNewPrivs {
+		c.NoNewPrivs = u(1)
+	}
+	tc := d.thread.Core.ThreadCore
+	tc.Creds = c
+	bits := d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	death := d.batch.Buffer(4)
+	d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, death, 0, 0, 0)
+	// Special keys are those of KEYCTL_GET_KEYRING_ID (keyctl(2)): -1 the thread's, -2 the process's keyring.
+	threadKeys := d.batch.Try(unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, -1, 0)
+	processKeys := d.batch.Try(unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, -2, 0)
+	d.then(func() error {
+		v, err := bits.Value()
+		if err != nil {
+			return err
+		}
+		c.Secbits = u(uint32(v))
+		tc.PdeathSig = u(binary.LittleEndian.Uint32(death.Bytes()))
+		if threadKeys.Err() == nil || processKeys.Err() == nil {
+			return fmt.Errorf("it has a keyring of its own: %w", ErrNotCarried)
+		}
+		return nil
+	})
+	return nil
+}
+
+// restoreCreds sets everything in one run of calls. With SECBIT_NO_SETUID_FIXUP the ids change without taking
+// capabilities along; inheritable ones are set while the bounding set still holds them; ambient ones need them
+// inheritable and permitted; securebits need CAP_SETPCAP, so the permitted set is cut down last. All of it is for
+// this thread alone, as the calls of the kernel are.
+func restoreCreds(r *restorer) error {
+	c := r.core().GetCreds()
+	b := r.batch
+	step := func(what string, nr int, args ...any) { r.require(b.Try(nr, args...), "%s", what) }
+	have, err := r.FS.ThreadStatus(r.caller.PID(), r.tid())
+	if err != nil {
+		return err
+	}
+	inh, prm, eff, bnd := capSet(c.GetCapInh()), capSet(c.GetCapPrm()), capSet(c.GetCapEff()), capSet(c.GetCapBnd())
+	if lost := prm &^ uint64(have.CapPrm); lost != 0 {
+		return fmt.Errorf("capabilities 0x%x are permitted to it and missing from this host's root", lost)
+	}
+	step("SECBIT_NO_SETUID_FIXUP", unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, secureNoSetuidFixup, 0, 0, 0)
+	groups := make([]byte, 0, 4*len(c.GetGroups()))
+	for _, g := range c.GetGroups() {
+		groups = binary.LittleEndian.AppendUint32(groups, g)
+	}
+	step("supplementary groups", unix.SYS_SETGROUPS, len(c.GetGroups()), b.Bytes(groups))
+	step("group ids", unix.SYS_SETRESGID, c.GetGid(), c.GetEgid(), c.GetSgid())
+	step("user ids", unix.SYS_SETRESUID, c.GetUid(), c.GetEuid(), c.GetSuid())
+	// These two report no error; checkCreds looks at the result.
+	b.Try(unix.SYS_SETFSGID, c.GetFsgid())
+	b.Try(unix.SYS_SETFSUID, c.GetFsuid())
+	step("inheritable capabilities", unix.SYS_CAPSET, b.Bytes(capHeader()), b.Bytes(capData(uint64(have.CapPrm), uint64(have.CapPrm), inh)))
+	b.Try(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	for n, amb := 0, capSet(c.GetCapAmb()); n < 64; n++ {
+		if amb>>n&1 != 0 {
+			step(fmt.Sprintf("ambient capability %d", n), unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, n, 0, 0)
+		}
+		if uint64(have.CapBnd)>>n&1 != 0 && bnd>>n&1 == 0 {
+			step(fmt.Sprintf("bounding set less capability %d", n), unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0)
+		}
+	}
+	step("securebits", unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, c.GetSecbits(), 0, 0, 0)
+	step("capabilities", unix.SYS_CAPSET, b.Bytes(capHeader()), b.Bytes(capData(eff, prm, inh)))
+	if c.GetNoNewPrivs() != 0 {
+		step("no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	}
+	// Changing credentials has cleared these (kernel/cred.c, commit_creds).
+	if sig := r.core().GetPdeathSig(); sig != 0 {
+		step("parent-death signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, sig, 0, 0, 0)
+	}
+	if r.leader {
+		// 2 cannot be asked for; it is what the kernel chose when the ids changed, if fs.suid_dumpable says so.
+		dumpable := r.Image.MM.GetDumpable()
+		if dumpable == 2 {
+			dumpable = 0
+		}
+		step("dumpable flag", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, dumpable, 0, 0, 0)
+	}
+	r.then(func() error { return checkCreds(r, c) })
+	return nil
+}
+
+// checkCreds compares what came out with what was asked for: a wrong credential must never run.
+func checkCreds(r *restorer, c *creds.CredsEntry) error {
+	s, err := r.FS.ThreadStatus(r.caller.PID(), r.tid())
+	if err != nil {
+		return err
+	}
+	type check struct {
+		name      string
+		got, want uint64
+	}
+	for _, x := range []check{
+		{"effective user id", uint64(s.UID[1]), uint64(c.GetEuid())}, {"filesystem user id", uint64(s.UID[3]), uint64(c.GetFsuid())},
+		{"effective group id", uint64(s.GID[1]), uint64(c.GetEgid())}, {"filesystem group id", uint64(s.GID[3]), uint64(c.GetFsgid())},
+		{"inheritable capabilities", uint64(s.CapInh), capSet(c.GetCapInh())}, {"permitted capabilities", uint64(s.CapPrm), capSet(c.GetCapPrm())},
+		{"effective capabilities", uint64(s.CapEff), capSet(c.GetCapEff())}, {"ambient capabilities", uint64(s.CapAmb), capSet(c.GetCapAmb())},
+	} {
+		if x.got != x.want {
+			return fmt.Errorf("credentials: %s: 0x%x instead of 0x%x", x.name, x.got, x.want)
+		}
+	}
+	// A capability that this host does not have at all cannot be bounded; more than was had must not be.
+	if more := uint64(s.CapBnd) &^ capSet(c.GetCapBnd()); more != 0 {
+		return fmt.Errorf("credentials: bounding set: 0x%x too much", more)
+	}
+	return nil
+}
+
+// capHeader is struct __user_cap_header_struct for the calling thread.
+func capHeader() []byte {
+	b := make([]byte, 8)
+	binary.LittleEndian.PutUint32(b, unix.LINUX_CAPABILITY_VERSION_3)
+	return b
+}
+
+// capData is struct __user_cap_data_struct[2].
+func capData(eff, prm, inh uint64) []byte {
+	b := make([]byte, 24)
+	for i := range 2 {
+		for k, v := range []uint64{eff, prm, inh} {
+			binary.LittleEndian.PutUint32(b[12*i+4*k:], uint32(v>>(32*i)))
+		}
+	}
+	return b
+}

@@ -1,0 +1,94 @@
+//go:build linux
+
+package task
+
+import (
+	"context"
+
+	"migrate/engine"
+	"migrate/engine/procfs"
+)
+
+// Kind is one kind of state of a process or thread.
+type Kind struct {
+	Name    string // as in docs/coverage.md and in obstacles
+	About   string // what it is and how far it is carried
+	Carried bool
+}
+
+type kind struct {
+	Kind
+	process bool // belongs to the process, handled with its leader
+	check   func(c *checker) error
+	dump    func(d *dumper) error
+	restore func(r *restorer) error
+}
+
+// Kinds lists all kinds, in the order in which they are restored, then those that are refused.
+func Kinds() []Kind {
+	out := make([]Kind, 0, len(kinds)+len(refused))
+	for _, k := range kinds {
+		out = append(out, k.Kind)
+	}
+	for _, k := range refused {
+		out = append(out, k.Kind)
+	}
+	return out
+}
+
+// kinds is filled in init, because its functions read it.
+var kinds, refused []kind
+
+func carried(name, about string) Kind { return Kind{Name: name, About: about, Carried: true} }
+
+func init() {
+	kinds = []kind{
+		{Kind: carried("registers", "general and extended registers (the whole xsave area); interrupted system calls restart"), dump: dumpRegisters},
+		{Kind: carried("restart-block", "the time left of nanosleep, poll and futex waits that were interrupted; exact where the kernel tells (BPF with BTF), else such a wait may last longer, by at most its own length"), dump: dumpRestartBlock},
+		{Kind: carried("name", "the thread's name"), dump: dumpName, restore: restoreName},
+		{Kind: carried("personality", "execution domain and its flags"), dump: dumpPersonality, restore: restorePersonality},
+		{Kind: carried("limits", "resource limits; raising a hard limit needs CAP_SYS_RESOURCE at the destination"), process: true, dump: dumpLimits, restore: restoreLimits},
+		{Kind: carried("scheduling", "policy, priority, nice value, processor affinity, I/O priority, timer slack"), dump: dumpSched, restore: restoreSched},
+		{Kind: carried("memory-layout", "program break, arguments, environment, auxiliary vector, exe link"), process: true, dump: dumpMM},
+		{Kind: carried("fs", "working directory, root, umask"), process: true, dump: dumpFS, restore: restoreFS, check: checkFS},
+		{Kind: carried("process-attributes", "child subreaper, transparent huge pages, memory merging, memory-deny-write-execute, core dump filter, oom_score_adj, membarrier registrations"), process: true, dump: dumpAttributes, restore: restoreAttributes},
+		{Kind: carried("signal-handlers", "all signal actions"), process: true, dump: dumpSigactions, restore: restoreSigactions},
+		{Kind: carried("signal-stack", "alternate signal stack"), dump: dumpSigstack, restore: restoreSigstack},
+		{Kind: carried("robust-list", "robust futex list"), dump: dumpRobustList, restore: restoreRobustList},
+		{Kind: carried("clear-child-tid", "address that is cleared when the thread ends"), dump: dumpClearTID, restore: restoreClearTID},
+		{Kind: carried("rseq", "restartable sequences: registration, and the sequence in progress is aborted as after any preemption"), dump: dumpRseq, restore: restoreRseq},
+		{Kind: carried("itimers", "ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF"), process: true, dump: dumpItimers, restore: restoreItimers},
+		{Kind: carried("posix-timers", "timers of timer_create(2) with their ids; the overrun count of a signal that was already delivered is not"), process: true, dump: dumpPosixTimers, restore: restorePosixTimers, check: checkPosixTimers},
+		{Kind: carried("credentials", "user, group and supplementary ids, the five capability sets, securebits, no_new_privs, dumpable, parent-death signal"), dump: dumpCreds, restore: restoreCreds},
+		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo"), dump: dumpPending, restore: restorePending},
+		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},
+		{Kind: carried("stopped-state", "a process stopped by a signal; it is stopped again by SIGSTOP, and its parent is told again"), process: true, dump: dumpStopped},
+		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage"), process: true, check: checkZombie},
+		{Kind: carried("sessions", "sessions and process groups, also those whose leader has ended; see PlanTree"), process: true},
+	}
+	refused = refusals()
+}
+
+// Check names what of a process this package does not carry. It reads /proc and calls kcmp(2); the process is not
+// touched and may be running. A process that ends meanwhile gives an error that matches procfs.ErrGone.
+func Check(ctx context.Context, fs procfs.FS, p *engine.Process) ([]engine.Obstacle, error) {
+	c, err := newChecker(fs, p)
+	if err != nil {
+		return nil, err
+	}
+	for _, list := range [][]kind{kinds, refused} {
+		for i := range list {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			if list[i].check == nil || (c.zombie && list[i].Name != "zombies") {
+				continue
+			}
+			c.kind = list[i].Name
+			if err := list[i].check(c); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return c.found, nil
+}

@@ -1,0 +1,297 @@
+//go:build linux
+
+// Package task carries what belongs to processes and threads themselves: registers, signals, timers, credentials,
+// limits, scheduling and the like. Each kind of state stands in one file with its check, its dump and its restore
+// side by side, and is registered in the table of kinds.go, from which docs/coverage.md is made.
+//
+// Check reads only /proc (and kcmp(2)) and touches nothing; it names what is not carried. DumpProcess works on a
+// process all of whose threads are stopped by ptrace, and runs one batch of system calls in each thread.
+// RestoreThread works on a thread of a skeleton and runs one batch (two in the leader if SIGTRAP has a handler or
+// timer ids have to be counted up); RestoreRegisters comes last, after the stub is gone.
+//
+// The order of a restore is the order of the table, because one kind takes away what another needs:
+//
+//  1. names, personality, limits, scheduling, handlers and timers need capabilities and come first;
+//  2. credentials drop them, and clear the parent-death signal and the dumpable flag;
+//  3. so these two, and no_new_privs, come after the credentials;
+//  4. pending signals come after handlers and limits, while all signals are blocked;
+//  5. restart block, extended registers, mask and registers come last, by ptrace.
+//
+// The package takes no locks and starts no goroutines. On failure a dump leaves the process as it was; a restore
+// leaves a skeleton that is to be destroyed.
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/arch"
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
+	"migrate/engine/procfs"
+	"migrate/engine/ptrace"
+	"migrate/engine/remote"
+)
+
+// ErrNotCarried means that a stopped process turned out to have something that is not carried and that could not
+// be seen before it was stopped. The error's text names it.
+var ErrNotCarried = errors.New("it is not carried")
+
+// Source is what the dump of one process needs. All its threads are stopped by Tracer.
+type Source struct {
+	FS     procfs.FS
+	Tracer *ptrace.Tracer
+	Memory *ptrace.Memory
+	Proc   *engine.Process
+	// Tree are all processes that are dumped together; ids of threads elsewhere in the tree are looked up in it.
+	Tree []*engine.Process
+	// Clocks are those of the image's header: remaining times are counted from that instant.
+	Clocks *imagespb.Clocks
+	// AddPath registers an open file or directory, given by a link below FS such as "12/cwd", and returns its id in
+	// files.img.
+	AddPath func(ctx context.Context, link string) (uint32, error)
+	// RestartBlocks reads the kernel's restart blocks; nil where the kernel cannot be asked (see OpenRestartReader).
+	RestartBlocks *RestartReader
+}
+
+// ThreadState is a stopped thread as the freeze found it, before anything was lent to a stub.
+type ThreadState struct {
+	Thread  engine.Thread
+	Regs    arch.Regs
+	SigMask uint64 // bit n-1 for signal n
+	XState  []byte
+	Held    unix.Signal   // the process is in a group stop by this signal; 0 if not
+	Caller  remote.Caller // runs calls in this very thread
+}
+
+// ReadThreadState takes the registers and the mask of a stopped thread. Call it before a stub enters the thread.
+func ReadThreadState(ctx context.Context, t *ptrace.Tracer, th engine.Thread, stop ptrace.Stop) (ThreadState, error) {
+	s := ThreadState{Thread: th, Held: stop.Held}
+	var err error
+	if s.Regs, err = t.GetRegs(ctx, th.TID); err != nil {
+		return s, fmt.Errorf("thread %d: registers: %w", th.TID, err)
+	}
+	if s.SigMask, err = t.GetSigMask(ctx, th.TID); err != nil {
+		return s, fmt.Errorf("thread %d: signal mask: %w", th.TID, err)
+	}
+	if s.XState, err = t.GetXState(ctx, th.TID); err != nil {
+		return s, fmt.Errorf("thread %d: extended registers: %w", th.TID, err)
+	}
+	return s, nil
+}
+
+// dumper collects the calls of one thread's batch and what is read beside it.
+type dumper struct {
+	ctx context.Context
+	*Source
+	ThreadState
+	leader bool
+	batch  remote.Batch
+	thread *images.Thread
+	proc   *images.Process // nil but for the leader
+	after  []func() error
+	// sinceFreeze is how long ago the instant of Clocks was, when the batch ran.
+	sinceFreeze time.Duration
+}
+
+// then adds what is to be done with the results of the batch.
+func (d *dumper) then(fn func() error) { d.after = append(d.after, fn) }
+
+// tid is the thread in this program's pid namespace.
+func (d *dumper) tid() int { return d.Thread.TID }
+
+// DumpProcess records a process and its threads: all that this package carries. It leaves MM.Vmas and FDs to
+// others. The states are those of all threads, the leader's first. Errors that match ErrNotCarried name what
+// Check could not see.
+func DumpProcess(ctx context.Context, s *Source, threads []ThreadState) (*images.Process, error) {
+	if len(threads) == 0 {
+		return nil, fmt.Errorf("pid %d: no thread to dump", s.Proc.PID)
+	}
+	p := &images.Process{PID: uint32(s.Proc.VPID), MM: &mm.MmEntry{}, Extra: &imagespb.ProcessExtra{Pid: uint32(s.Proc.VPID)}}
+	for i, t := range threads {
+		var proc *images.Process
+		if i == 0 {
+			proc = p
+		}
+		th, err := dumpThread(ctx, s, t, proc)
+		if err != nil {
+			return nil, fmt.Errorf("pid %d, thread %d: %w", s.Proc.PID, t.Thread.TID, err)
+		}
+		p.Threads = append(p.Threads, th)
+	}
+	return p, nil
+}
+
+// dumpThread records one thread and, if proc is not nil, its process.
+func dumpThread(ctx context.Context, s *Source, t ThreadState, proc *images.Process) (*images.Thread, error) {
+	tid := uint32(t.Thread.VTID)
+	d := &dumper{ctx: ctx, Source: s, ThreadState: t, leader: proc != nil, proc: proc}
+	d.thread = &images.Thread{
+		TID:   tid,
+		Core:  &criu_core.CoreEntry{Mtype: machine().Enum(), ThreadCore: &criu_core.ThreadCoreEntry{}},
+		Extra: &imagespb.ThreadExtra{Tid: tid, Goarch: goarch},
+	}
+	if d.leader {
+		d.thread.Core.Tc = &criu_core.TaskCoreEntry{
+			TaskState: proto.Uint32(images.TaskAlive), ExitCode: proto.Uint32(0), Flags: proto.Uint32(0),
+		}
+	}
+	d.clock()
+	for i := range kinds {
+		k := &kinds[i]
+		if k.dump == nil || (k.process && !d.leader) {
+			continue
+		}
+		if err := k.dump(d); err != nil {
+			return nil, fmt.Errorf("%s: %w", k.Name, err)
+		}
+	}
+	if err := t.Caller.Run(ctx, &d.batch); err != nil {
+		return nil, fmt.Errorf("asking the thread about itself: %w", err)
+	}
+	for _, fn := range d.after {
+		if err := fn(); err != nil {
+			return nil, err
+		}
+	}
+	return d.thread, nil
+}
+
+// clock makes the batch's first call a reading of the clock from which remaining times are counted.
+func (d *dumper) clock() {
+	now := d.batch.Buffer(16)
+	d.batch.Call(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, now)
+	d.then(func() error {
+		if d.Clocks != nil {
+			d.sinceFreeze = timespecAt(now.Bytes(), 0) - time.Duration(d.Clocks.GetMonotonic())
+		}
+		return nil
+	})
+}
+
+// Target is what the restore of one process needs.
+type Target struct {
+	FS     procfs.FS
+	Tracer *ptrace.Tracer
+	Memory *ptrace.Memory
+	Proc   *engine.Process // of the skeleton, its ids as the tree knows them equal to the image's
+	Image  *images.Process
+	Header *imagespb.Header
+	// Path returns where a file of files.img is found inside the target's root.
+	Path func(id uint32) (string, error)
+}
+
+// restorer collects the calls of one thread's batch.
+type restorer struct {
+	ctx context.Context
+	*Target
+	caller remote.Caller
+	leader bool
+	thread *images.Thread
+	batch  *remote.Batch
+	after  []func() error
+	// elapsed is how long ago the tree was stopped, by its own monotonic clock.
+	elapsed time.Duration
+}
+
+func (r *restorer) then(fn func() error) { r.after = append(r.after, fn) }
+
+// tid is the thread in this program's pid namespace.
+func (r *restorer) tid() int { return r.caller.TID() }
+
+func (r *restorer) core() *criu_core.ThreadCoreEntry { return r.thread.Core.GetThreadCore() }
+
+// flush runs what the batch holds so far and begins a new one.
+func (r *restorer) flush() error {
+	if r.batch.Len() > 0 {
+		if err := r.caller.Run(r.ctx, r.batch); err != nil {
+			return err
+		}
+	}
+	r.batch = &remote.Batch{}
+	after := r.after
+	r.after = nil
+	for _, fn := range after {
+		if err := fn(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// require makes the failure of a call an error that says what could not be set.
+func (r *restorer) require(res *remote.Result, format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	r.then(func() error {
+		if err := res.Err(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	})
+}
+
+// RestoreThread gives a thread of a skeleton all its state but the registers. The leader goes last, since its
+// process-wide part takes away capabilities of nobody else but its own; all other threads of the process must
+// exist. Memory and descriptors of the process must be in place.
+func RestoreThread(ctx context.Context, t *Target, caller remote.Caller, img *images.Thread) error {
+	r := &restorer{ctx: ctx, Target: t, caller: caller, thread: img, leader: img == t.Image.Leader(), batch: &remote.Batch{}}
+	now, err := Clocks(t.FS, caller.PID())
+	if err != nil {
+		return err
+	}
+	r.elapsed = max(0, time.Duration(now.GetMonotonic()-t.Header.GetClocks().GetMonotonic()))
+	for i := range kinds {
+		k := &kinds[i]
+		if k.restore == nil || (k.process && !r.leader) {
+			continue
+		}
+		if err := k.restore(r); err != nil {
+			return fmt.Errorf("thread %d (%d in the tree): %s: %w", caller.TID(), img.TID, k.Name, err)
+		}
+	}
+	if err := r.flush(); err != nil {
+		return fmt.Errorf("thread %d (%d in the tree): %w", caller.TID(), img.TID, err)
+	}
+	return nil
+}
+
+// Clocks reads the clocks as a process sees them. The process must not have called unshare(CLONE_NEWTIME): the
+// kernel tells the offsets of its children's namespace.
+func Clocks(fs procfs.FS, pid int) (*imagespb.Clocks, error) {
+	its, err := fs.ClockOffsets(pid)
+	if err != nil && !errors.Is(err, procfs.ErrGone) {
+		return nil, err
+	}
+	own, err := procfs.Host.ClockOffsets(0)
+	if err != nil {
+		own, err = procfs.Host.ClockOffsets(unix.Getpid())
+	}
+	if err != nil && !errors.Is(err, procfs.ErrGone) {
+		return nil, err
+	}
+	c := &imagespb.Clocks{}
+	for _, r := range []struct {
+		clock int32
+		dst   *int64
+		add   time.Duration
+	}{
+		{unix.CLOCK_MONOTONIC, &c.Monotonic, its.Monotonic - own.Monotonic},
+		{unix.CLOCK_BOOTTIME, &c.Boottime, its.Boottime - own.Boottime},
+		{unix.CLOCK_REALTIME, &c.Realtime, 0},
+	} {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(r.clock, &ts); err != nil {
+			return nil, fmt.Errorf("clock %d: %w", r.clock, err)
+		}
+		*r.dst = ts.Nano() + int64(r.add)
+	}
+	return c, nil
+}
