@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/kernel/kerneltest"
 )
 
 // world is a network namespace of the test's own, in which everything happens over lo, and a gate in front of all of its TCP.
@@ -29,9 +31,7 @@ type world struct {
 // that the test makes are there.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	kerneltest.Root(t)
 	runtime.LockOSThread()
 	home, err := netns.Get()
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/agent/port"
+	"migrate/engine/kernel/kerneltest"
 )
 
 // lab is a switch with two hosts and a client on it, each in a network namespace of its own.
@@ -33,9 +34,7 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	kerneltest.Root(t)
 	l := &lab{t: t, sw: newNS(t), client: newNS(t)}
 	l.switchNL = handle(t, l.sw)
 	addBridge(t, l.switchNL, "switch")

@@ -104,9 +104,10 @@ func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
 	for _, a := range s.Addrs {
 		p.addrs = append(p.addrs, a.Addr())
 	}
+	made := p
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Close())
+			err = errors.Join(err, made.Close())
 		}
 	}()
 	if err := p.install(s.Shut); err != nil {
