@@ -16,3 +16,17 @@ type FoundServer struct {
 	Offset int
 	TID    int
 }
+
+// A Phase is how far a thread inside a server has come.
+type Phase uint8
+
+const (
+	// PhaseOutside: it is not in the server.
+	PhaseOutside Phase = iota
+	// PhaseEntering: it has not mapped its memory yet, or has just done so.
+	PhaseEntering
+	// PhaseServing: it has memory, and serves, or is on its way out.
+	PhaseServing
+	// PhaseLeft: its memory is unmapped, and only the registers are still to be loaded, and maybe the mask.
+	PhaseLeft
+)

@@ -107,6 +107,44 @@ func ending(r Regs) []byte {
 	return binary.LittleEndian.AppendUint64(b, r.Rip)
 }
 
+// ServerPhase says how far a thread inside a server has come.
+func ServerPhase(at uint64, r Regs) Phase {
+	switch off := r.Rip - at; {
+	case off >= uint64(ServerSize()):
+		return PhaseOutside
+	case off < uint64(len(serverCode()))/8: // before the first system calls have been made
+		return PhaseEntering
+	case off >= uint64(bytes.LastIndexByte(serverCode(), popf)-4):
+		return PhaseLeft
+	}
+	return PhaseServing
+}
+
+const popf = 0x9d
+
+// ServerProgram returns the registers and the mask that the server b, which stands at address at, will give to the
+// program whose thread is inside it with registers r.
+func ServerProgram(b []byte, at uint64, r Regs) (Regs, uint64) {
+	le := binary.LittleEndian
+	data := b[len(serverCode()):]
+	word := func(off int) uint64 { return le.Uint64(data[off:]) }
+	end := word(serverAgain)
+	if other := word(serverEnded); r.R12 == other || r.Rax == other || r.Rip-other < endingSize {
+		end = other
+	}
+	ending := b[end-at:]
+	r.Rax, r.Rip = le.Uint64(ending[2:]), le.Uint64(ending[16:])
+	r.Rbx, r.Rcx, r.Rdx, r.Rsi, r.Rdi = word(serverBX), word(serverCX), word(serverDX), word(serverSI), word(serverDI)
+	r.R8, r.R9, r.R10, r.R11 = word(serverR8), word(serverR9), word(serverR10), word(serverR11)
+	r.R12, r.R13, r.R14, r.R15 = word(serverR12), word(serverR13), word(serverR14), word(serverR15)
+	r.Eflags, r.Rsp = word(serverFlags), word(serverSP)
+	r.ClearSyscall()
+	return r, word(serverMask)
+}
+
+// ServerMemory returns the address of the memory that a server in PhaseServing has mapped.
+func ServerMemory(r Regs) uint64 { return r.Rbx }
+
 // FindServers returns the servers in memory.
 func FindServers(memory []byte) []FoundServer {
 	var found []FoundServer

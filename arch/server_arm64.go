@@ -8,3 +8,12 @@ func NewServer(uint64, ServerParams) ([]byte, Regs, error) { return nil, Regs{},
 
 // FindServers finds none.
 func FindServers([]byte) []FoundServer { return nil }
+
+// ServerPhase returns PhaseOutside.
+func ServerPhase(uint64, Regs) Phase { return PhaseOutside }
+
+// ServerProgram returns r.
+func ServerProgram(_ []byte, _ uint64, r Regs) (Regs, uint64) { return r, 0 }
+
+// ServerMemory returns 0.
+func ServerMemory(Regs) uint64 { return 0 }
