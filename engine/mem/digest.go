@@ -40,6 +40,7 @@ func (s Sum) String() string { return hex.EncodeToString(s.Bytes()) }
 const (
 	hashAbsent = 0 // the page is as in a fresh mapping
 	hashZero   = 1 // the page was sent and is all zeros
+	hashStale  = 2 // the page was sent, but it is not known with what content
 )
 
 // zeroPage is what content is compared with.
@@ -52,7 +53,7 @@ func pageHash(page []byte) uint64 {
 	if isZero(page) {
 		return hashZero
 	}
-	return max(xxh3.Hash(page), hashZero+1)
+	return max(xxh3.Hash(page), hashStale+1)
 }
 
 // A Digest knows the hash of every page of one space that was sent or received, and their Sum. It takes 8 bytes for
@@ -91,7 +92,7 @@ func mix(x uint64) uint64 {
 
 // of is what a page contributes to the sum.
 func (d *Digest) of(addr, hash uint64) Sum {
-	if hash <= hashZero {
+	if hash <= hashStale {
 		return Sum{}
 	}
 	place := mix(addr ^ d.key)
@@ -155,11 +156,11 @@ func (d *Digest) Remove(r Range) {
 	d.eachKnown(r, func(addr, _ uint64) { d.set(addr, hashAbsent) })
 }
 
-// knows tells whether any page of the 2 MiB around addr is known.
-func (d *Digest) knows(addr uint64) bool {
+// distrust makes every known page one of unknown content, so that it differs from whatever is read.
+func (d *Digest) distrust() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.chunks[addr/chunkSize] != nil
+	d.eachKnown(Range{0, 1 << 63}, func(addr, _ uint64) { d.set(addr, hashStale) })
 }
 
 // known returns the runs of pages of r that are known: that are not as in a fresh mapping.

@@ -1,0 +1,287 @@
+package mem
+
+import (
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine"
+	"migrate/engine/procfs"
+)
+
+// A LayoutReader reads what one process has mapped. It remembers files and marks, so that reading again is fast.
+type LayoutReader struct {
+	pid     int
+	objects *Objects
+	files   map[fileKey]*File
+	last    []Mapping // with their marks
+}
+
+type fileKey struct {
+	major, minor uint32
+	inode        uint64
+	path         string
+}
+
+// NewLayoutReader returns a reader for a process. Objects collects the shared memory of the tree.
+func NewLayoutReader(pid int, objects *Objects) *LayoutReader {
+	return &LayoutReader{pid: pid, objects: objects, files: map[fileKey]*File{}}
+}
+
+// Read reads maps and, with marks set, smaps, which walks all page tables and is not for a stopped program. Without it,
+// the marks are those that the memory had when smaps was read last.
+func (r *LayoutReader) Read(marks bool) (*Layout, error) {
+	read := procfs.Host.Maps
+	if marks {
+		read = procfs.Host.Smaps
+	}
+	maps, err := read(r.pid)
+	if err != nil {
+		return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, err)
+	}
+	if len(maps) == 0 {
+		return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, ErrGone)
+	}
+	l := &Layout{Mappings: make([]Mapping, 0, len(maps))}
+	next := 0
+	for i := range maps {
+		m := Mapping{Range: Range{maps[i].Start, maps[i].End}, Prot: maps[i].Prot, Offset: maps[i].Offset}
+		for next < len(r.last) && r.last[next].End <= m.Start {
+			next++
+		}
+		reason, err := r.classify(&m, &maps[i])
+		if err != nil {
+			return nil, fmt.Errorf("pid %d: %v: %w", r.pid, maps[i], err)
+		}
+		if maps[i].Smaps != nil {
+			if why := m.setMarks(maps[i].Smaps); reason == "" && why != "" {
+				reason = why
+			}
+		} else {
+			m.inheritMarks(r.last[next:])
+		}
+		if reason != "" {
+			m.Kind = Other
+			l.Obstacles = append(l.Obstacles, r.obstacle(maps[i], reason))
+		}
+		l.Mappings = append(l.Mappings, m)
+	}
+	r.last = l.Mappings
+	return l, nil
+}
+
+// obstacle says why a mapping is not carried; reason is "kind: explanation".
+func (r *LayoutReader) obstacle(m procfs.Mapping, reason string) engine.Obstacle {
+	kind, why, _ := strings.Cut(reason, ": ")
+	return engine.Obstacle{PID: r.pid, Kind: kind, Where: m.String(), Reason: why}
+}
+
+// inheritMarks takes the marks of what was mapped there before; old begins with the first mapping that may overlap.
+func (m *Mapping) inheritMarks(old []Mapping) {
+	for i := range old {
+		if old[i].Start >= m.End {
+			break
+		}
+		if old[i].Kind == m.Kind {
+			m.Marks = old[i].Marks
+			return
+		}
+	}
+	m.Marks = Marks{Unknown: true, MayWrite: m.Prot&procfs.ProtWrite != 0, GrowsDown: m.Stack}
+}
+
+// setMarks takes over VmFlags. It returns a reason if one of them says that the mapping is not carried.
+func (m *Mapping) setMarks(s *procfs.Smaps) (reason string) {
+	m.Marks = Marks{}
+	for _, f := range s.VMFlags {
+		switch f {
+		case "dc":
+			m.Marks.Advice |= 1 << adviceDontFork
+		case "wf":
+			m.Marks.Advice |= 1 << adviceWipeOnFork
+		case "dd":
+			m.Marks.Advice |= 1 << adviceDontDump
+		case "hg":
+			m.Marks.Advice |= 1 << adviceHugePage
+		case "nh":
+			m.Marks.Advice |= 1 << adviceNoHugePage
+		case "mg":
+			m.Marks.Advice |= 1 << adviceMergeable
+		case "sr":
+			m.Marks.Advice |= 1 << adviceSequential
+		case "rr":
+			m.Marks.Advice |= 1 << adviceRandom
+		case "gd":
+			m.Marks.GrowsDown = true
+		case "nr":
+			m.Marks.NoReserve = true
+		case "mw":
+			m.Marks.MayWrite = true
+		default:
+			if why := refusedFlags[f]; why != "" && m.Kind < VDSO {
+				reason = why
+			}
+		}
+	}
+	return reason
+}
+
+// refusedFlags are the VmFlags of what is not carried (fs/proc/task_mmu.c, show_smap_vma_flags).
+var refusedFlags = map[string]string{
+	"lo": "locked-memory: memory locked by mlock(2) or mlockall(2)",
+	"ht": "hugetlb: huge pages of hugetlbfs",
+	"io": "device-mapping: memory of a device",
+	"pf": "device-mapping: page frames mapped by a driver",
+	"mm": "device-mapping: a mixed mapping by a driver",
+	"um": "userfaultfd: memory whose faults the program handles by a userfaultfd of its own",
+	"ui": "userfaultfd: memory whose faults the program handles by a userfaultfd of its own",
+	"ss": "shadow-stack: a shadow stack",
+	"sl": "mseal: memory sealed by mseal(2)",
+	"mt": "memory-tagging: memory with tags (MTE)",
+	"dp": "droppable: memory that the kernel may drop (MAP_DROPPABLE)",
+}
+
+// classify finds out what stands behind a mapping. The reason, if any, is "kind: explanation" of why it is not carried.
+func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (reason string, err error) {
+	m.Kind = PrivateAnon
+	switch {
+	case p.Path == "[vdso]":
+		m.Kind = VDSO
+	case strings.HasPrefix(p.Path, "[vvar"):
+		m.Kind = Vvar
+	case p.Path == "[vsyscall]":
+		m.Kind = Vsyscall
+	case p.Path == "[heap]":
+		m.Heap = true
+	case p.Path == "[stack]":
+		m.Stack = true
+	case strings.HasPrefix(p.Path, "[anon:") && p.Inode == 0:
+		m.Name = strings.TrimSuffix(strings.TrimPrefix(p.Path, "[anon:"), "]")
+	case p.Path == "" && p.Inode == 0 && !p.Shared:
+	case strings.HasPrefix(p.Path, "[anon_shmem:"), strings.HasPrefix(p.Path, "/dev/zero") && p.Deleted && p.Shared:
+		m.Kind = SharedAnon
+		m.Object, err = r.objects.add(r.pid, p)
+	case strings.HasPrefix(p.Path, "/SYSV") && p.Deleted:
+		return "sysv-shm: System V shared memory", nil
+	case strings.HasPrefix(p.Path, "/memfd:") && p.Deleted:
+		return "memfd: a mapping of a memfd", nil
+	case strings.HasPrefix(p.Path, "/anon_hugepage"):
+		return "hugetlb: huge pages of hugetlbfs", nil
+	case strings.HasPrefix(p.Path, "/[aio]"):
+		return "aio: the ring of an io_setup(2)", nil
+	case strings.HasPrefix(p.Path, "anon_inode:[io_uring]"):
+		return "io_uring: a ring of io_uring", nil
+	case strings.HasPrefix(p.Path, "socket:"):
+		return "packet-ring: the ring of a packet socket", nil
+	case p.Path == "[uprobes]":
+		return "uprobes: a probe that a tracer has set", nil
+	case strings.HasPrefix(p.Path, "/"):
+		return r.file(m, p)
+	default:
+		return fmt.Sprintf("special-mapping: %q is of no kind that is known", p.Path), nil
+	}
+	return "", err
+}
+
+// file fills in what is known of a mapped file.
+func (r *LayoutReader) file(m *Mapping, p *procfs.Mapping) (reason string, err error) {
+	if m.Kind = PrivateFile; p.Shared {
+		m.Kind = SharedFile
+	}
+	key := fileKey{p.Major, p.Minor, p.Inode, p.Path}
+	if m.File = r.files[key]; m.File == nil {
+		if m.File, reason, err = r.openFile(p); err != nil || reason != "" {
+			return reason, err
+		}
+		r.files[key] = m.File
+	}
+	return "", nil
+}
+
+// openFile looks at a mapped file, by way of its path and not of the mapping, as the destination will.
+func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, reason string, err error) {
+	if p.Deleted {
+		return nil, "deleted-file: a mapping of a file that was deleted", nil
+	}
+	f, err := os.OpenFile(procfs.Host.Path(r.pid, "root")+p.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		if st, gone := procfs.Host.Stat(r.pid); gone != nil || st.State == 'Z' {
+			return nil, "", ErrGone
+		}
+		return nil, "deleted-file: a mapping of a file that no longer has its name", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, "", fmt.Errorf("stat: %w", err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFCHR:
+		const zeroDevice = 1<<8 | 5
+		if st.Rdev != zeroDevice || p.Shared {
+			return nil, "device-mapping: memory of a device", nil
+		}
+	default:
+		return nil, fmt.Sprintf("special-mapping: a file of mode 0%o", st.Mode), nil
+	}
+	if st.Ino != p.Inode {
+		return nil, "replaced-file: a mapping of a file whose name leads to another file now", nil
+	}
+	out := &File{Path: p.Path, Major: p.Major, Minor: p.Minor, Inode: st.Ino, Size: st.Size, Mode: st.Mode}
+	out.BuildID = buildID(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	return out, "", nil
+}
+
+// maxNote bounds the notes of an ELF file that are searched.
+const maxNote = 1 << 16
+
+// buildID returns the build id of an ELF file, or nil if it is not one, cannot be read, or has none: it is a further
+// identity where there is one.
+func buildID(path string) []byte {
+	f, err := elf.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }() // opened for reading: nothing is lost
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_NOTE || p.Filesz > maxNote {
+			continue
+		}
+		notes, err := io.ReadAll(p.Open())
+		if err != nil {
+			return nil
+		}
+		if id := findBuildID(notes, f.ByteOrder); id != nil {
+			return id
+		}
+	}
+	return nil
+}
+
+// findBuildID walks ELF notes: sizes of name and description, a type, then both, each padded to 4 bytes (elf(5)).
+func findBuildID(b []byte, order binary.ByteOrder) []byte {
+	const header, ntGNUBuildID = 12, 3
+	for len(b) >= header {
+		nameSize, size, kind := uint64(order.Uint32(b)), uint64(order.Uint32(b[4:])), order.Uint32(b[8:])
+		start := header + (nameSize+3)&^3
+		end := start + size
+		if end > uint64(len(b)) {
+			return nil
+		}
+		if kind == ntGNUBuildID && string(b[header:header+nameSize]) == "GNU\x00" {
+			return b[start:end:end]
+		}
+		b = b[min((end+3)&^3, uint64(len(b))):]
+	}
+	return nil
+}

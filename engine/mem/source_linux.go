@@ -1,0 +1,304 @@
+package mem
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+
+	"migrate/engine/images"
+)
+
+// ErrUnreadable means that pages of a stopped program could not be read.
+var ErrUnreadable = errors.New("pages cannot be read")
+
+// A Source reads the private memory of one process, round by round, while it runs and when it is stopped.
+type Source struct {
+	view    view
+	space   uint32
+	tracker Tracker
+	sent    *Digest
+	workers int
+
+	vmas  []*vma.VmaEntry // what the destination has mapped
+	whole rangeSet        // of which the destination has no page
+	retry []Range         // reported by the tracker, but not read
+}
+
+// NewSource opens the memory of a process, whose pages will go to space. Its tracker starts with Start.
+func NewSource(pid int, space uint32, tracker Tracker) (*Source, error) {
+	v, err := openView(pid)
+	if err != nil {
+		return nil, err
+	}
+	return &Source{view: v, space: space, tracker: tracker, sent: NewDigest(space), workers: runtime.GOMAXPROCS(0)}, nil
+}
+
+// Start begins tracking.
+func (s *Source) Start(ctx context.Context) error { return s.tracker.Start(ctx) }
+
+// Close ends tracking.
+func (s *Source) Close() error { return errors.Join(s.tracker.Close(), s.view.mem.Close()) }
+
+// Sum is the hash over all pages that were sent.
+func (s *Source) Sum() Sum { return s.sent.Sum() }
+
+// Space is what the pages are sent as.
+func (s *Source) Space() uint32 { return s.space }
+
+// Follow tells which mappings the destination makes before the next round: the very entries that are sent to it.
+func (s *Source) Follow(vmas []*vma.VmaEntry) {
+	var whole []Range
+	for _, c := range Diff(s.vmas, vmas) {
+		if c.Forgets() {
+			s.sent.Remove(c.Range)
+		}
+		if c.Kind == Map {
+			whole = append(whole, c.Range)
+		}
+	}
+	s.addWhole(whole)
+	s.vmas = vmas
+}
+
+func (s *Source) addWhole(more []Range) {
+	all := slices.Concat(s.whole, more)
+	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+	s.whole = nil
+	for _, r := range all {
+		s.whole.append(r)
+	}
+}
+
+// Restart makes the next round send everything: the destination lost what it had, or a round failed half-way.
+func (s *Source) Restart() {
+	s.sent.distrust()
+	for _, v := range s.vmas {
+		s.addWhole([]Range{{v.GetStart(), v.GetEnd()}})
+	}
+}
+
+// Final is a Round of a stopped program: nothing may be left over.
+func (s *Source) Final(ctx context.Context, sink Sink) (RoundStats, error) {
+	stats, err := s.Round(ctx, sink)
+	if err == nil && len(s.retry) > 0 {
+		err = fmt.Errorf("pid %d: %d pages at %v and elsewhere: %w", s.view.pid, stats.Retry, s.retry[0], ErrUnreadable)
+	}
+	return stats, err
+}
+
+// Round sends what was written since the last round, or everything that there is. All of it has been handed to the sink when
+// it returns. When the process made an exec since, tracking starts anew, which needs the caller of the tracker.
+func (s *Source) Round(ctx context.Context, sink Sink) (stats RoundStats, err error) {
+	start := time.Now()
+	defer func() {
+		stats.Duration = time.Since(start)
+		if err != nil {
+			s.Restart()
+		}
+	}()
+	areas := s.areas()
+	extents, err := s.tracker.Collect(ctx, areas, s.sent)
+	if errors.Is(err, ErrReplaced) {
+		s.Restart()
+		if err = s.tracker.Start(ctx); err == nil {
+			areas = s.areas()
+			extents, err = s.tracker.Collect(ctx, areas, s.sent)
+		}
+	}
+	if err != nil {
+		return stats, err
+	}
+	stats.ScanDuration, stats.Ranges = time.Since(start), uint64(len(extents))
+	zero, read := s.sortOut(areas, extents)
+	s.whole, s.retry = nil, nil
+	if err := s.sendZeros(ctx, sink, zero, &stats); err != nil {
+		return stats, err
+	}
+	return stats, s.sendPages(ctx, sink, read, &stats)
+}
+
+// maxArea bounds the areas that are joined: after a scan that failed, all of an area is sent again.
+const maxArea = 64 << 20
+
+// areas lists the memory to be tracked.
+func (s *Source) areas() []Area {
+	var out []Area
+	add := func(a Area) {
+		if n := len(out); n > 0 && out[n-1].End == a.Start && out[n-1].File == a.File && out[n-1].Whole == a.Whole && a.End-out[n-1].Start <= maxArea {
+			out[n-1].End = a.End
+			return
+		}
+		out = append(out, a)
+	}
+	for _, v := range s.vmas {
+		if !Carried(v) {
+			continue
+		}
+		file := v.GetStatus()&images.VMAFilePrivate != 0
+		at := v.GetStart()
+		for _, w := range s.whole.cut(Range{at, v.GetEnd()}) {
+			if at < w.Start {
+				add(Area{Range{at, w.Start}, file, false})
+			}
+			add(Area{w, file, true})
+			at = w.End
+		}
+		if at < v.GetEnd() {
+			add(Area{Range{at, v.GetEnd()}, file, false})
+		}
+	}
+	return out
+}
+
+// Carried tells whether the pages of a mapping travel as pages of its process: those of private memory.
+func Carried(v *vma.VmaEntry) bool {
+	return v.GetStatus()&(images.VMAAnonPrivate|images.VMAFilePrivate) != 0 && !kernelOwned(v)
+}
+
+// isFile tells whether a page is of a private mapping of a file.
+func (s *Source) isFile(addr uint64) bool {
+	i, ok := slices.BinarySearchFunc(s.vmas, addr, func(v *vma.VmaEntry, addr uint64) int {
+		switch {
+		case v.GetEnd() <= addr:
+			return -1
+		case v.GetStart() > addr:
+			return 1
+		}
+		return 0
+	})
+	return ok && s.vmas[i].GetStatus()&images.VMAFilePrivate != 0
+}
+
+// sortOut splits what a tracker reported into what became zero and what has to be read.
+func (s *Source) sortOut(areas []Area, extents []Extent) (zero, read []Range) {
+	i := 0
+	for _, e := range extents {
+		for i < len(areas)-1 && areas[i].End <= e.Start {
+			i++
+		}
+		switch {
+		case e.State != Absent:
+			read = append(read, e.Range)
+		case areas[i].File: // it is again what the file has there
+			read = append(read, s.sent.known(e.Range)...)
+		default:
+			zero = append(zero, s.sent.known(e.Range)...)
+		}
+	}
+	return zero, merge(read, s.stillMapped(areas))
+}
+
+// stillMapped returns what could not be read in the last round and is still part of an area.
+func (s *Source) stillMapped(areas []Area) []Range {
+	var have rangeSet
+	for _, a := range areas {
+		have.append(a.Range)
+	}
+	var out []Range
+	for _, r := range s.retry {
+		out = append(out, have.cut(r)...)
+	}
+	return out
+}
+
+// merge joins two lists of ranges, of which the first is sorted, into one that is sorted and without overlaps.
+func merge(a, b []Range) []Range {
+	if len(b) == 0 {
+		return a
+	}
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+	out := rangeSet{}
+	for _, r := range all {
+		out.append(r)
+	}
+	return out
+}
+
+// sendZeros sends pages that were sent with content before and are zero now.
+func (s *Source) sendZeros(ctx context.Context, sink Sink, zero []Range, stats *RoundStats) error {
+	const maxRuns = 1024
+	for part := range slices.Chunk(zero, maxRuns) {
+		runs := make([]Run, 0, len(part))
+		for _, r := range part {
+			s.sent.Remove(r)
+			stats.ZeroPages += r.Pages()
+			runs = append(runs, Run{r.Start, uint32(r.Pages()), true})
+		}
+		if err := sink.Send(ctx, s.space, runs, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// batchPages is how many pages are read at once.
+const batchPages = BatchBytes / PageSize
+
+// sendPages reads and sends pages, with several workers when there is much to do.
+func (s *Source) sendPages(ctx context.Context, sink Sink, read []Range, stats *RoundStats) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	next := batches{left: read}
+	var mu sync.Mutex // guards next, stats and s.retry
+	work := func() {
+		r := reader{source: s, sink: sink, chooser: chooser{sent: s.sent}}
+		for ctx.Err() == nil {
+			mu.Lock()
+			batch := next.take()
+			mu.Unlock()
+			if len(batch) == 0 {
+				break
+			}
+			if err := r.send(ctx, batch); err != nil {
+				cancel(err)
+			}
+		}
+		mu.Lock()
+		stats.Add(r.stats)
+		s.retry = merge(s.retry, r.failed)
+		mu.Unlock()
+	}
+	var wg sync.WaitGroup
+	for range min(s.workers-1, next.count()-1) {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// batches hands out ranges of batchPages pages together.
+type batches struct {
+	left []Range
+}
+
+// count is how many batches there are, up to a number beyond which it does not matter.
+func (b *batches) count() int {
+	pages := uint64(0)
+	for i := 0; i < len(b.left) && pages < 1024*batchPages; i++ {
+		pages += b.left[i].Pages()
+	}
+	return int((pages + batchPages - 1) / batchPages)
+}
+
+func (b *batches) take() []Range {
+	var out []Range
+	for room := uint64(BatchBytes); room > 0 && len(b.left) > 0; {
+		r := &b.left[0]
+		n := min(room, r.Size())
+		out = append(out, Range{r.Start, r.Start + n})
+		room -= n
+		if r.Start += n; r.Start == r.End {
+			b.left = b.left[1:]
+		}
+	}
+	return out
+}

@@ -1,0 +1,242 @@
+package mem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/procfs"
+	"migrate/engine/remote"
+)
+
+// userfault tracks writes with a userfaultfd that the program itself was made to open. Its mappings are registered for
+// write protection in asynchronous mode: a write to a protected page lifts the protection without anybody being asked,
+// and PAGEMAP_SCAN tells, from outside, which pages are not protected, and protects them again in the same step
+// (Documentation/admin-guide/mm/pagemap.rst). Nothing happens to the program when this process ends.
+//
+// Five ways in which writes would get lost, and what is done:
+//
+//   - A scan that meets a mapping which is not registered gives EPERM, has protected what it walked before, and tells
+//     nothing of it. So each mapping is scanned alone, and after EPERM it is registered and reported whole.
+//   - Mappings made by mmap, by a moving mremap, by brk and in a child are not registered: the same.
+//   - Writes by way of a file, by other mappings of the same memory and by devices are not seen. Shared memory is not
+//     given to a Tracker (see Objects); devices and pinned memory are obstacles.
+//   - A page that the program gave back (MADV_DONTNEED) counts as written without being present. Where pages were sent before,
+//     pages are asked for whether they are present or not; an absent one is reported as such.
+//   - Asking so where nothing was ever populated would write a marker for each page of a reservation. There, only
+//     present pages are asked for.
+type userfault struct {
+	caller remote.Caller
+	fd     *os.File // the userfaultfd
+	scan   scanner
+	own    rangeSet // what is registered, as far as is known
+}
+
+// NewUserfault returns a Tracker for the process of caller, which is used by Start alone.
+func NewUserfault(caller remote.Caller) Tracker { return &userfault{caller: caller} }
+
+func (*userfault) Name() string { return "userfaultfd" }
+
+// Start makes the program open a userfaultfd, takes it, and closes the program's own descriptor.
+func (u *userfault) Start(ctx context.Context) (err error) {
+	if err := u.Close(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("tracking writes of pid %d: %w", u.caller.PID(), err), u.Close())
+		}
+	}()
+	if u.scan.pagemap, err = procfs.Host.Open(u.caller.PID(), "pagemap"); err != nil {
+		return err
+	}
+	if u.fd, err = u.open(ctx); err != nil {
+		return err
+	}
+	if err := uffdAPI(int(u.fd.Fd()), uffdWPAsync|uffdWPUnpopulated); err != nil {
+		return fmt.Errorf("UFFDIO_API (asynchronous write protection needs Linux 6.7): %w", err)
+	}
+	return nil
+}
+
+func (u *userfault) open(ctx context.Context) (_ *os.File, err error) {
+	var b remote.Batch
+	// A program without privileges may open one for faults of its own code only; in asynchronous mode, where no fault is
+	// handled by anybody, writes by the kernel are tracked all the same.
+	fd := b.Call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly)
+	if err := u.caller.Run(ctx, &b); err != nil {
+		return nil, fmt.Errorf("userfaultfd(2): %w", err)
+	}
+	n, err := fd.Value()
+	if err != nil {
+		return nil, fmt.Errorf("userfaultfd(2): %w", err)
+	}
+	f, err := u.caller.Pull(ctx, int(n))
+	var after remote.Batch
+	after.Call(unix.SYS_CLOSE, n)
+	return f, errors.Join(err, u.caller.Run(ctx, &after))
+}
+
+// Close lets go of the userfaultfd, which ends all registrations.
+func (u *userfault) Close() error {
+	var errs []error
+	if u.fd != nil {
+		errs = append(errs, u.fd.Close())
+	}
+	if u.scan.pagemap != nil {
+		errs = append(errs, u.scan.pagemap.Close())
+	}
+	u.fd, u.scan.pagemap, u.own = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+func (u *userfault) Collect(ctx context.Context, areas []Area, sent *Digest) ([]Extent, error) {
+	if err := uffdAlive(int(u.fd.Fd())); err != nil {
+		return nil, fmt.Errorf("pid %d: %w", u.caller.PID(), ErrReplaced)
+	}
+	var out []Extent
+	var own rangeSet
+	for _, a := range areas {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		ext, registered, err := u.collect(a, sent)
+		if err != nil {
+			return nil, fmt.Errorf("pid %d: written pages of 0x%x-0x%x: %w", u.caller.PID(), a.Start, a.End, err)
+		}
+		if registered {
+			own.append(a.Range)
+		}
+		out = append(out, ext...)
+	}
+	u.own = own
+	return out, nil
+}
+
+// collect reports the pages of one area, and whether it is registered.
+func (u *userfault) collect(a Area, sent *Digest) (_ []Extent, registered bool, err error) {
+	for range 3 {
+		if !u.own.covers(a.Range) {
+			a.Whole = true
+			if err := uffdRegister(int(u.fd.Fd()), a.Range, uffdModeWP); err != nil {
+				if errors.Is(err, unix.ENOMEM) {
+					return nil, false, ErrReplaced
+				}
+				break // the mapping vanished or changed; as long as it stands, it is reported whole
+			}
+		}
+		ext, err := u.scan.collect(a, sent, scanProtect|scanCheckWPAsync)
+		if !errors.Is(err, unix.EPERM) {
+			return ext, true, err
+		}
+		u.own = slices.DeleteFunc(slices.Clone(u.own), func(r Range) bool { return r.Start < a.End && a.Start < r.End })
+	}
+	a.Whole = true
+	ext, err := u.scan.collect(a, sent, 0)
+	return ext, false, err
+}
+
+// scanner asks PAGEMAP_SCAN about areas.
+type scanner struct {
+	pagemap *os.File
+	regions [4096]region
+}
+
+// collect reports the pages of an area; flags are those of the scan.
+func (s *scanner) collect(a Area, sent *Digest, flags uint64) (out []Extent, err error) {
+	q := scan{Range: a.Range, flags: flags, anyOf: pagePresent | pageSwapped, wants: pagePresent | pageSwapped | pagePFNZero}
+	if a.File {
+		q.inverted, q.mask = pageFile, pageFile
+	}
+	if a.Whole {
+		out, err = s.ask(q, out)
+		return fillGaps(a.Range, out), err
+	}
+	q.mask |= pageWritten
+	for _, part := range parts(a.Range, sent) {
+		q.Range, q.anyOf = part.Range, 0
+		if !part.known {
+			q.anyOf = pagePresent | pageSwapped
+		} else if !a.File {
+			q.inverted, q.mask = 0, pageWritten
+		}
+		if out, err = s.ask(q, out); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// ask runs a query and appends what it finds.
+func (s *scanner) ask(q scan, out []Extent) ([]Extent, error) {
+	for q.Start < q.End {
+		n, next, err := q.run(int(s.pagemap.Fd()), s.regions[:])
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range s.regions[:n] {
+			state := Absent
+			if r.categories&(pagePresent|pageSwapped) != 0 && r.categories&pagePFNZero == 0 {
+				state = Written
+			}
+			out = append(out, Extent{r.Range, state})
+		}
+		if next <= q.Start {
+			break
+		}
+		q.Start = next
+	}
+	return out, nil
+}
+
+// fillGaps adds Absent extents between those of r.
+func fillGaps(r Range, in []Extent) []Extent {
+	out := make([]Extent, 0, 2*len(in)+1)
+	at := r.Start
+	for _, e := range in {
+		if at < e.Start {
+			out = append(out, Extent{Range{at, e.Start}, Absent})
+		}
+		out = append(out, e)
+		at = e.End
+	}
+	if at < r.End {
+		out = append(out, Extent{Range{at, r.End}, Absent})
+	}
+	return out
+}
+
+// part is a piece of an area of which all chunks are known, or none.
+type part struct {
+	Range
+	known bool
+}
+
+// parts splits an area where pages were sent before from where none were.
+func parts(r Range, sent *Digest) []part {
+	sent.mu.Lock()
+	keys := sent.keys(r)
+	sent.mu.Unlock()
+	var out []part
+	at := r.Start
+	for i := 0; i < len(keys); {
+		j := i + 1
+		for j < len(keys) && keys[j] == keys[j-1]+1 {
+			j++
+		}
+		start, end := max(at, keys[i]*chunkSize), min(r.End, (keys[j-1]+1)*chunkSize)
+		if at < start {
+			out = append(out, part{Range{at, start}, false})
+		}
+		out = append(out, part{Range{start, end}, true})
+		at, i = end, j
+	}
+	if at < r.End {
+		out = append(out, part{Range{at, r.End}, false})
+	}
+	return out
+}

@@ -1,0 +1,120 @@
+package mem
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+
+	"migrate/engine/images"
+)
+
+// ErrOutside means that pages were sent for memory that is not mapped, or does not take pages.
+var ErrOutside = errors.New("pages for memory that is not part of the process")
+
+// A Writer puts pages into the private memory of one stopped process.
+type Writer struct {
+	view  view
+	space uint32
+	have  *Digest
+	vmas  []*vma.VmaEntry
+}
+
+// NewWriter opens the memory of a process that receives the pages of space. It stays that of the program that the
+// process runs now.
+func NewWriter(pid int, space uint32) (*Writer, error) {
+	v, err := openView(pid)
+	if err != nil {
+		return nil, err
+	}
+	return &Writer{view: v, space: space, have: NewDigest(space)}, nil
+}
+
+// Close lets go of the process.
+func (w *Writer) Close() error { return w.view.mem.Close() }
+
+// Sum is the hash over all pages that were received.
+func (w *Writer) Sum() Sum { return w.have.Sum() }
+
+// Follow tells that the mappings of the process are now these, made from the ones before by the steps of Diff. It must not
+// run at the same time as any other method.
+func (w *Writer) Follow(vmas []*vma.VmaEntry) {
+	for _, c := range Diff(w.vmas, vmas) {
+		if c.Forgets() {
+			w.have.Remove(c.Range)
+		}
+	}
+	w.vmas = vmas
+}
+
+// WritePages puts pages, whose content is data, at addr. ErrOutside: not all of it is private memory of the layout.
+func (w *Writer) WritePages(addr uint64, data []byte) error {
+	if len(data)%PageSize != 0 {
+		return fmt.Errorf("space %d: %d bytes at 0x%x are no pages: %w", w.space, len(data), addr, ErrOutside)
+	}
+	return w.each(Range{addr, addr + uint64(len(data))}, func(r Range, _ *vma.VmaEntry) error {
+		part := data[r.Start-addr : r.End-addr]
+		if err := w.view.write(r.Start, part); err != nil {
+			return err
+		}
+		w.have.Write(r.Start, part)
+		return nil
+	})
+}
+
+// zeroes is what is written over pages that become zero.
+var zeroes [BatchBytes]byte
+
+// ZeroPages makes n pages from addr on read as zero. Pages that were never written cost nothing.
+func (w *Writer) ZeroPages(addr uint64, n uint32) error {
+	return w.each(Range{addr, addr + uint64(n)*PageSize}, func(r Range, v *vma.VmaEntry) error {
+		if v.GetStatus()&images.VMAFilePrivate != 0 { // a page that was not written is the file's
+			return w.clear([]Range{r}, true)
+		}
+		return w.clear(w.have.known(r), false)
+	})
+}
+
+// clear writes zeros over ranges; mark says that the pages differ from a fresh mapping's all the same.
+func (w *Writer) clear(ranges []Range, mark bool) error {
+	for _, r := range ranges {
+		for at := r.Start; at < r.End; at += BatchBytes {
+			part := zeroes[:min(uint64(BatchBytes), r.End-at)]
+			if err := w.view.write(at, part); err != nil {
+				return err
+			}
+			if mark {
+				w.have.Write(at, part)
+			}
+		}
+		if !mark {
+			w.have.Remove(r)
+		}
+	}
+	return nil
+}
+
+// each splits a range at the borders of mappings and calls fn for the parts.
+func (w *Writer) each(r Range, fn func(Range, *vma.VmaEntry) error) error {
+	if r.Start%PageSize != 0 || r.End < r.Start {
+		return fmt.Errorf("space %d: %v is no range of pages: %w", w.space, r, ErrOutside)
+	}
+	i, _ := slices.BinarySearchFunc(w.vmas, r.Start, func(v *vma.VmaEntry, at uint64) int {
+		if v.GetEnd() <= at {
+			return -1
+		}
+		return 1
+	})
+	for ; r.Start < r.End; i++ {
+		if i == len(w.vmas) || w.vmas[i].GetStart() > r.Start || !Carried(w.vmas[i]) {
+			return fmt.Errorf("space %d: %v: %w", w.space, r, ErrOutside)
+		}
+		end := min(r.End, w.vmas[i].GetEnd())
+		if err := fn(Range{r.Start, end}, w.vmas[i]); err != nil {
+			return err
+		}
+		r.Start = end
+	}
+	return nil
+}
