@@ -1,0 +1,226 @@
+// Package client is a connection to a cluster: to any of its servers, whichever answers. Servers forward to the leader,
+// so the client does not look for it.
+//
+// A Conn is a grpc.ClientConnInterface. A call that finds a server unreachable, or the cluster without a leader
+// (UNAVAILABLE), is made again at the next server until its context ends, if repeating it is harmless: reads, reports
+// and orders that the cluster recognises. Run and Move get a request id for that. Resolve is never repeated.
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	agentapi "migrate/agent/api"
+	clusterapi "migrate/coordinator/api"
+)
+
+// Server is one server of the cluster: its name, as in its certificate, and host:port of its control port.
+type Server struct{ Name, Address string }
+
+// Config is what Dial needs. TLS gives the configuration for a server's name; Dialer nil is net.Dialer's.
+type Config struct {
+	Servers []Server
+	TLS     func(serverName string) (*tls.Config, error)
+	Dialer  func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Conn is a connection to a cluster. Its methods may be used by many goroutines. Close ends it.
+type Conn struct {
+	servers []Server
+	conns   []*grpc.ClientConn
+
+	mu   sync.Mutex
+	good int // the server that answered last
+}
+
+// Times of one try. A server that is cut off does not say so.
+const (
+	connectTimeout = time.Second
+	tryTimeout     = 4 * time.Second
+	pause          = 50 * time.Millisecond // between rounds over all servers, doubled up to maxPause
+	maxPause       = 500 * time.Millisecond
+)
+
+// Dial makes a Conn. It connects when it is used.
+func Dial(c Config) (*Conn, error) {
+	if len(c.Servers) == 0 {
+		return nil, errors.New("client: a cluster has at least one server")
+	}
+	if c.Dialer == nil {
+		c.Dialer = new(net.Dialer).DialContext
+	}
+	out := &Conn{servers: c.Servers}
+	for _, s := range c.Servers {
+		conf, err := c.TLS(s.Name)
+		if err != nil {
+			return nil, errors.Join(err, out.Close())
+		}
+		cc, err := grpc.NewClient("passthrough:///"+s.Address,
+			grpc.WithTransportCredentials(credentials.NewTLS(conf)),
+			grpc.WithContextDialer(func(ctx context.Context, a string) (net.Conn, error) { return c.Dialer(ctx, "tcp", a) }),
+			grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout,
+				Backoff: backoff.Config{BaseDelay: pause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(agentapi.MaxMessage), grpc.MaxCallSendMsgSize(agentapi.MaxMessage)))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("client: server %s at %s: %w", s.Name, s.Address, err), out.Close())
+		}
+		out.conns = append(out.conns, cc)
+	}
+	return out, nil
+}
+
+// Cluster is the generated client over this connection.
+func (c *Conn) Cluster() clusterapi.ClusterClient { return clusterapi.NewClusterClient(c) }
+
+// Close ends all connections.
+func (c *Conn) Close() error {
+	var errs []error
+	for _, cc := range c.conns {
+		errs = append(errs, cc.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// once are the methods that must not be repeated: a lost answer may be that of a call that was carried out.
+var once = map[string]bool{"Resolve": true}
+
+// long are the methods whose answer may take its time; the others are tried at another server after tryTimeout.
+var long = map[string]bool{"Run": true, "Stop": true, "Plan": true, "Move": true, "RequestCommit": true, "Resolve": true}
+
+// longTimeout bounds one try of a long call, so that a server that was cut off in the middle is left in the end.
+var longTimeout = map[string]time.Duration{"RequestCommit": 5 * time.Second}
+
+// Invoke is grpc.ClientConnInterface's.
+func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	identify(args)
+	name := path.Base(method)
+	wait := pause
+	for {
+		var err error
+		for range c.conns {
+			i := c.current()
+			err = c.try(ctx, i, name, method, args, reply, opts)
+			if err == nil || !again(ctx, name, err) {
+				return err
+			}
+			c.next(i)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+			wait = min(2*wait, maxPause)
+		}
+	}
+}
+
+func (c *Conn) try(ctx context.Context, i int, name, method string, args, reply any, opts []grpc.CallOption) error {
+	limit := tryTimeout
+	if long[name] {
+		limit = longTimeout[name]
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return c.conns[i].Invoke(ctx, method, args, reply, opts...)
+}
+
+// again says whether a call may be made again. A deadline that was ours, not the caller's, is a silent server.
+func again(ctx context.Context, name string, err error) bool {
+	if once[name] || ctx.Err() != nil {
+		return false
+	}
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded
+}
+
+// identify gives calls that create something an id, by which the cluster recognises a repetition.
+func identify(args any) {
+	switch r := args.(type) {
+	case *clusterapi.RunRequest:
+		if r.RequestId == "" {
+			r.RequestId = rand.Text()
+		}
+	case *clusterapi.MoveRequest:
+		if r.RequestId == "" {
+			r.RequestId = rand.Text()
+		}
+	}
+}
+
+// NewStream is grpc.ClientConnInterface's. A stream that has begun is not begun again here; see Watch.
+func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	var err error
+	for range c.conns {
+		i := c.current()
+		var st grpc.ClientStream
+		if st, err = c.conns[i].NewStream(ctx, desc, method, opts...); err == nil {
+			return st, nil
+		}
+		if !again(ctx, path.Base(method), err) {
+			break
+		}
+		c.next(i)
+	}
+	return nil, err
+}
+
+func (c *Conn) current() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.good
+}
+
+func (c *Conn) next(after int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.good == after {
+		c.good = (after + 1) % len(c.conns)
+	}
+}
+
+// Watch calls f with each change of a migration until it is final, across changes of the leader. It returns the final
+// state, or the last one seen with the error that ended it: the context's, f's, or the cluster's.
+func Watch(ctx context.Context, cluster clusterapi.ClusterClient, id string, f func(*clusterapi.MigrationEvent) error) (*clusterapi.Migration, error) {
+	var last *clusterapi.Migration
+	wait := pause
+	for {
+		st, err := cluster.WatchMigration(ctx, &clusterapi.WatchMigrationRequest{Id: id})
+		for err == nil {
+			var ev *clusterapi.MigrationEvent
+			if ev, err = st.Recv(); err == nil {
+				last, wait = ev.GetMigration(), pause
+				err = f(ev)
+			}
+		}
+		switch {
+		case last.GetFinal():
+			return last, nil
+		case ctx.Err() != nil:
+			return last, ctx.Err()
+		case status.Code(err) != codes.Unavailable:
+			return last, err
+		}
+		select {
+		case <-ctx.Done():
+			return last, ctx.Err()
+		case <-time.After(wait):
+			wait = min(2*wait, maxPause)
+		}
+	}
+}
