@@ -43,6 +43,8 @@ type Source struct {
 	tracer *ptrace.Tracer
 	files  *files.Dumper
 	memory *memory
+	// restarts reads the kernel's restart blocks; nil where this kernel cannot be asked.
+	restarts *task.RestartReader
 
 	target    Target
 	procs     []*engine.Process // as last listed
@@ -63,6 +65,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.files = files.NewDumper(files.Options{External: o.External})
 	s.memory = newMemory(s)
+	s.restarts, _ = task.OpenRestartReader() // without it the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }
 
@@ -171,5 +174,17 @@ func (s *Source) Close(ctx context.Context) error {
 	if s.frozen != nil && !s.held {
 		errs = append(errs, s.Thaw(ctx))
 	}
+	if s.restarts != nil {
+		errs = append(errs, s.restarts.Close())
+	}
 	return errors.Join(append(errs, s.files.Close(), s.tracer.Close())...)
+}
+
+// Stop lets go of the stopped tree in a way that keeps it stopped: by SIGSTOP, as a shell would.
+func (s *Source) Stop(ctx context.Context) error {
+	var errs []error
+	for _, p := range s.procs {
+		errs = append(errs, unix.Kill(p.PID, unix.SIGSTOP))
+	}
+	return errors.Join(append(errs, s.Thaw(ctx))...)
 }

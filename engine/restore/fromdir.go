@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
+	"migrate/engine/mem"
 	"migrate/engine/ns"
 )
 
@@ -84,6 +85,11 @@ func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) 
 			continue
 		}
 		if _, err := images.ReadPages(ctx, dir, p.PID, s); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	for id := range s.shared {
+		if _, err := images.ReadPages(ctx, dir, mem.ObjectSpace(id), s); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

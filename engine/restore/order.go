@@ -114,26 +114,35 @@ func (b *orderer) needs(m *member) int {
 	return anySession
 }
 
-// groups appends the steps that give processes their groups: leaders first, since a group exists once it is led.
+// groups appends the steps that give processes their groups. A group exists once the process of its id has led it, and
+// as long as anybody is in it; so all leaders lead first, then others join, and last those leaders leave that have left.
 func (b *orderer) groups(tree []*pstree.PstreeEntry) error {
-	for _, e := range tree {
-		if m := b.byPID[int(e.GetPid())]; m.pgid == m.pid && m.sid != m.pid {
-			b.steps = append(b.steps, step{setpgid, m.pid, m.pid})
-		}
-	}
+	led := map[int]bool{}
 	for _, e := range tree {
 		m := b.byPID[int(e.GetPid())]
-		if m.pgid == m.pid || m.pgid == b.born(m) {
+		if leader := b.byPID[m.pgid]; leader != nil && leader.sid != leader.pid && !led[leader.pid] {
+			led[leader.pid] = true
+			b.steps = append(b.steps, step{setpgid, leader.pid, leader.pid})
+		}
+	}
+	var leave []step
+	for _, e := range tree {
+		m := b.byPID[int(e.GetPid())]
+		if m.pgid == m.pid || m.pgid == b.born(m) && !led[m.pid] {
 			continue
 		}
 		leader := b.byPID[m.pgid]
 		switch {
 		case leader == nil && b.session(m.sid) != 0:
 			return fmt.Errorf("%w: process %d is in group %d, whose leader has ended", ErrOrder, m.pid, m.pgid)
-		case leader != nil:
+		case leader == nil:
+		case led[m.pid]:
+			leave = append(leave, step{setpgid, m.pid, m.pgid})
+		default:
 			b.steps = append(b.steps, step{setpgid, m.pid, m.pgid})
 		}
 	}
+	b.steps = append(b.steps, leave...)
 	return nil
 }
 

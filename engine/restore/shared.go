@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
+	"migrate/engine/mem"
 	"migrate/engine/remote"
 )
 
@@ -23,16 +24,18 @@ const sharedFD = 700
 // All processes that share it map the same object: it is made by the first one, as a mapping, since that is the only
 // way to make one that is not called memfd, and reached by the others through /proc/PID/map_files.
 func (s *Skeleton) sharedMemory(ctx context.Context, p *process, v *vma.VmaEntry) (int, error) {
-	f := s.shared[v.GetShmid()]
-	if f == nil {
-		var err error
-		if f, err = makeShared(ctx, p, s.sharedSize[v.GetShmid()]); err != nil {
-			return 0, fmt.Errorf("shared memory %d: %w", v.GetShmid(), err)
+	id := uint32(v.GetShmid())
+	o := s.shared[id]
+	if o == nil {
+		f, err := makeShared(ctx, p, s.sharedSize[id])
+		if err != nil {
+			return 0, fmt.Errorf("shared memory %d: %w", id, err)
 		}
-		s.shared[v.GetShmid()] = f
+		o = &object{f, mem.NewObjectWriter(f, id, s.sharedSize[id])}
+		s.shared[id] = o
 	}
-	if err := p.trap.Push(ctx, []remote.PushFile{{File: f, FD: sharedFD, CloseOnExec: true}}); err != nil {
-		return 0, fmt.Errorf("shared memory %d: %w", v.GetShmid(), err)
+	if err := p.trap.Push(ctx, []remote.PushFile{{File: o.file, FD: sharedFD, CloseOnExec: true}}); err != nil {
+		return 0, fmt.Errorf("shared memory %d: %w", id, err)
 	}
 	return sharedFD, nil
 }
@@ -56,23 +59,35 @@ func makeShared(ctx context.Context, p *process, size uint64) (_ *os.File, err e
 	return os.OpenFile(fmt.Sprintf("/proc/%d/map_files/%x-%x", p.PID, start, start+size), os.O_RDWR, 0)
 }
 
-// measureShared notes how large each object of shared anonymous memory has to be for all its mappings.
-func (s *Skeleton) measureShared(layout *images.Layout) {
+// measureShared notes how large each object of shared anonymous memory is.
+func (s *Skeleton) measureShared(layout *images.Layout) error {
+	for _, f := range layout.Header.GetFiles() {
+		if id, ok := mem.IsObject(f.GetId()); ok {
+			s.sharedSize[id] = f.GetSize()
+		}
+	}
 	for _, space := range layout.Spaces {
 		for _, v := range space.MM.GetVmas() {
-			if v.GetStatus()&images.VMAAnonShared != 0 {
-				s.sharedSize[v.GetShmid()] = max(s.sharedSize[v.GetShmid()], v.GetPgoff()+v.GetEnd()-v.GetStart())
+			if v.GetStatus()&images.VMAAnonShared != 0 && s.sharedSize[uint32(v.GetShmid())] == 0 {
+				return fmt.Errorf("layout: mapping 0x%x of process %d is of shared memory %d, whose size is not told", v.GetStart(), space.PID, v.GetShmid())
 			}
 		}
 	}
+	return nil
+}
+
+// object is an object of shared anonymous memory.
+type object struct {
+	file   *os.File
+	writer *mem.ObjectWriter
 }
 
 // closeShared lets go of the objects, which live on as mappings.
 func (s *Skeleton) closeShared() error {
 	var errs []error
-	for id, f := range s.shared {
-		errs = append(errs, f.Close())
-		delete(s.shared, id)
+	for _, o := range s.shared {
+		errs = append(errs, o.file.Close())
 	}
+	s.shared = map[uint32]*object{}
 	return errors.Join(errs...)
 }

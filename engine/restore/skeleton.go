@@ -49,8 +49,8 @@ type Skeleton struct {
 	state  state
 	files  *files.Restorer
 
-	shared     map[uint64]*os.File // objects of shared anonymous memory, by shmid
-	sharedSize map[uint64]uint64
+	shared     map[uint32]*object // objects of shared anonymous memory, by shmid
+	sharedSize map[uint32]uint64
 }
 
 // state of a Skeleton:
@@ -89,7 +89,7 @@ var ErrState = errors.New("not possible in this state of the skeleton")
 
 // Prepare builds the skeleton of a tree: processes, threads and mappings, no pages. On failure nothing is left.
 func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, err error) {
-	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, shared: map[uint64]*os.File{}, sharedSize: map[uint64]uint64{}}
+	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, shared: map[uint32]*object{}, sharedSize: map[uint32]uint64{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Destroy(context.WithoutCancel(ctx)))
@@ -114,7 +114,9 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	if err := s.followTree(ctx, layout); err != nil {
 		return err
 	}
-	s.measureShared(layout)
+	if err := s.measureShared(layout); err != nil {
+		return err
+	}
 	mapped := make(map[uint32]*fdinfo.FileEntry, len(layout.Files))
 	for _, f := range layout.Files {
 		mapped[f.GetId()] = f
@@ -154,7 +156,19 @@ func (s *Skeleton) ZeroPages(space uint32, addr uint64, n uint32) error {
 	return w.ZeroPages(addr, n)
 }
 
-func (s *Skeleton) writer(space uint32) (*mem.Writer, error) {
+// pageWriter is what takes the pages of a space.
+type pageWriter interface {
+	WritePages(addr uint64, data []byte) error
+	ZeroPages(addr uint64, n uint32) error
+}
+
+func (s *Skeleton) writer(space uint32) (pageWriter, error) {
+	if id, ok := mem.IsObject(space); ok {
+		if o := s.shared[id]; o != nil {
+			return o.writer, nil
+		}
+		return nil, fmt.Errorf("pages of shared memory %d, which nothing maps", id)
+	}
 	if p := s.procs[int(space)]; p != nil && p.writer != nil {
 		return p.writer, nil
 	}
@@ -200,4 +214,16 @@ func (s *Skeleton) destroyHeld(ctx context.Context) error {
 	}
 	s.state = gone
 	return errors.Join(s.files.Drop(), s.tracer.Close())
+}
+
+// Digest is the hash over all memory that was received.
+func (s *Skeleton) Digest() mem.Sum {
+	var sum mem.Sum
+	for _, o := range s.shared {
+		sum = sum.Add(o.writer.Sum())
+	}
+	for _, p := range s.procs {
+		sum = sum.Add(p.writer.Sum())
+	}
+	return sum
 }

@@ -196,86 +196,34 @@ func sameShape(here []procfs.Mapping, there []*vma.VmaEntry) error {
 // apply makes the calls of some changes.
 func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, files map[uint32]*fdinfo.FileEntry) error {
 	var b remote.Batch
-	type call struct {
-		change mem.Change
-		result *remote.Result
-	}
-	var calls []call
-	for _, c := range changes {
-		switch c.Kind {
-		case mem.Unmap:
-			calls = append(calls, call{c, b.Call(unix.SYS_MUNMAP, c.Start, c.Size())})
-		case mem.Protect:
-			calls = append(calls, call{c, b.Call(unix.SYS_MPROTECT, c.Start, c.Size(), c.VMA.GetProt())})
-		case mem.Map:
-			r, err := s.addMap(ctx, p, &b, c, files)
-			if err != nil {
-				return err
-			}
-			calls = append(calls, call{c, r})
-			for advice := range 64 {
-				if c.VMA.GetMadv()>>advice&1 != 0 {
-					calls = append(calls, call{c, b.Call(unix.SYS_MADVISE, c.Start, c.Size(), advice)})
-				}
-			}
-		case mem.Advise:
-			for _, advice := range c.Advice {
-				calls = append(calls, call{c, b.Call(unix.SYS_MADVISE, c.Start, c.Size(), advice)})
-			}
+	results := make([]*remote.Result, len(changes))
+	open := func(b *remote.Batch, v *vma.VmaEntry) (any, error) { return s.openMapped(ctx, p, b, v, files) }
+	for i, c := range changes {
+		var err error
+		if results[i], err = mem.AddChange(&b, c, open); err != nil {
+			return err
 		}
 	}
 	err := p.trap.Run(ctx, &b)
 	if err == nil {
 		return nil
 	}
-	for _, c := range calls {
-		if c.result.Err() != nil {
-			return fmt.Errorf("%v: %w", c.change, c.result.Err())
+	for i, r := range results {
+		if r.Err() != nil {
+			return fmt.Errorf("%v: %w", changes[i], r.Err())
 		}
 	}
 	return err
 }
 
-// addMap appends the calls that make one mapping.
-func (s *Skeleton) addMap(ctx context.Context, p *process, b *remote.Batch, op mem.Change, files map[uint32]*fdinfo.FileEntry) (*remote.Result, error) {
-	v := op.VMA
-	const kept = unix.MAP_SHARED | unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_GROWSDOWN | unix.MAP_NORESERVE
-	flags := v.GetFlags()&kept | unix.MAP_FIXED
-	offset := v.GetPgoff() + op.Start - v.GetStart()
-	length := op.Size()
-	switch {
-	case v.GetStatus()&(images.VMAFilePrivate|images.VMAFileShared) != 0:
-		path, err := mappedPath(v, files)
-		if err != nil {
-			return nil, err
-		}
-		mode := unix.O_RDONLY
-		if v.GetStatus()&images.VMAFileShared != 0 {
-			mode = int(v.GetFdflags() & unix.O_ACCMODE)
-		}
-		fd := b.Call(unix.SYS_OPENAT, unix.AT_FDCWD, b.String(path), mode|unix.O_CLOEXEC, 0)
-		r := b.Call(unix.SYS_MMAP, op.Start, length, v.GetProt(), flags&^unix.MAP_ANONYMOUS, fd, offset)
-		b.Call(unix.SYS_CLOSE, fd)
-		return r, nil
-	case v.GetStatus()&images.VMAAnonShared != 0:
-		fd, err := s.sharedMemory(ctx, p, v)
-		if err != nil {
-			return nil, err
-		}
-		r := b.Call(unix.SYS_MMAP, op.Start, length, v.GetProt(), flags&^unix.MAP_ANONYMOUS, fd, offset)
-		b.Call(unix.SYS_CLOSE, fd)
-		return r, nil
-	case v.GetStatus()&images.VMAAnonPrivate != 0:
-		return b.Call(unix.SYS_MMAP, op.Start, length, v.GetProt(), flags|unix.MAP_ANONYMOUS, -1, 0), nil
+// openMapped makes the process hold a descriptor of what a mapping maps.
+func (s *Skeleton) openMapped(ctx context.Context, p *process, b *remote.Batch, v *vma.VmaEntry, files map[uint32]*fdinfo.FileEntry) (any, error) {
+	if v.GetStatus()&images.VMAAnonShared != 0 {
+		return s.sharedMemory(ctx, p, v)
 	}
-	return nil, fmt.Errorf("%v: a mapping of status 0x%x is of no kind that can be made", op, v.GetStatus())
-}
-
-// mappedPath is the path of the file behind a mapping.
-func mappedPath(v *vma.VmaEntry, files map[uint32]*fdinfo.FileEntry) (string, error) {
 	f := files[uint32(v.GetShmid())]
 	if f.GetReg() == nil {
-		return "", fmt.Errorf("mapping 0x%x: file %d is no regular file of the layout", v.GetStart(), v.GetShmid())
+		return nil, fmt.Errorf("file %d is no regular file of the layout", v.GetShmid())
 	}
-	return f.GetReg().GetName(), nil
+	return mem.OpenPath(b, v, f.GetReg().GetName()), nil
 }

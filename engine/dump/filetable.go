@@ -1,0 +1,78 @@
+//go:build linux
+
+package dump
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/images/imagespb"
+	"migrate/engine/mem"
+	"migrate/engine/procfs"
+)
+
+// fileTable gives the files that a tree has mapped, executes or stands in their ids in files.img. A file keeps its id in all
+// layouts and in the checkpoint.
+type fileTable struct {
+	ids     map[fileKey]uint32
+	entries []*fdinfo.FileEntry
+	extras  []*imagespb.FileExtra
+}
+
+type fileKey struct {
+	path         string
+	major, minor uint32
+	inode        uint64
+}
+
+func newFileTable() *fileTable { return &fileTable{ids: map[fileKey]uint32{}} }
+
+// addMapped returns the id of a mapped file.
+func (t *fileTable) addMapped(f *mem.File) (uint32, error) {
+	return t.add(fileKey{f.Path, f.Major, f.Minor, f.Inode}, &imagespb.FileExtra{
+		DevMajor: f.Major, DevMinor: f.Minor, Ino: f.Inode, Size: uint64(f.Size), Mode: f.Mode, BuildId: f.BuildID,
+	}), nil
+}
+
+// addLink returns the id of what a link below /proc leads to, such as "12/exe" or "12/cwd".
+func (t *fileTable) addLink(fs procfs.FS, link string) (uint32, error) {
+	path, err := fs.Link(link)
+	if err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(fs.Path(link), &st); err != nil {
+		return 0, fmt.Errorf("%s (%s): %w", link, path, err)
+	}
+	if deleted, ok := strings.CutSuffix(path, " (deleted)"); ok && st.Nlink == 0 {
+		return 0, fmt.Errorf("%s: %s was deleted", link, deleted)
+	}
+	major, minor := unix.Major(st.Dev), unix.Minor(st.Dev)
+	return t.add(fileKey{path, major, minor, st.Ino}, &imagespb.FileExtra{
+		DevMajor: major, DevMinor: minor, Ino: st.Ino, Size: uint64(st.Size), Mode: st.Mode,
+	}), nil
+}
+
+func (t *fileTable) add(key fileKey, extra *imagespb.FileExtra) uint32 {
+	if id := t.ids[key]; id != 0 {
+		return id
+	}
+	id := uint32(len(t.entries) + 1)
+	t.ids[key] = id
+	extra.Id = id
+	t.extras = append(t.extras, extra)
+	t.entries = append(t.entries, &fdinfo.FileEntry{
+		Type: fdinfo.FdTypes_REG.Enum(), Id: proto.Uint32(id),
+		Reg: &regfile.RegFileEntry{
+			Id: proto.Uint32(id), Flags: proto.Uint32(0), Pos: proto.Uint64(0), Name: proto.String(key.path), Mode: proto.Uint32(extra.Mode), Size: proto.Uint64(extra.Size),
+			Fown: &fown.FownEntry{Uid: proto.Uint32(0), Euid: proto.Uint32(0), Signum: proto.Uint32(0), PidType: proto.Uint32(0), Pid: proto.Uint32(0)},
+		},
+	})
+	return id
+}

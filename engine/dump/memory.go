@@ -1,0 +1,296 @@
+//go:build linux
+
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
+	"migrate/engine/mem"
+	"migrate/engine/ptrace"
+	"migrate/engine/remote"
+)
+
+// memory is the memory of the tree: an address space for each process, and the objects that they share.
+type memory struct {
+	source  *Source
+	files   *fileTable
+	objects *mem.Objects
+	spaces  map[int]*space // by process id on this host
+}
+
+// space is the address space of one process.
+type space struct {
+	pid    int
+	reader *mem.LayoutReader
+	source *mem.Source
+	vmas   []*vma.VmaEntry // as last described
+	caller *borrower
+}
+
+func newMemory(s *Source) *memory {
+	return &memory{source: s, files: newFileTable(), objects: mem.NewObjects(), spaces: map[int]*space{}}
+}
+
+// check names the mappings that are not carried.
+func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
+	var all []engine.Obstacle
+	for _, p := range m.source.procs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		layout, err := mem.NewLayoutReader(p.PID, m.objects).Read(true)
+		if errors.Is(err, mem.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, layout.Obstacles...)
+	}
+	return all, nil
+}
+
+// Track begins to watch what the tree writes. Each process is borrowed for a moment.
+func (s *Source) Track(ctx context.Context) error {
+	return s.memory.follow(ctx)
+}
+
+// follow makes the spaces those of the processes that there are now.
+func (m *memory) follow(ctx context.Context) error {
+	here := map[int]bool{}
+	for _, p := range m.source.procs {
+		here[p.PID] = true
+		if m.spaces[p.PID] != nil || !alive(m.source.fs, p) {
+			continue
+		}
+		sp, err := m.open(ctx, p)
+		if errors.Is(err, mem.ErrGone) || errors.Is(err, ptrace.ErrGone) {
+			continue // the next listing will not have it
+		}
+		if err != nil {
+			return fmt.Errorf("pid %d: %w", p.PID, err)
+		}
+		m.spaces[p.PID] = sp
+	}
+	var errs []error
+	for pid, sp := range m.spaces {
+		if !here[pid] {
+			errs = append(errs, sp.source.Close())
+			delete(m.spaces, pid)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// open starts reading, and tracking if it is asked for, of one process.
+func (m *memory) open(ctx context.Context, p *engine.Process) (_ *space, err error) {
+	sp := &space{pid: p.PID, reader: mem.NewLayoutReader(p.PID, m.objects), caller: &borrower{tracer: m.source.tracer, pid: p.PID}}
+	if sp.source, err = mem.NewSource(p.PID, uint32(p.VPID), mem.NewUserfault(sp.caller)); err != nil {
+		return nil, err
+	}
+	err = sp.source.Start(ctx)
+	if err = errors.Join(err, sp.caller.giveBack()); err != nil {
+		return nil, errors.Join(err, sp.source.Close())
+	}
+	return sp, nil
+}
+
+// Layout describes the processes and their mappings as they are now: what the destination needs before the pages of the
+// next round.
+func (s *Source) Layout(ctx context.Context) (*images.Layout, error) {
+	if s.frozen == nil {
+		if err := s.list(); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.memory.follow(ctx); err != nil {
+		return nil, err
+	}
+	header, err := s.header()
+	if err != nil {
+		return nil, err
+	}
+	l := &images.Layout{Header: header, Tree: s.entries()}
+	for _, p := range s.procs {
+		sp := s.memory.spaces[p.PID]
+		if sp == nil {
+			return nil, fmt.Errorf("pid %d ended while its mappings were read: %w", p.PID, mem.ErrGone)
+		}
+		if err := s.memory.describe(sp, s.frozen == nil); err != nil {
+			return nil, err
+		}
+		l.Spaces = append(l.Spaces, &images.Space{PID: uint32(p.VPID), MM: &mm.MmEntry{Vmas: sp.vmas}})
+	}
+	l.Files = s.memory.files.entries
+	l.Header.Files, err = s.memory.extras()
+	return l, err
+}
+
+// describe reads the mappings of a space; marks says that the slow way may be gone, which tells the marks of mappings.
+func (m *memory) describe(sp *space, marks bool) error {
+	layout, err := sp.reader.Read(marks)
+	if err != nil {
+		return err
+	}
+	if len(layout.Obstacles) > 0 {
+		return &ObstacleError{layout.Obstacles}
+	}
+	vmas, err := layout.Entries(m.files.addMapped)
+	if err != nil {
+		return fmt.Errorf("pid %d: %w", sp.pid, err)
+	}
+	sp.vmas = vmas
+	sp.source.Follow(vmas)
+	return nil
+}
+
+// extras describe files beyond their paths, and the sizes of shared memory.
+func (m *memory) extras() ([]*imagespb.FileExtra, error) {
+	out := slices.Clone(m.files.extras)
+	seen := map[uint64]bool{}
+	for _, sp := range m.spaces {
+		for _, v := range sp.vmas {
+			if v.GetStatus()&images.VMAAnonShared == 0 || seen[v.GetShmid()] {
+				continue
+			}
+			seen[v.GetShmid()] = true
+			size, err := m.objects.Size(uint32(v.GetShmid()))
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, &imagespb.FileExtra{Id: mem.ObjectSpace(uint32(v.GetShmid())), Size: size})
+		}
+	}
+	return out, nil
+}
+
+// Round sends what was written since the round before, or all there is, for the layout that was described last. In a
+// stopped tree nothing may be left over.
+func (s *Source) Round(ctx context.Context, sink mem.Sink) (mem.RoundStats, error) {
+	var total mem.RoundStats
+	for _, p := range s.procs {
+		sp := s.memory.spaces[p.PID]
+		if sp == nil {
+			continue
+		}
+		round := sp.source.Round
+		if s.frozen != nil {
+			round = sp.source.Final
+		}
+		stats, err := round(ctx, sink)
+		if err = errors.Join(err, sp.caller.giveBack()); err != nil {
+			return total, fmt.Errorf("pid %d: %w", p.PID, err)
+		}
+		total.Add(stats)
+	}
+	stats, err := s.memory.objects.Round(ctx, sink)
+	total.Add(stats)
+	return total, err
+}
+
+// Digest is the hash over all memory that was sent.
+func (s *Source) Digest() mem.Sum {
+	sum := s.memory.objects.Sum()
+	for _, sp := range s.memory.spaces {
+		sum = sum.Add(sp.source.Sum())
+	}
+	return sum
+}
+
+// vmas are the mappings of a process, as described last.
+func (m *memory) vmas(pid int) []*vma.VmaEntry {
+	if sp := m.spaces[pid]; sp != nil {
+		return sp.vmas
+	}
+	return nil
+}
+
+func (m *memory) close(context.Context) error {
+	errs := []error{m.objects.Close()}
+	for pid, sp := range m.spaces {
+		errs = append(errs, sp.source.Close())
+		delete(m.spaces, pid)
+	}
+	return errors.Join(errs...)
+}
+
+// borrower is the Caller of a tracker: it borrows the process when it is called, until giveBack.
+type borrower struct {
+	tracer  *ptrace.Tracer
+	pid     int
+	session *remote.Session
+}
+
+var _ remote.Caller = (*borrower)(nil)
+
+func (b *borrower) open(ctx context.Context) (err error) {
+	if b.session == nil {
+		b.session, err = remote.Open(ctx, b.tracer, b.pid, remote.Options{})
+	}
+	return err
+}
+
+// Run implements remote.Caller.
+func (b *borrower) Run(ctx context.Context, batch *remote.Batch) error {
+	if err := b.open(ctx); err != nil {
+		return err
+	}
+	return b.session.Run(ctx, batch)
+}
+
+// Pull implements remote.Caller.
+func (b *borrower) Pull(ctx context.Context, fd int) (*os.File, error) {
+	if err := b.open(ctx); err != nil {
+		return nil, err
+	}
+	return b.session.Pull(ctx, fd)
+}
+
+// Push implements remote.Caller.
+func (b *borrower) Push(ctx context.Context, files []remote.PushFile) error {
+	if err := b.open(ctx); err != nil {
+		return err
+	}
+	return b.session.Push(ctx, files)
+}
+
+// PID implements remote.Caller.
+func (b *borrower) PID() int { return b.pid }
+
+// TID implements remote.Caller.
+func (b *borrower) TID() int { return b.pid }
+
+// giveBack lets the process go on.
+func (b *borrower) giveBack() error {
+	if b.session == nil {
+		return nil
+	}
+	err := b.session.Close()
+	b.session = nil
+	return err
+}
+
+// pageDir makes a directory's writer of pages a Sink.
+type pageDir struct{ *images.PageWriter }
+
+// Buffer implements mem.Sink.
+func (pageDir) Buffer() []byte { return make([]byte, 0, mem.BatchBytes) }
+
+// Send implements mem.Sink.
+func (d pageDir) Send(ctx context.Context, space uint32, runs []mem.Run, data []byte) error {
+	out := make([]images.Run, 0, len(runs))
+	for _, r := range runs {
+		out = append(out, images.Run(r))
+	}
+	return d.PageWriter.Send(ctx, space, out, data)
+}

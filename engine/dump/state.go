@@ -1,0 +1,134 @@
+//go:build linux
+
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
+	"migrate/engine/procfs"
+	"migrate/engine/ptrace"
+	"migrate/engine/remote"
+	"migrate/engine/task"
+)
+
+// State records the stopped tree: everything but the contents of its memory. Its TCP connections are in repair from here
+// on, until Thaw or Destroy.
+func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
+	if s.frozen == nil {
+		return nil, errors.New("recording the state of a tree that was not frozen")
+	}
+	header, err := s.header()
+	if err != nil {
+		return nil, err
+	}
+	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}}
+	err = s.tracer.OnThread(ctx, func(ctx context.Context) error {
+		for _, f := range s.frozen {
+			img, err := s.process(ctx, f, header.Clocks)
+			if err != nil {
+				return fmt.Errorf("pid %d: %w", f.PID, err)
+			}
+			cp.Processes = append(cp.Processes, img)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	cp.Files = s.memory.files.entries
+	if header.Files, err = s.memory.extras(); err != nil {
+		return nil, err
+	}
+	if err := s.files.Dump(ctx, s.procs, cp); err != nil {
+		return nil, err
+	}
+	cp.Inventory = images.NewInventory(cp.Processes[0].IDs, uint64(header.Clocks.GetBoottime()/1000))
+	return cp, nil
+}
+
+// header says where and when the state was taken. The clocks are those of the tree.
+func (s *Source) header() (*imagespb.Header, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("uname: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	clocks, err := task.Clocks(s.fs, s.procs[0].PID)
+	if err != nil {
+		return nil, err
+	}
+	return &imagespb.Header{
+		Version: images.Version, Goarch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
+		BootId: strings.TrimSpace(string(boot)), Clocks: clocks, CpuCount: uint64(runtime.NumCPU()),
+	}, nil
+}
+
+// entries is the tree as records.
+func (s *Source) entries() []*pstree.PstreeEntry {
+	var out []*pstree.PstreeEntry
+	for _, p := range s.procs {
+		e := &pstree.PstreeEntry{
+			Pid: proto.Uint32(uint32(p.VPID)), Ppid: proto.Uint32(uint32(p.VPPID)), Pgid: proto.Uint32(uint32(p.VPGID)), Sid: proto.Uint32(uint32(p.VSID)),
+		}
+		for _, th := range p.Threads {
+			e.Threads = append(e.Threads, uint32(th.VTID))
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// process records one process. Each of its threads is borrowed for the calls that only it can make.
+func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks) (_ *images.Process, err error) {
+	var sessions []*remote.Session
+	defer func() {
+		for _, x := range sessions {
+			err = errors.Join(err, x.Close())
+		}
+	}()
+	for i, th := range f.Threads {
+		x, err := remote.Open(ctx, s.tracer, th.TID, remote.Options{})
+		if err != nil {
+			return nil, err
+		}
+		sessions = append(sessions, x)
+		f.threads[i].Caller = x
+	}
+	memory, err := ptrace.OpenMemory(f.PID)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, memory.Close()) }()
+	src := &task.Source{
+		FS: s.fs, Tracer: s.tracer, Memory: memory, Proc: f.Process, Tree: s.procs, Clocks: clocks,
+		AddPath:       func(_ context.Context, link string) (uint32, error) { return s.memory.files.addLink(s.fs, link) },
+		RestartBlocks: s.restarts,
+	}
+	img, err := task.DumpProcess(ctx, src, f.threads)
+	if err != nil {
+		return nil, err
+	}
+	img.MM.Vmas = s.memory.vmas(f.PID)
+	return img, nil
+}
+
+// children of the tree that are zombies have no memory.
+func alive(fs procfs.FS, p *engine.Process) bool {
+	st, err := fs.Stat(p.PID)
+	return err == nil && st.State != 'Z'
+}

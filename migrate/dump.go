@@ -1,0 +1,120 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/dump"
+	"migrate/engine/restore"
+)
+
+func newDumpCommand() *cobra.Command {
+	var pid int
+	var dir string
+	var running, stopped bool
+	cmd := &cobra.Command{
+		Use:     "dump --pid PID --dir DIR",
+		Short:   "Write a checkpoint of a process and its descendants to disk",
+		Long:    "Writes a checkpoint of a process and all its descendants. The tree ends once the checkpoint is complete, unless it\nis to be left running or stopped. When the dump fails, the tree runs on.",
+		Example: "  migrate dump --pid 4711 --dir /var/tmp/4711\n  migrate dump --pid 4711 --dir /var/tmp/4711 --leave-running",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			ctx := cmd.Context()
+			src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: pid}})
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, src.Close(ctx)) }()
+			if err := dump.ToDir(ctx, src, dir); err != nil {
+				return printDumpObstacles(cmd, err)
+			}
+			switch {
+			case running:
+				return src.Thaw(ctx)
+			case stopped:
+				return src.Stop(ctx)
+			}
+			return src.Destroy(ctx)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&pid, "pid", 0, "root of the tree")
+	f.StringVar(&dir, "dir", "", "directory for the checkpoint, new or empty")
+	f.BoolVar(&running, "leave-running", false, "let the tree run on afterwards")
+	f.BoolVar(&stopped, "leave-stopped", false, "leave the tree stopped (SIGSTOP) afterwards")
+	cmd.MarkFlagsMutuallyExclusive("leave-running", "leave-stopped")
+	_ = cmd.MarkFlagRequired("pid") // fails for unknown flags only
+	_ = cmd.MarkFlagRequired("dir")
+	return cmd
+}
+
+// printDumpObstacles lists what is not carried, beyond the first that the error names.
+func printDumpObstacles(cmd *cobra.Command, err error) error {
+	var list *dump.ObstacleError
+	if errors.As(err, &list) {
+		for _, o := range list.List {
+			if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "  - %v\n", o); err != nil {
+				return err
+			}
+		}
+	}
+	return err
+}
+
+func newRestoreCommand() *cobra.Command {
+	var dir, pidfile, namespace string
+	var detach bool
+	cmd := &cobra.Command{
+		Use:     "restore --dir DIR",
+		Short:   "Bring a checkpoint on disk back",
+		Long:    "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\nexit code on.",
+		Example: "  migrate restore --dir /var/tmp/4711\n  migrate restore --dir /var/tmp/4711 --detach --pidfile /run/it.pid",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if namespace != "same" && namespace != "new" {
+				return fmt.Errorf("--pid-namespace %q is not known: use same or new", namespace)
+			}
+			r, err := restore.FromDir(cmd.Context(), dir, restore.DirOptions{NewPIDNamespace: namespace == "new"})
+			if err != nil {
+				return err
+			}
+			if pidfile != "" {
+				if err := os.WriteFile(pidfile, []byte(strconv.Itoa(r.PID)+"\n"), 0o644); err != nil {
+					return err
+				}
+			}
+			if detach {
+				return nil
+			}
+			return waitFor(r)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&dir, "dir", "", "directory of the checkpoint")
+	f.BoolVar(&detach, "detach", false, "return once the tree runs")
+	f.StringVar(&pidfile, "pidfile", "", "file to write the process id of the tree's root to")
+	f.StringVar(&namespace, "pid-namespace", "same", "same: the ids are those of this pid namespace; new: in one of its own")
+	_ = cmd.MarkFlagRequired("dir") // fails for unknown flags only
+	return cmd
+}
+
+// waitFor waits for the end of a restored tree's root and passes its exit code on.
+func waitFor(r *restore.Restored) error {
+	status, err := r.Wait()
+	switch {
+	case err != nil:
+		return err
+	case status.Signaled():
+		return &exitError{code: 128 + int(status.Signal()), err: fmt.Errorf("pid %d was ended by %s", r.PID, unix.SignalName(status.Signal()))}
+	case status.ExitStatus() != 0:
+		return &exitError{code: status.ExitStatus()}
+	}
+	return nil
+}
