@@ -63,7 +63,7 @@ func dumpGhost(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, e
 			}
 			blob = append(blob, content...)
 		}
-		r.cp.Blobs[ghostBlob(d.id)] = blob
+		r.blob(ghostBlob(d.id), blob)
 		break
 	}
 	return e, nil

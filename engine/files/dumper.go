@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
@@ -42,14 +43,13 @@ type Dumper struct {
 	locked   map[uint64]bool // while Check or Dump runs: inodes with locks, nil until asked for
 	current  *snapshot       // while Check or Dump runs
 	held     *snapshot       // after Dump, until Resume or Drop
-	paused   []pausedConn
+	paused   []*pausedConn
 	outsider map[pipeKey][]int // while Check runs: who else holds a pipe, by inode
 }
 
 type pausedConn struct {
 	conn  *tcprepair.Paused
 	state *tcprepair.State
-	file  *os.File
 }
 
 // NewDumper returns a Dumper; it touches nothing yet.
@@ -278,10 +278,10 @@ func closeOnExec(ctx context.Context, p *engine.Process, fds []int) (map[int]boo
 // A dump is one run of Dumper.Dump.
 type dump struct {
 	*Dumper
-	snap *snapshot
-	cp   *images.Checkpoint
-	// done holds what several descriptions share, such as a pipe by its inode.
-	pipes map[uint32]bool
+	snap  *snapshot
+	cp    *images.Checkpoint
+	pipes map[uint32]bool // inodes of pipes whose contents have been read
+	mu    sync.Mutex      // over cp.Blobs and Dumper.paused, which kinds that are dumped side by side write
 }
 
 // Dump adds the descriptors of the stopped tree to the checkpoint: Files, the processes' FDs (by the ids that the tree sees) and
@@ -321,15 +321,45 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 			return fmt.Errorf("%s: %s (%s): %w", desc.where(), ps[0].reason, desc.kind.Name, ErrNotCarried)
 		}
 	}
-	for _, desc := range snap.list {
-		e, err := desc.kind.dump(ctx, run, desc)
-		if err != nil {
-			return fmt.Errorf("%s (%s): %w", desc.where(), desc.kind.Name, err)
-		}
-		e.Id, e.Type = proto.Uint32(desc.id), desc.kind.Type.Enum()
-		cp.Files = append(cp.Files, e)
+	if err := run.all(ctx); err != nil {
+		return err
 	}
 	return run.tables(ctx, procs)
+}
+
+// all dumps every description: the many connections of a server side by side, the others one by one.
+func (r *dump) all(ctx context.Context) error {
+	entries := make([]*fdinfo.FileEntry, len(r.snap.list))
+	one := func(i int) (err error) {
+		desc := r.snap.list[i]
+		if entries[i], err = desc.kind.dump(ctx, r, desc); err != nil {
+			return fmt.Errorf("%s (%s): %w", desc.where(), desc.kind.Name, err)
+		}
+		return nil
+	}
+	var side []int
+	for i, desc := range r.snap.list {
+		if desc.kind.parallel {
+			side = append(side, i)
+		} else if err := one(i); err != nil {
+			return err
+		}
+	}
+	if err := parallel(len(side), func(i int) error { return one(side[i]) }); err != nil {
+		return err
+	}
+	for i, e := range entries {
+		e.Id, e.Type = proto.Uint32(r.snap.list[i].id), r.snap.list[i].kind.Type.Enum()
+		r.cp.Files = append(r.cp.Files, e)
+	}
+	return nil
+}
+
+// blob adds raw data to the checkpoint.
+func (r *dump) blob(name string, data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cp.Blobs[name] = data
 }
 
 func (d *Dumper) refuseTables(procs []*engine.Process) error {

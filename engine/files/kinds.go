@@ -25,6 +25,8 @@ type Kind struct {
 	check func(context.Context, *Dumper, *description) []problem
 	// dump reads a description; the owners are stopped.
 	dump func(context.Context, *dump, *description) (*fdinfo.FileEntry, error)
+	// parallel: descriptions of the kind may be dumped and connected at the same time.
+	parallel bool
 	// open makes the description of a record that mine accepts; connect runs when all are made, settle when all are
 	// connected; inside adds what must run in a process. Each may be nil; a row without open leaves its records to another row.
 	mine    func(*fdinfo.FileEntry) bool

@@ -155,7 +155,7 @@ func (r *dump) pipeContents(id uint32, d *description) error {
 		}
 		blob = append(blob, sock.EncodeQueue(msgs)...)
 	}
-	r.cp.Blobs[pipeBlob(id)] = blob
+	r.blob(pipeBlob(id), blob)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
@@ -33,12 +34,14 @@ type Restorer struct {
 	cp  *images.Checkpoint
 	env Env
 
+	list    []*fdinfo.FileEntry // the records that descriptors name
 	files   map[uint32]*os.File // by id of the record
 	kinds   map[uint32]*Kind
 	homes   map[uint32]home
 	pipes   map[uint32]*pipePair
 	bound   []boundPath
 	ghosts  map[uint32]int // descriptors of deleted files, by the id of their first record
+	mu      sync.Mutex     // over held, which connections that are restored side by side write
 	held    []heldConn
 	fresh   map[uint32]*os.File // internet sockets that were made beforehand; also among files
 	roots   map[int]int         // descriptors of root directories, by vpid
@@ -68,7 +71,11 @@ func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 		}
 	}
 	seen := map[uint32]bool{}
-	for _, e := range r.entries() {
+	for _, e := range cp.Files {
+		if _, ok := r.homes[e.GetId()]; !ok {
+			continue
+		}
+		r.list = append(r.list, e)
 		k, err := kindOfEntry(e)
 		if err != nil {
 			return nil, err
@@ -85,15 +92,7 @@ func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 }
 
 // entries lists the records that descriptors name; files.img holds mapped files too.
-func (r *Restorer) entries() []*fdinfo.FileEntry {
-	var out []*fdinfo.FileEntry
-	for _, e := range r.cp.Files {
-		if _, ok := r.homes[e.GetId()]; ok {
-			out = append(out, e)
-		}
-	}
-	return out
-}
+func (r *Restorer) entries() []*fdinfo.FileEntry { return r.list }
 
 // put gives the Restorer the descriptor made for a record.
 func (r *Restorer) put(id uint32, fd int) *os.File {
@@ -140,12 +139,8 @@ func (r *Restorer) Open(ctx context.Context) error {
 			return r.blame(e, err)
 		}
 	}
-	for _, e := range r.entries() {
-		if k := r.kinds[e.GetId()]; k.connect != nil {
-			if err := k.connect(ctx, r, e); err != nil {
-				return r.blame(e, err)
-			}
-		}
+	if err := r.connectAll(ctx); err != nil {
+		return err
 	}
 	for _, e := range r.entries() {
 		if k := r.kinds[e.GetId()]; k.settle != nil {
@@ -155,6 +150,28 @@ func (r *Restorer) Open(ctx context.Context) error {
 		}
 	}
 	return r.closeSpares()
+}
+
+// connectAll connects every description: the many connections of a server side by side, the others one by one.
+func (r *Restorer) connectAll(ctx context.Context) error {
+	var side []*fdinfo.FileEntry
+	for _, e := range r.entries() {
+		switch k := r.kinds[e.GetId()]; {
+		case k.connect == nil:
+		case k.parallel:
+			side = append(side, e)
+		default:
+			if err := k.connect(ctx, r, e); err != nil {
+				return r.blame(e, err)
+			}
+		}
+	}
+	return parallel(len(side), func(i int) error {
+		if err := r.kinds[side[i].GetId()].connect(ctx, r, side[i]); err != nil {
+			return r.blame(side[i], err)
+		}
+		return nil
+	})
 }
 
 func (r *Restorer) blame(e *fdinfo.FileEntry, err error) error {

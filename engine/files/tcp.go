@@ -29,7 +29,8 @@ var kindTCP = &Kind{
 		return s != nil && (s.domain == unix.AF_INET || s.domain == unix.AF_INET6) && s.typ == unix.SOCK_STREAM &&
 			(s.proto == unix.IPPROTO_TCP || s.proto == unix.IPPROTO_MPTCP)
 	},
-	check: checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP,
+	parallel: true,
+	check:    checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP,
 }
 
 var kindUDP = &Kind{Name: "UDP socket", Note: "it is a datagram socket of the internet protocols", match: func(d *description) bool {
@@ -136,7 +137,7 @@ func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
 	e.SrcAddr, *e.SrcPort = words(l.Local.Addr()), uint32(l.Local.Port())
 	*e.Backlog = uint32(l.Backlog)
 	e.Opts = bareOptions(l.Buffers, l.ReuseAddr)
-	r.cp.Blobs[listenBlob(d.id)] = sock.EncodeListener(l)
+	r.blob(listenBlob(d.id), sock.EncodeListener(l))
 	return nil
 }
 
@@ -145,16 +146,19 @@ func (r *dump) dumpConnection(d *description, e *sk_inet.InetSkEntry) error {
 	if err != nil {
 		return notCarried(err)
 	}
-	r.paused = append(r.paused, pausedConn{conn: p, file: d.osFile()})
+	saved := &pausedConn{conn: p}
+	r.mu.Lock()
+	r.paused = append(r.paused, saved)
+	r.mu.Unlock()
 	s, err := p.Save()
 	if err != nil {
 		return notCarried(err)
 	}
-	r.paused[len(r.paused)-1].state = s
+	saved.state = s
 	e.SrcAddr, *e.SrcPort = words(s.Local.Addr()), uint32(s.Local.Port())
 	e.DstAddr, *e.DstPort = words(s.Remote.Addr()), uint32(s.Remote.Port())
 	e.Opts = bareOptions(s.Buffers, s.ReuseAddr)
-	r.cp.Blobs[tcpBlob(d.id)] = sock.EncodeTCP(s)
+	r.blob(tcpBlob(d.id), sock.EncodeTCP(s))
 	return nil
 }
 
@@ -226,6 +230,8 @@ func connectTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.held = append(r.held, heldConn{conn: h, state: s})
 	return nil
 }

@@ -56,7 +56,7 @@ func dumpTimerfd(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry,
 		if err != nil {
 			return nil, err
 		}
-		r.cp.Blobs[timerBlob(d.id)] = binary.LittleEndian.AppendUint64(nil, uint64(now)+t.Value)
+		r.blob(timerBlob(d.id), binary.LittleEndian.AppendUint64(nil, uint64(now)+t.Value))
 	}
 	const second = uint64(time.Second)
 	return &fdinfo.FileEntry{Tfd: &timerfd.TimerfdEntry{Id: proto.Uint32(d.id), Flags: proto.Uint32(uint32(d.flags)), Fown: owner,

@@ -137,7 +137,7 @@ func (r *dump) unixState(d *description, u *sock.UnixInfo, e *sk_unix.UnixSkEntr
 		}
 		msgs[i].From = nil
 	}
-	r.cp.Blobs[unixBlob(d.id)] = sock.EncodeQueue(msgs)
+	r.blob(unixBlob(d.id), sock.EncodeQueue(msgs))
 	return nil
 }
 

@@ -1,0 +1,240 @@
+//go:build linux
+
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/kernel/kerneltest"
+	"migrate/engine/sock"
+)
+
+func init() {
+	scenarios["tcp4"] = scenario{func(h *half) { setupTCP(h, "127.0.0.1:0") }, verifyTCP}
+	scenarios["tcp6"] = scenario{func(h *half) { setupTCP(h, "[::1]:0") }, verifyTCP}
+	scenarios["many"] = scenario{setupMany, func(*half) {}}
+}
+
+// netns is a network namespace with its loopback up, in which the test's clients live too.
+func netns(t testing.TB, p *program) *os.File {
+	t.Helper()
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	return ns
+}
+
+func loopbackUp(h *half) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	h.must(err)
+	ifr, err := unix.NewIfreq("lo")
+	h.must(err)
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	h.must(unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr))
+	h.must(unix.Close(fd))
+}
+
+// setupTCP makes an MPTCP listener, as Go does by default, and a connection accepted on it (100), with a client in the same
+// process (101); what the client sends first is not read, and what the server sends first neither.
+func setupTCP(h *half, addr string) {
+	loopbackUp(h)
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr)
+	h.must(err)
+	c, err := net.Dial("tcp", l.Addr().String())
+	h.must(err)
+	s, err := l.Accept()
+	h.must(err)
+	for i, x := range []any{l, c, s} {
+		rc, err := x.(syscall.Conn).SyscallConn()
+		h.must(err)
+		h.must(rc.Control(func(fd uintptr) { h.must(unix.Dup3(int(fd), 100+i, 0)) }))
+		h.must(x.(interface{ Close() error }).Close())
+	}
+	_, err = unix.Write(101, []byte("from the client"))
+	h.must(err)
+	_, err = unix.Write(102, []byte("from the server"))
+	h.must(err)
+	h.must(unix.SetsockoptInt(102, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 33))
+	time.Sleep(50 * time.Millisecond) // both have acknowledged
+}
+
+func verifyTCP(h *half) {
+	for _, fd := range []int{100, 101, 102} {
+		h.expectFlags(fd, unix.O_NONBLOCK, unix.O_NONBLOCK)
+		h.must(unix.SetNonblock(fd, false))
+	}
+	h.expectRead(102, "from the client")
+	h.expectRead(101, "from the server")
+	_, err := unix.Write(101, []byte("ping"))
+	h.expectErr("write", err, nil)
+	h.expectRead(102, "ping")
+	_, err = unix.Write(102, []byte("pong"))
+	h.expectErr("write", err, nil)
+	h.expectRead(101, "pong")
+	if v, err := unix.GetsockoptInt(102, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE); err != nil || v != 33 {
+		h.errorf("keepidle %d (%v)", v, err)
+	}
+	if v, err := unix.GetsockoptInt(100, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || v != unix.IPPROTO_MPTCP {
+		h.errorf("the listener's protocol is %d (%v)", v, err)
+	}
+	h.must(unix.Shutdown(101, unix.SHUT_WR))
+	h.expectRead(102, "")
+}
+
+func TestMoveTCP4(t *testing.T) { moveTCP(t, "tcp4") }
+func TestMoveTCP6(t *testing.T) { moveTCP(t, "tcp6") }
+
+func moveTCP(t *testing.T, name string) {
+	move(t, name, func() *syscall.SysProcAttr { return &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET} },
+		func(p *program) Env { return Env{NetNS: netns(t, p)} }, nil)
+}
+
+// setupMany makes a server with 100 connections from the test's side of the namespace.
+func setupMany(h *half) {
+	loopbackUp(h)
+	l, err := net.Listen("tcp", "127.0.0.1:7000")
+	h.must(err)
+	for i := range 100 {
+		done := make(chan net.Conn)
+		go func() {
+			c, err := net.Dial("tcp", "127.0.0.1:7000")
+			h.must(err)
+			done <- c
+		}()
+		s, err := l.Accept()
+		h.must(err)
+		rc, err := s.(syscall.Conn).SyscallConn()
+		h.must(err)
+		h.must(rc.Control(func(fd uintptr) { h.must(unix.Dup3(int(fd), 2000+i, 0)) }))
+		h.must(s.Close())
+		rc, err = (<-done).(syscall.Conn).SyscallConn()
+		h.must(err)
+		h.must(rc.Control(func(fd uintptr) { h.must(unix.Dup3(int(fd), 3000+i, 0)) }))
+	}
+}
+
+// TestAbortTCP dumps a program, resumes it and finds its connections as they were.
+func TestAbortTCP(t *testing.T) {
+	kerneltest.Root(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	p := start(t, "both", "tcp4", t.TempDir(), &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+	for range 3 {
+		d, _ := dumped(t, ctx, p)
+		if c := d.Connections(); len(c) != 2 || c[0].State != "ESTABLISHED" || c[0].Unread != 15 {
+			t.Errorf("connections: %+v", c)
+		}
+		if err := d.Unchanged(); err != nil {
+			t.Error(err)
+		}
+		if err := d.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		// A dead agent has left them in repair.
+		d, _ = dumped(t, ctx, p)
+		d.paused = nil
+		n, err := NewDumper(Options{}).Recover(ctx, []*engine.Process{p.process()})
+		if err != nil || n != 2 {
+			t.Errorf("recovered %d connections (%v)", n, err)
+		}
+		_ = p.cmd.Process.Signal(unix.SIGCONT)
+	}
+	p.finish(t)
+}
+
+func TestDumpRefusesWaitingConnection(t *testing.T) {
+	kerneltest.Root(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	p := start(t, "setup", "tcp4", t.TempDir(), &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+	ns := netns(t, p)
+	d := NewDumper(Options{External: runtimeFiles(t, p)})
+	defer d.Close()
+	procs := []*engine.Process{p.process()}
+	if o, err := d.Check(ctx, procs); err != nil || len(o) > 0 {
+		t.Fatal(o, err)
+	}
+	port := listenerPort(t, p, d)
+	err := sock.In(sock.Place{NetNS: ns}, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, err := d.Check(ctx, procs); err != nil || len(o) > 0 {
+		t.Error("a connection that waits is no obstacle yet:", o, err)
+	}
+	p.stop(t)
+	err = d.Dump(ctx, procs, &images.Checkpoint{})
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "not yet accepted") {
+		t.Errorf("dump: %v", err)
+	}
+	_ = p.cmd.Process.Signal(unix.SIGCONT)
+	p.finish(t)
+}
+
+func listenerPort(t *testing.T, p *program, d *Dumper) int {
+	t.Helper()
+	fd, err := unix.PidfdGetfd(d.pidfds[p.cmd.Process.Pid], 100, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sa.(*unix.SockaddrInet4).Port
+}
+
+// BenchmarkDump100 and BenchmarkRestore100 are what 100 connections cost in the freeze.
+func BenchmarkDump100(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	ctx := context.Background()
+	p := start(b, "setup", "many", b.TempDir(), &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+	for b.Loop() {
+		b.StopTimer()
+		d := NewDumper(Options{External: runtimeFiles(b, p)})
+		procs := []*engine.Process{p.process()}
+		if _, err := d.Check(ctx, procs); err != nil {
+			b.Fatal(err)
+		}
+		p.stop(b)
+		cp := &images.Checkpoint{}
+		b.StartTimer()
+		if err := d.Dump(ctx, procs, cp); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := d.Resume(ctx); err != nil {
+			b.Fatal(err)
+		}
+		_ = d.Close()
+		_ = p.cmd.Process.Signal(unix.SIGCONT)
+		b.StartTimer()
+	}
+}
