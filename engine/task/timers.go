@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/timer"
@@ -128,6 +129,7 @@ func dumpPosixTimers(d *dumper) error {
 	if err != nil {
 		return err
 	}
+	slices.SortFunc(list, func(a, b procfs.Timer) int { return a.ID - b.ID }) // the kernel lists the newest first
 	for _, t := range list {
 		buf := d.batch.Buffer(32)
 		d.batch.Call(unix.SYS_TIMER_GETTIME, t.ID, buf)
