@@ -82,6 +82,24 @@ func (w *world) shut() {
 	}
 }
 
+// dropHandshakes drops the answers to requests for connections, so that they stay half open.
+func (w *world) dropHandshakes() {
+	w.t.Helper()
+	w.tab = w.conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "handshakes"})
+	c := w.conn.AddChain(&nftables.Chain{Name: "in", Table: w.tab, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
+	w.conn.AddRule(&nftables.Rule{Table: w.tab, Chain: c, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x12}}, // SYN and ACK
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	}})
+	if err := w.conn.Flush(); err != nil {
+		w.t.Fatalf("drop handshakes: %v", err)
+	}
+}
+
 func (w *world) open() {
 	w.t.Helper()
 	w.conn.DelTable(w.tab)

@@ -4,8 +4,10 @@ package tcprepair_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"reflect"
 	"testing"
@@ -141,4 +143,45 @@ func freshListener(t *testing.T, l *tcprepair.Listener) *os.File {
 		t.Fatal(err)
 	}
 	return os.NewFile(uintptr(fd), "listener")
+}
+
+// TestHalfOpen shuts the gate between a handshake's two last segments.
+func TestHalfOpen(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
+		w := newWorld(t)
+		nl, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := nl.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := tcprepair.HalfOpen(f); n != 0 || err != nil {
+			t.Errorf("%s: %d half open, %v", addr, n, err)
+		}
+		w.dropHandshakes()
+		port := nl.Addr().(*net.TCPAddr).AddrPort().Port()
+		to := netip.AddrPortFrom(nl.Addr().(*net.TCPAddr).AddrPort().Addr(), port)
+		if to.Addr().IsUnspecified() {
+			to = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		var d net.Dialer
+		_, err = d.DialContext(ctx, "tcp", to.String())
+		cancel()
+		if err == nil {
+			t.Error("the connection was made all the same")
+		}
+		if n, err := tcprepair.HalfOpen(f); n != 1 || err != nil {
+			t.Errorf("%s: %d half open, %v, want 1", addr, n, err)
+		}
+		_, _ = f.Close(), nl.Close()
+	}
+}
+
+func FuzzParseDiag(f *testing.F) {
+	f.Add(make([]byte, 16), uint16(1))
+	f.Add(binary.NativeEndian.AppendUint32(nil, 1<<31), uint16(1))
+	f.Fuzz(func(_ *testing.T, b []byte, port uint16) { _, _, _ = tcprepair.ParseDiag(b, port) })
 }

@@ -273,6 +273,7 @@ func drain(t *testing.T, c *net.TCPConn, want []byte) {
 
 // TestMoveHalfClosed moves connections of which one end or both are closed.
 func TestMoveHalfClosed(t *testing.T) {
+	t.Parallel()
 	for _, fam := range families {
 		for _, tc := range []struct {
 			name           string
@@ -285,6 +286,7 @@ func TestMoveHalfClosed(t *testing.T) {
 			{"last_ack", true, true, true, tcprepair.LastAck},
 		} {
 			t.Run(fam.name+"/"+tc.name, func(t *testing.T) {
+				t.Parallel() // what is lost waits for a time-out of seconds
 				w := newWorld(t)
 				c, s := w.pair(fam.network, fam.addr)
 				if tc.peer {

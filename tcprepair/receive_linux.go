@@ -14,7 +14,7 @@ import (
 // the route already chosen and so passes no check of its source. It returns when the socket is in the wanted state.
 func receive(fd int, st *State, want ConnState, seq uint32, flags byte) error {
 	what := fmt.Sprintf("receive the segment that leads to %v", want)
-	raw, err := rawSocket(fd, st.Local.Addr().Unmap().Is6())
+	raw, err := besides(fd, func() (int, error) { return openRaw(st.Local.Addr().Unmap().Is6()) })
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -47,8 +47,8 @@ func receive(fd int, st *State, want ConnState, seq uint32, flags byte) error {
 	}
 }
 
-// rawSocket opens a raw socket in the network namespace of the socket fd.
-func rawSocket(fd int, v6 bool) (int, error) {
+// besides opens another socket in the network namespace of the socket fd.
+func besides(fd int, open func() (int, error)) (int, error) {
 	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
 	if err != nil {
 		return -1, fmt.Errorf("SIOCGSKNS: %w", err)
@@ -74,7 +74,7 @@ func rawSocket(fd int, v6 bool) (int, error) {
 			runtime.UnlockOSThread()
 			return
 		}
-		s, err := openRaw(v6)
+		s, err := open()
 		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
