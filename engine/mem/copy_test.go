@@ -5,6 +5,8 @@ package mem
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -193,20 +195,23 @@ func (r *replica) compare() {
 	defer there.mem.Close()
 	bad := 0
 	for _, v := range r.vmas {
-		if kernelOwned(v) || v.GetEnd()-v.GetStart() > 1<<30 || v.GetStatus()&images.VMAFileShared != 0 {
+		if !Carried(v) {
 			continue
 		}
-		a, b := make([]byte, v.GetEnd()-v.GetStart()), make([]byte, v.GetEnd()-v.GetStart())
-		_, errA := here.mem.ReadAt(a, int64(v.GetStart()))
-		_, errB := there.mem.ReadAt(b, int64(v.GetStart()))
-		if (errA == nil) != (errB == nil) {
-			r.Errorf("mapping 0x%x: reading the original: %v; the copy: %v", v.GetStart(), errA, errB)
-		}
-		for i := 0; i < len(a) && bad < 10; i += PageSize {
-			if !bytes.Equal(a[i:i+PageSize], b[i:i+PageSize]) {
-				bad++
-				r.Errorf("page 0x%x of mapping 0x%x-0x%x (status 0x%x, prot %d) differs: %x..., copy %x...", v.GetStart()+uint64(i), v.GetStart(),
-					v.GetEnd(), v.GetStatus(), v.GetProt(), a[i:i+16], b[i:i+16])
+		whole := Range{v.GetStart(), v.GetEnd()}
+		for _, part := range merge(r.populated(r.pid(), whole), r.populated(r.trap.PID(), whole)) {
+			a, b := make([]byte, part.Size()), make([]byte, part.Size())
+			_, errA := here.mem.ReadAt(a, int64(part.Start))
+			_, errB := there.mem.ReadAt(b, int64(part.Start))
+			if (errA == nil) != (errB == nil) {
+				r.Errorf("mapping %v: reading the original: %v; the copy: %v", part, errA, errB)
+			}
+			for i := 0; i < len(a) && bad < 10; i += PageSize {
+				if !bytes.Equal(a[i:i+PageSize], b[i:i+PageSize]) {
+					bad++
+					r.Errorf("page 0x%x of mapping 0x%x-0x%x (status 0x%x, prot %d) differs: %x..., copy %x...", part.Start+uint64(i), v.GetStart(),
+						v.GetEnd(), v.GetStatus(), v.GetProt(), a[i:i+16], b[i:i+16])
+				}
 			}
 		}
 	}
@@ -230,6 +235,25 @@ func (r *replica) compare() {
 	}
 }
 
+// populated lists the pages of a range that a process has.
+func (r *replica) populated(pid int, in Range) []Range {
+	f, err := procfs.Host.Open(pid, "pagemap")
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer f.Close()
+	s := scanner{pagemap: f}
+	extents, err := s.ask(scan{Range: in, anyOf: pagePresent, wants: pagePresent}, nil)
+	if err != nil {
+		r.Fatal(err)
+	}
+	var out []Range
+	for _, e := range extents {
+		out = append(out, e.Range)
+	}
+	return out
+}
+
 func TestCopyOfARunningProgram(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 8<<20)
@@ -245,4 +269,25 @@ func TestCopyOfARunningProgram(t *testing.T) {
 	}
 	p.stamp(arena, 4*PageSize, 3)
 	t.Logf("final: %+v", r.final())
+}
+
+// sameAs compares a range of the original with the copy.
+func (r *replica) sameAs(at, size uint64) error {
+	a, b := make([]byte, size), make([]byte, size)
+	for pid, buf := range map[int][]byte{r.pid(): a, r.trap.PID(): b} {
+		v, err := openView(pid)
+		if err != nil {
+			return err
+		}
+		_, err = v.mem.ReadAt(buf, int64(at))
+		if err := errors.Join(err, v.mem.Close()); err != nil {
+			return err
+		}
+	}
+	for i := uint64(0); i < size; i += PageSize {
+		if !bytes.Equal(a[i:i+PageSize], b[i:i+PageSize]) {
+			return fmt.Errorf("page 0x%x differs", at+i)
+		}
+	}
+	return nil
 }

@@ -121,6 +121,15 @@ func obey(o order) (uint64, error) {
 		for p := o.Addr; p < o.Addr+o.Size; p += o.Stride {
 			*(*uint64)(unsafe.Add(unsafe.Pointer(nil), p)) = mix(o.Seed + p)
 		}
+	case "fork": // a child that only waits
+		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		for pid == 0 && errno == 0 {
+			unix.RawSyscall(unix.SYS_PPOLL, 0, 0, 0)
+		}
+		if errno != 0 {
+			return 0, errno
+		}
+		return uint64(pid), nil
 	default:
 		return 0, errors.ErrUnsupported
 	}
@@ -130,9 +139,9 @@ func obey(o order) (uint64, error) {
 // target is a program whose memory is copied.
 type target struct {
 	testing.TB
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *json.Decoder
+	process int
+	in      io.WriteCloser
+	out     *json.Decoder
 }
 
 func startTarget(t testing.TB) *target {
@@ -154,10 +163,10 @@ func startTarget(t testing.TB) *target {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in.Close(); cmd.Process.Kill(); cmd.Wait() })
-	return &target{t, cmd, in, json.NewDecoder(out)}
+	return &target{t, cmd.Process.Pid, in, json.NewDecoder(out)}
 }
 
-func (p *target) pid() int { return p.cmd.Process.Pid }
+func (p *target) pid() int { return p.process }
 
 // try gives an order and returns what came of it.
 func (p *target) try(o order) (uint64, error) {
