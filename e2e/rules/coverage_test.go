@@ -1,0 +1,190 @@
+//go:build linux
+
+package rules
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"migrate/engine/files"
+	"migrate/engine/mem"
+	"migrate/engine/task"
+)
+
+var update = flag.Bool("update", false, "write docs/coverage.md anew from the engine's tables")
+
+// coverageRow is one kind of state, as docs/coverage.md shows it.
+type coverageRow struct {
+	name, about string
+	carried     bool
+}
+
+// TestCoverageIsCurrent fails when docs/coverage.md says something else than the tables by which the engine carries and
+// refuses. `go test ./e2e/rules -run Coverage -update` writes it anew.
+func TestCoverageIsCurrent(t *testing.T) {
+	path := filepath.Join(root(t), "docs", "coverage.md")
+	want := coverage(t)
+	if *update {
+		if err := os.WriteFile(path, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("docs/coverage.md is not what the engine's tables say; run: go test ./e2e/rules -run Coverage -update\n%s", firstDifference(string(got), string(want)))
+	}
+}
+
+func firstDifference(got, want string) string {
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range max(len(g), len(w)) {
+		a, b := "(end)", "(end)"
+		if i < len(g) {
+			a = g[i]
+		}
+		if i < len(w) {
+			b = w[i]
+		}
+		if a != b {
+			return fmt.Sprintf("line %d is   %s\nit should be %s", i+1, a, b)
+		}
+	}
+	return ""
+}
+
+func coverage(t *testing.T) []byte {
+	var b bytes.Buffer
+	b.WriteString("# What moves with a program, and what does not\n\n" +
+		"Made from the tables by which the engine works (`go test ./e2e/rules -run Coverage -update`); a test keeps it current.\n\n" +
+		"What is carried arrives exactly, within the limits that its row names. What is refused is named by `migrate plan` and\n" +
+		"`migrate move`, with process and descriptor, before the program is touched; where it can only be seen in a stopped\n" +
+		"program, its row says so, and the program then runs on. Nothing is dropped in silence. The first column is the kind that a\n" +
+		"plan prints.\n")
+	var tasks []coverageRow
+	for _, k := range task.Kinds() {
+		tasks = append(tasks, coverageRow{k.Name, k.About, k.Carried})
+	}
+	section(&b, "Processes and threads", tasks)
+	section(&b, "Descriptors", descriptorRows())
+	section(&b, "Memory", memoryRows(t))
+	return b.Bytes()
+}
+
+func section(b *bytes.Buffer, title string, rows []coverageRow) {
+	fmt.Fprintf(b, "\n## %s\n", title)
+	for _, carried := range []bool{true, false} {
+		head := "\n| refused | what it is |\n|---|---|\n"
+		if carried {
+			head = "\n| carried | what, and how far |\n|---|---|\n"
+		}
+		b.WriteString(head)
+		for _, r := range rows {
+			if r.carried == carried {
+				fmt.Fprintf(b, "| %s | %s |\n", cell(r.name), cell(r.about))
+			}
+		}
+	}
+}
+
+func cell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
+
+// descriptorRows joins rows of one name: several rows of the table may make up one kind.
+func descriptorRows() []coverageRow {
+	var rows []coverageRow
+	for _, k := range files.Kinds() {
+		row := coverageRow{k.Name, k.Note, k.Carried}
+		if k.Remedy != "" {
+			row.about += "; " + k.Remedy
+		}
+		i := slices.IndexFunc(rows, func(r coverageRow) bool { return r.name == row.name && r.carried == row.carried })
+		switch {
+		case i < 0:
+			rows = append(rows, row)
+		case row.about != "" && rows[i].about != row.about:
+			rows[i].about = strings.TrimPrefix(rows[i].about+"; "+row.about, "; ")
+		}
+	}
+	return rows
+}
+
+// memoryRefused are the kinds of mappings that engine/mem refuses. The reasons in its code have the form "kind: reason";
+// memoryRows checks that each kind there stands here.
+var memoryRefused = []coverageRow{
+	{name: "locked-memory", about: "memory locked by mlock(2) or mlockall(2)"},
+	{name: "hugetlb", about: "huge pages of hugetlbfs (transparent huge pages are carried)"},
+	{name: "device-mapping", about: "memory of a device or its driver"},
+	{name: "deleted-file", about: "a mapping of a file that was deleted or no longer has its name"},
+	{name: "replaced-file", about: "a mapping of a file whose name leads to another file now"},
+	{name: "memfd", about: "a mapping of a memfd"},
+	{name: "sysv-shm", about: "System V shared memory"},
+	{name: "userfaultfd", about: "memory whose faults the program handles by a userfaultfd of its own"},
+	{name: "aio", about: "the ring of an io_setup(2)"},
+	{name: "io_uring", about: "a ring of io_uring"},
+	{name: "packet-ring", about: "the ring of a packet socket"},
+	{name: "shadow-stack", about: "a user shadow stack (CET)"},
+	{name: "mseal", about: "memory sealed by mseal(2)"},
+	{name: "memory-tagging", about: "memory with tags (MTE)"},
+	{name: "droppable", about: "memory that the kernel may drop (MAP_DROPPABLE)"},
+	{name: "uprobes", about: "a probe that a tracer has set"},
+	{name: "special-mapping", about: "a mapping of a kind that is not known"},
+}
+
+var memoryAbout = map[mem.Kind]string{
+	mem.PrivateAnon: "content, protection, advice and names; the heap and all stacks among it",
+	mem.PrivateFile: "the pages that the program has written; the file itself must be at the destination, with the same size and build id",
+	mem.SharedFile:  "the file must be at the destination with the same content, as on shared storage",
+	mem.SharedAnon:  "content, once for all processes of the tree that share it",
+	mem.VDSO:        "the destination's own is put in its place",
+	mem.Vvar:        "the destination's own is put in its place",
+	mem.Vsyscall:    "the destination's own",
+}
+
+// reasonPattern finds "kind: reason" in the source of engine/mem; errors end in a verb instead of a reason.
+var reasonPattern = regexp.MustCompile(`"([a-z][a-z0-9_-]+): ([^"%][^"]*|%q[^"]*)"`)
+
+func memoryRows(t *testing.T) []coverageRow {
+	t.Helper()
+	var rows []coverageRow
+	for k := mem.PrivateAnon; k < mem.Other; k++ {
+		if memoryAbout[k] == "" {
+			t.Errorf("docs/coverage.md would say nothing about %v; add it to memoryAbout", k)
+		}
+		rows = append(rows, coverageRow{k.String(), memoryAbout[k], true})
+	}
+	source, err := os.ReadFile(filepath.Join(root(t), "engine/mem/layout_linux.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := reasonPattern.FindAllSubmatch(source, -1)
+	if len(found) < 10 {
+		t.Errorf("only %d reasons were found in engine/mem/layout_linux.go; they have moved", len(found))
+	}
+	seen := map[string]bool{}
+	for _, m := range found {
+		kind := string(m[1])
+		if kind == "kind" { // a comment that shows the form
+			continue
+		}
+		seen[kind] = true
+		if !slices.ContainsFunc(memoryRefused, func(r coverageRow) bool { return r.name == kind }) {
+			t.Errorf("engine/mem refuses %q (%s), which memoryRefused does not list", kind, m[2])
+		}
+	}
+	for _, r := range memoryRefused {
+		if !seen[r.name] {
+			t.Errorf("memoryRefused lists %q, which engine/mem does not refuse", r.name)
+		}
+	}
+	return append(rows, memoryRefused...)
+}
