@@ -101,3 +101,8 @@ func entryOf(c *logpb.MigrationEntry) handoff.Entry {
 	return handoff.Entry{Kind: handoff.EntryKind(min(c.GetKind(), 255)), Attempt: c.GetAttempt(), Epoch: c.GetEpoch(),
 		Source: handoff.Hash(c.GetSourceHash()), Dest: handoff.Hash(c.GetDestinationHash()), Ran: c.GetRan(), Cancelled: c.GetCancelled()}
 }
+
+// Noop is a command that the state refuses: for measuring the log itself.
+func Noop() *logpb.Command {
+	return &logpb.Command{Command: &logpb.Command_SetIncarnation{SetIncarnation: &logpb.SetIncarnation{}}}
+}
