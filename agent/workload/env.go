@@ -145,6 +145,9 @@ func (e *Env) Output() (*os.File, error) { return e.open("output") }
 // OutputPath is the name of that file.
 func (e *Env) OutputPath() string { return filepath.Join(e.dir, "output") }
 
+// ExitsPath is the name of the log of exits.
+func (e *Env) ExitsPath() string { return filepath.Join(e.dir, "exits") }
+
 func (e *Env) open(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(e.dir, name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 }
