@@ -23,8 +23,10 @@ type checker struct {
 	status *procfs.Status
 	tasks  map[int]*procfs.Status // of all threads
 	zombie bool
-	kind   string // whose check runs
-	found  []engine.Obstacle
+	// deadLeader: the first thread has ended and others run. The process's directory in /proc then says little.
+	deadLeader bool
+	kind       string // whose check runs
+	found      []engine.Obstacle
 }
 
 func newChecker(fs procfs.FS, p *engine.Process) (*checker, error) {
@@ -51,6 +53,7 @@ func newChecker(fs procfs.FS, p *engine.Process) (*checker, error) {
 		c.tasks[tid] = s
 	}
 	c.zombie = c.stat.State == 'Z' && len(c.tasks) <= 1
+	c.deadLeader = c.stat.State == 'Z' && !c.zombie
 	return c, nil
 }
 
@@ -171,10 +174,8 @@ func checkNamespaces(c *checker) error {
 			return err
 		}
 		later, err := c.fs.Link(c.p.PID, "ns", n+"_for_children")
-		if errors.Is(err, procfs.ErrGone) {
-			continue // nobody has been born into it yet
-		}
-		if err != nil {
+		// A pid namespace into which nobody has been born yet cannot be named; it is another one all the same.
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
 			return err
 		}
 		if now != later {
@@ -214,11 +215,15 @@ func CheckTree(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) 
 		}
 	}
 	shared, err := sharedBetween(tree)
-	return append(found, shared...), err
+	if err != nil {
+		return nil, err
+	}
+	outside, err := sharedWithParent(fs, tree[0])
+	return append(append(found, shared...), outside...), err
 }
 
 func checkDeadLeader(c *checker) error {
-	if c.stat.State == 'Z' && !c.zombie {
+	if c.deadLeader {
 		c.refuse("the process", "its first thread has ended while other threads run", "")
 	}
 	return nil

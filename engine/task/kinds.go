@@ -81,11 +81,12 @@ func Check(ctx context.Context, fs procfs.FS, p *engine.Process) ([]engine.Obsta
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			if list[i].check == nil || (c.zombie && list[i].Name != "zombies") {
+			k := &list[i]
+			if k.check == nil || c.zombie && k.Name != "zombies" || c.deadLeader && k.Name != "dead-leader" {
 				continue
 			}
-			c.kind = list[i].Name
-			if err := list[i].check(c); err != nil {
+			c.kind = k.Name
+			if err := k.check(c); err != nil {
 				return nil, err
 			}
 		}

@@ -4,7 +4,6 @@ package task
 
 import (
 	"context"
-	"os"
 	"os/exec"
 	"testing"
 	"time"
@@ -13,15 +12,11 @@ import (
 
 	"migrate/arch"
 	"migrate/engine/images/imagespb"
+	"migrate/engine/kernel/kerneltest"
 	"migrate/engine/ptrace"
 )
 
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-}
+func needRoot(t testing.TB) { t.Helper(); kerneltest.Root(t) }
 
 // stopped starts a command and stops it once it sleeps in a system call.
 func stopped(t *testing.T, name string, args ...string) (*ptrace.Tracer, int) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine"
+	"migrate/engine/procfs"
 )
 
 // Types of kcmp(2).
@@ -84,6 +85,32 @@ func sharedBetween(tree []*engine.Process) ([]engine.Obstacle, error) {
 		}
 		if failed != nil {
 			return nil, failed
+		}
+	}
+	return found, nil
+}
+
+// sharedWithParent names what the root of a tree shares with its parent, which stays behind.
+func sharedWithParent(fs procfs.FS, root *engine.Process) ([]engine.Obstacle, error) {
+	st, err := fs.Stat(root.PID)
+	if err != nil {
+		return nil, err
+	}
+	if st.PPID == 0 || st.State == 'Z' || ended(st.PPID) {
+		return nil, nil
+	}
+	var found []engine.Obstacle
+	for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
+		r, err := kcmp(root.PID, st.PPID, typ)
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPERM) {
+			continue // it ended, or is not ours to look at
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r == 0 {
+			found = append(found, engine.Obstacle{PID: root.PID, Kind: "shared-state", Where: "the process",
+				Reason: fmt.Sprintf("it shares its %s with its parent, pid %d, which is not part of the tree", kcmpNames[typ], st.PPID)})
 		}
 	}
 	return found, nil

@@ -5,7 +5,9 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -20,6 +22,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,6 +31,7 @@
 static char stack1[65536], stack2[65536];
 static int set;
 static volatile int second;
+static int ep; // made before the two instances of a test part
 
 static void handler(int s, siginfo_t *i, void *c) { (void)s, (void)i, (void)c; }
 
@@ -148,7 +152,6 @@ static int sleep_in(const char *mode) {
 	static int word;
 	struct pollfd pfd = {-1, POLLIN, 0};
 	struct epoll_event ev;
-	int ep = epoll_create1(0);
 	long r = -1;
 	printf("ready\n");
 	fflush(stdout);
@@ -163,15 +166,77 @@ static int sleep_in(const char *mode) {
 	return 0;
 }
 
+static int nap(void *arg) {
+	(void)arg;
+	for (;;) pause();
+	return 0;
+}
+
+static void *thread_nap(void *arg) {
+	nap(arg);
+	return 0;
+}
+
+static void *unshares(void *arg) {
+	must(unshare((int)(long)arg));
+	second = 1;
+	for (;;) pause();
+}
+
+// refused does one thing that is not carried.
+static void refused(const char *what) {
+	pthread_t t;
+	if (!strcmp(what, "seccomp")) {
+		struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+		struct sock_fprog p = {1, &allow};
+		must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p));
+	}
+	if (!strcmp(what, "files")) must(clone(nap, stack1 + sizeof stack1, CLONE_FILES | SIGCHLD, 0));
+	if (!strcmp(what, "vm")) must(clone(nap, stack1 + sizeof stack1, CLONE_VM | SIGCHLD, 0));
+	if (!strcmp(what, "namespace")) must(unshare(CLONE_NEWPID));
+	if (!strcmp(what, "thread")) {
+		must(pthread_create(&t, 0, unshares, (void *)CLONE_FS) ? -1 : 0);
+		while (!second) usleep(1000);
+	}
+	if (!strcmp(what, "leader")) {
+		must(pthread_create(&t, 0, thread_nap, 0) ? -1 : 0);
+		printf("ready\n");
+		fflush(stdout);
+		pthread_exit(0);
+	}
+	if (!strcmp(what, "cwd")) {
+		char dir[] = "/tmp/gone-XXXXXX";
+		must(mkdtemp(dir) ? 0 : -1);
+		must(chdir(dir));
+		must(rmdir(dir));
+	}
+	if (!strcmp(what, "uts")) {
+		pid_t p = fork();
+		must(p);
+		if (!p) {
+			must(unshare(CLONE_NEWUTS));
+			second = 1;
+			write(1, "ready\n", 6);
+			nap(0);
+		}
+		nap(0);
+	}
+	printf("ready\n");
+	fflush(stdout);
+	nap(0);
+}
+
 int main(int argc, char **argv) {
 	const char *mode = argc > 1 ? argv[1] : "plain";
 	if (!strcmp(mode, "sleep")) { // what to sleep in comes by stdin, so that the arguments are always the same
 		char how[32];
+		must(ep = epoll_create1(0));
 		if (scanf("%31s", how) != 1) return 1;
 		return sleep_in(how);
 	}
 	char what[32];
 	if (scanf("%31s", what) != 1) return 1;
+	if (!strcmp(mode, "refused")) refused(what);
 	set = !strcmp(what, "set");
 	pthread_t t;
 	must(pthread_create(&t, 0, other, 0) ? -1 : 0);

@@ -1,0 +1,214 @@
+//go:build linux
+
+package task
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"golang.org/x/sys/unix"
+
+	"migrate/engine"
+	"migrate/engine/images"
+	"migrate/engine/procfs"
+	"migrate/engine/remote"
+)
+
+// obstacles checks a target and its children.
+func (g *target) obstacles() []string {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	tree := []*engine.Process{{PID: g.pid()}}
+	kids, err := procfs.Host.Children(g.pid(), g.pid())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, k := range kids {
+		tree = append(tree, &engine.Process{PID: k})
+	}
+	found, err := CheckTree(procfs.Host, tree)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, p := range tree {
+		more, err := Check(ctx, procfs.Host, p)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		found = append(found, more...)
+	}
+	for _, k := range kids {
+		g.t.Cleanup(func() { _ = unix.Kill(k, unix.SIGKILL) })
+	}
+	var out []string
+	for _, o := range found {
+		if o.Kind != "controlling-terminal" { // whoever runs the tests may have one
+			out = append(out, o.String())
+		}
+	}
+	return out
+}
+
+func TestCheckRefusesByName(t *testing.T) {
+	for what, want := range map[string]string{
+		"nothing":   "",
+		"seccomp":   "(seccomp)",
+		"files":     "descriptor table with pid",
+		"vm":        "address space with pid",
+		"namespace": "another pid namespace",
+		"thread":    "does not share its process's working directory",
+		"leader":    "(dead-leader)",
+		"cwd":       "does not exist any more",
+		"uts":       "uts namespace",
+	} {
+		t.Run(what, func(t *testing.T) {
+			g := start(t, "refused")
+			g.say(what)
+			if g.line() != "ready" {
+				t.Fatal("not ready")
+			}
+			if what == "leader" {
+				waitState(t, g.pid(), 'Z')
+			}
+			got := g.obstacles()
+			if want == "" && len(got) != 0 || want != "" && (len(got) == 0 || !strings.Contains(strings.Join(got, "\n"), want)) {
+				t.Errorf("%q", got)
+			}
+			t.Log(got)
+		})
+	}
+}
+
+// waitState waits for a state that nothing announces, so it polls.
+func waitState(t *testing.T, pid int, state byte) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if s, err := procfs.Host.Stat(pid); err == nil && s.State == state {
+			return
+		}
+	}
+	t.Fatalf("pid %d is not in state %c", pid, state)
+}
+
+func TestCheckNamesTheTracer(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	g := start(t, "refused")
+	g.say("nothing")
+	g.line()
+	g.stop(ctx)
+	if got := strings.Join(g.obstacles(), "\n"); !strings.Contains(got, "(traced)") {
+		t.Error(got)
+	}
+}
+
+// child makes a traced child of a target that is being lent.
+func child(ctx context.Context, t *testing.T, g *target) *remote.Trap {
+	t.Helper()
+	c, err := g.traps[0].CloneProcess(ctx, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(c.PID(), unix.SIGKILL); _ = c.Close() })
+	return c
+}
+
+func TestZombies(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	g := start(t, "refused")
+	g.say("nothing")
+	g.line()
+	g.stop(ctx)
+	g.lend(ctx)
+	for name, script := range map[string]string{"exit": "exit 42", "signal": "kill -TERM $$", "kill": "kill -KILL $$"} {
+		cmd := exec.Command("sh", "-c", script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waitState(t, cmd.Process.Pid, 'Z')
+		img, err := DumpZombie(procfs.Host, &engine.Process{PID: cmd.Process.Pid, VPID: cmd.Process.Pid})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if !img.Zombie() {
+			t.Errorf("%s: no zombie", name)
+		}
+		c := child(ctx, t, g)
+		if err := RestoreZombie(ctx, g.tracer, c, img); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		waitState(t, c.PID(), 'Z')
+		got, err := procfs.Host.Stat(c.PID())
+		if err != nil || uint32(got.ExitCode) != img.Leader().Core.Tc.GetExitCode() || got.Comm != "sh" {
+			t.Errorf("%s: status 0x%x of %q, want 0x%x, %v", name, got.ExitCode, got.Comm, img.Leader().Core.Tc.GetExitCode(), err)
+		}
+	}
+}
+
+// A stopped process is dumped as stopped, and one that is restored so stops before it runs anything.
+func TestStopped(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	g := start(t, "state")
+	g.say("plain")
+	g.line()
+	if err := unix.Kill(g.pid(), unix.SIGTSTP); err != nil {
+		t.Fatal(err)
+	}
+	waitState(t, g.pid(), 'T')
+	g.stop(ctx)
+	d := &dumper{ThreadState: g.states[0], thread: &images.Thread{Core: &criu_core.CoreEntry{Tc: &criu_core.TaskCoreEntry{}}}}
+	if err := dumpStopped(d); err != nil {
+		t.Fatal(err)
+	}
+	p := &images.Process{Threads: []*images.Thread{d.thread}}
+	if p.Leader().Core.Tc.GetTaskState() != images.TaskStopped || p.Leader().Core.Tc.GetStopSigno() != uint32(unix.SIGTSTP) {
+		t.Errorf("state %d by signal %d", p.Leader().Core.Tc.GetTaskState(), p.Leader().Core.Tc.GetStopSigno())
+	}
+
+	h := start(t, "state")
+	h.say("plain")
+	h.line()
+	h.stop(ctx)
+	if err := StopBeforeDetach(h.pid(), p); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range h.states {
+		if err := h.tracer.Detach(ctx, s.Thread.TID, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitState(t, h.pid(), 'T')
+	if err := unix.Kill(h.pid(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	waitState(t, h.pid(), 'S')
+}
+
+func TestKindsAreNamedOnce(t *testing.T) {
+	seen := map[string]bool{}
+	for _, k := range Kinds() {
+		if k.Name == "" || k.About == "" || seen[k.Name] {
+			t.Errorf("%+v: unnamed, undescribed or named twice", k)
+		}
+		seen[k.Name] = true
+	}
+}
+
+func TestRestartProgramIsWhole(t *testing.T) {
+	if n := len(restartProgram(8)); n%8 != 0 {
+		t.Errorf("%d bytes are no number of instructions", n)
+	}
+}
+
+func FuzzBTF(f *testing.F) {
+	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4, 8, 0, 0, 0, 0, 'x', 0})
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseBTF(b) })
+}

@@ -1,0 +1,156 @@
+//go:build linux
+
+package task
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images/imagespb"
+	"migrate/engine/procfs"
+	"migrate/engine/ptrace"
+)
+
+// copyMemory makes the writable memory of one instance that of another with the same mappings.
+func copyMemory(t *testing.T, from, to *target) {
+	t.Helper()
+	maps, err := procfs.Host.Maps(from.pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range maps {
+		if m.Prot&procfs.ProtWrite == 0 {
+			continue
+		}
+		b := make([]byte, m.Size())
+		if err := from.memory.Read(ptrace.Addr(m.Start), b); err != nil {
+			t.Fatalf("%v: %v", m, err)
+		}
+		if err := to.memory.Write(ptrace.Addr(m.Start), b); err != nil {
+			t.Fatalf("%v of the second instance: %v", m, err)
+		}
+	}
+}
+
+// waitAsleep waits until a process has gone to sleep in a system call; nothing announces that, so it polls.
+func waitAsleep(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if s, err := procfs.Host.Stat(pid); err == nil && s.State == 'S' {
+			return
+		}
+	}
+	t.Fatal("the target does not sleep")
+}
+
+// TestWaitsContinue interrupts a program one second into a call that lasts two, and lets another instance go on with
+// it: the call must end when it would have ended.
+func TestWaitsContinue(t *testing.T) {
+	for _, c := range []struct {
+		how     string
+		exact   bool // with the kernel's restart block, or without
+		twice   bool // it has been interrupted before
+		wantErr unix.Errno
+		late    time.Duration // how much too late it may end
+	}{
+		{"nanosleep", true, false, 0, 0}, {"nanosleep-rest", true, false, 0, 0}, {"poll", true, false, 0, time.Millisecond},
+		{"futex", true, false, unix.ETIMEDOUT, 0}, {"nanosleep-rest", false, false, 0, 0},
+		{"nanosleep", false, false, 0, time.Second}, {"poll", false, false, 0, time.Second}, {"futex", false, false, unix.ETIMEDOUT, time.Second},
+		{"epoll", true, false, 0, time.Second},
+		{"nanosleep", true, true, 0, 0}, {"poll", true, true, 0, time.Millisecond}, {"futex", true, true, unix.ETIMEDOUT, 0},
+	} {
+		t.Run(fmt.Sprintf("%s/exact=%v/twice=%v", c.how, c.exact, c.twice), func(t *testing.T) {
+			begun, ended := moveWait(t, c.how, c.exact, c.twice, c.wantErr)
+			slept := ended - begun
+			// What remains is the time that the program takes to say so, on a busy machine.
+			if slack := 300 * time.Millisecond; slept < 2*time.Second || slept > 2*time.Second+c.late+slack {
+				t.Errorf("it slept %v", slept)
+			}
+			t.Logf("it slept %v", slept)
+		})
+	}
+}
+
+// moveWait returns when the wait began and ended by the monotonic clock; begun is at most a little too early.
+func moveWait(t *testing.T, how string, exact, twice bool, wantErr unix.Errno) (begun, ended time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Second)
+	defer cancel()
+	a, b := start(t, "sleep"), start(t, "sleep")
+	waitAsleep(t, b.pid())
+	waitAsleep(t, a.pid())
+	a.say(how)
+	if a.line() != "ready" {
+		t.Fatal("the target is not ready")
+	}
+	begun = monotonic(t)
+	waitAsleep(t, a.pid())
+	time.Sleep(500 * time.Millisecond) // the wait is to have lasted a while
+	if twice {
+		tracer := ptrace.New()
+		if _, err := tracer.SeizeAll(ctx, a.pid(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := tracer.Detach(ctx, a.pid(), 0); err != nil {
+			t.Fatal(err)
+		}
+		_ = tracer.Close()
+	}
+	time.Sleep(500 * time.Millisecond)
+	a.stop(ctx)
+	clocks, err := Clocks(procfs.Host, a.pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.lend(ctx)
+	src := a.source(clocks)
+	if exact {
+		if src.RestartBlocks, err = OpenRestartReader(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = src.RestartBlocks.Close() }()
+	}
+	img, err := DumpProcess(ctx, src, a.states)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, trap := range a.traps {
+		if err := trap.Release(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("restart block: %v", img.Leader().Extra.GetRestart())
+	b.stop(ctx)
+	copyMemory(t, a, b)
+	tgt := &Target{FS: procfs.Host, Tracer: b.tracer, Memory: b.memory, Proc: b.proc, Image: img, Header: &imagespb.Header{Clocks: clocks}}
+	if err := RestoreRegisters(ctx, tgt, b.pid(), img.Leader()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.cmd.Process.Kill(); err != nil { // only one of them goes on
+		t.Fatal(err)
+	}
+	if err := b.tracer.Detach(ctx, b.pid(), 0); err != nil {
+		t.Fatal(err)
+	}
+	var r, errno int
+	var sec, nsec int64
+	if _, err := fmt.Sscanf(b.line(), "%d %d %d.%d", &r, &errno, &sec, &nsec); err != nil {
+		t.Fatal(err)
+	}
+	if unix.Errno(errno) != wantErr || wantErr == 0 && r != 0 {
+		t.Errorf("%s returned %d, %v", how, r, unix.Errno(errno))
+	}
+	return begun, time.Duration(sec)*time.Second + time.Duration(nsec)
+}
+
+func monotonic(t *testing.T) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
