@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"testing"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
@@ -106,7 +105,7 @@ func (r *replica) follow(marks bool) {
 	if err != nil {
 		r.Fatal(err)
 	}
-	for part := range slices.Chunk(Diff(r.vmas, vmas), 100) {
+	for _, part := range Batches(Diff(r.vmas, vmas), 100) {
 		var b remote.Batch
 		for _, c := range part {
 			if c.VMA != nil && kernelOwned(c.VMA) {
@@ -195,6 +194,11 @@ func (r *replica) compare() {
 	defer there.mem.Close()
 	bad := 0
 	for _, v := range r.vmas {
+		if v.GetStatus()&images.VMAAnonShared != 0 {
+			if err := r.sameAs(v.GetStart(), v.GetEnd()-v.GetStart()); err != nil {
+				r.Errorf("shared memory: %v", err)
+			}
+		}
 		if !Carried(v) {
 			continue
 		}

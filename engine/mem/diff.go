@@ -182,3 +182,22 @@ func advise(old, target uint64) (advice []int, ok bool) {
 	}
 	return advice, true
 }
+
+// Batches splits changes into batches of at most n, with at most one mapping of shared memory each: its descriptor is given
+// to the tracee before the batch runs, at a number that the next one would take over.
+func Batches(changes []Change, n int) [][]Change {
+	var out [][]Change
+	start, shared := 0, false
+	for i, c := range changes {
+		object := c.Kind == Map && c.VMA.GetStatus()&images.VMAAnonShared != 0
+		if i-start == n || shared && object {
+			out = append(out, changes[start:i])
+			start, shared = i, false
+		}
+		shared = shared || object
+	}
+	if start < len(changes) {
+		out = append(out, changes[start:])
+	}
+	return out
+}
