@@ -1,0 +1,175 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"migrate/e2e/lab"
+)
+
+// figures of one size; each list has one value per move.
+type figures struct {
+	mib      int
+	blackout []float64 // ms, as the move reports it
+	gap      []float64 // ms, longest between two beats of the program's own heart
+	apart    []float64 // ms, |gap - blackout|
+	stop     []float64 // ms of blackout with --strategy stop
+	round    []float64 // bytes/s of the first round
+	stream   []float64 // bytes/s of a plain TLS stream of as many bytes
+	rate     []float64 // pages/s that the program has written between two looks
+	tracker  string
+}
+
+// measure moves one program of a size between host1 and host2, first by pre-copy, then stopped.
+func (r *rig) measure(ctx context.Context, mib int) (_ *figures, err error) {
+	d, err := r.start(ctx, mib)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	f := &figures{mib: mib}
+	for i := range *moves {
+		m, gap, rate, err := d.move(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			continue // the first one finds caches cold and memory not yet given to the machine
+		}
+		first := m.Rounds[0]
+		stream, err := r.stream(ctx, d.other(), d.at, int64(mib)<<20) // the way that the pages just took
+		if err != nil {
+			return nil, err
+		}
+		f.blackout = append(f.blackout, m.DowntimeMS)
+		f.gap = append(f.gap, gap)
+		f.apart = append(f.apart, math.Abs(gap-m.DowntimeMS))
+		f.round = append(f.round, float64(first.BytesSent)/(first.MS/1000))
+		f.stream = append(f.stream, stream)
+		f.rate = append(f.rate, rate)
+		f.tracker = m.Tracker
+	}
+	for range *stops {
+		m, _, _, err := d.move(ctx, "--strategy", "stop", "--max-downtime", "5m", "--timeout", "5m")
+		if err != nil {
+			return nil, err
+		}
+		f.stop = append(f.stop, m.DowntimeMS)
+	}
+	return f, nil
+}
+
+// dirty is the measured program, a workload.
+type dirty struct {
+	r       *rig
+	name    string
+	at      *lab.Host
+	pid     int    // there
+	dir     string // its working directory, which every host has
+	written uint64
+	looked  time.Time
+}
+
+func (r *rig) start(ctx context.Context, mib int) (*dirty, error) {
+	d := &dirty{r: r, name: fmt.Sprintf("dirty%d", mib), at: r.hosts.Host("host1")}
+	d.dir = "/srv/" + d.name
+	for _, h := range r.hosts.Hosts() {
+		if err := h.WriteFile(ctx, d.dir+"/host", []byte(h.Name()), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	out, err := d.at.Exec(ctx, migrate, "run", "--name", d.name, "--cwd", d.dir, "-o", "json", "--",
+		filepath.Join(r.share, "dirty"), strconv.Itoa(mib), strconv.Itoa(dirtyRate))
+	if err != nil {
+		return nil, err
+	}
+	var w struct {
+		PID int `json:"pid"`
+	}
+	if err := json.Unmarshal([]byte(out), &w); err != nil {
+		return nil, fmt.Errorf("migrate run: %w in %s", err, out)
+	}
+	d.pid = w.PID
+	if _, err := d.await(ctx, "ready"); err != nil {
+		return nil, errors.Join(err, d.stop())
+	}
+	return d, nil
+}
+
+func (d *dirty) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, err := d.r.hosts.Host("host1").Exec(ctx, migrate, "stop", d.name, "--grace", "1s")
+	return err
+}
+
+func (d *dirty) other() *lab.Host {
+	if d.at.Name() == "host1" {
+		return d.r.hosts.Host("host2")
+	}
+	return d.r.hosts.Host("host1")
+}
+
+// move moves the program to the other host. gap is the longest time between two of its heartbeats from just before the
+// move to just after it, in ms; rate is how many pages per second it has written meanwhile.
+func (d *dirty) move(ctx context.Context, flags ...string) (m *report, gap, rate float64, err error) {
+	if _, _, err = d.beat(ctx); err != nil { // starts the measure of the gap anew
+		return nil, 0, 0, err
+	}
+	to := d.other()
+	if m, err = d.r.move(ctx, d.name, to.Name(), flags...); err != nil {
+		return nil, 0, 0, err
+	}
+	d.at, d.pid = to, m.DestinationPID
+	gap, rate, err = d.beat(ctx)
+	return m, gap, rate, err
+}
+
+// beat asks the program for its heartbeat: the longest gap in ms since it was asked last, and how many pages per second it has
+// written since then; NaN when it has begun to count anew, which it does after a long pause.
+func (d *dirty) beat(ctx context.Context) (gap, rate float64, err error) {
+	path := filepath.Join(d.dir, "heartbeat")
+	if _, err := d.at.Exec(ctx, "sh", "-c", `rm -f "$1" && kill -USR1 "$2"`, "sh", path, strconv.Itoa(d.pid)); err != nil {
+		return 0, 0, err
+	}
+	text, err := d.await(ctx, "heartbeat")
+	if err != nil {
+		return 0, 0, err
+	}
+	var gapNS, count, written uint64
+	if _, err := fmt.Sscanf(string(text), "beat %d %d %d\n", &gapNS, &count, &written); err != nil {
+		return 0, 0, fmt.Errorf("%s: %s: %w in %q", d.at.Name(), path, err, text)
+	}
+	now := time.Now()
+	rate = math.NaN()
+	if written >= d.written && !d.looked.IsZero() {
+		rate = float64(written-d.written) / now.Sub(d.looked).Seconds()
+	}
+	d.written, d.looked = written, now
+	return float64(gapNS) / 1e6, rate, nil
+}
+
+// await returns a file of the program once it is there. It is in another mount namespace, so there is nothing that could be
+// watched for less than it costs to look.
+func (d *dirty) await(ctx context.Context, name string) ([]byte, error) {
+	for {
+		text, err := d.at.ReadFile(ctx, filepath.Join(d.dir, name))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return text, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s: %s has not written %s: %w", d.at.Name(), d.name, name, context.Cause(ctx))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
