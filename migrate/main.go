@@ -73,7 +73,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newRunCommand(), newPsCommand(), newLogsCommand(), newStopCommand(),
 		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newHistoryCommand(),
-		newNodesCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
+		newAgentCommand(), newNodesCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
 	)
 	return root
 }

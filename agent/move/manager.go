@@ -1,6 +1,7 @@
 package move
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	agentapi "migrate/agent/api"
@@ -126,7 +128,8 @@ func (m *Manager) phaseOfDestination(ref handoff.Ref) handoff.DestinationPhase {
 }
 
 // Order carries out an order of the leader.
-func (m *Manager) Order(ctx context.Context, req *agentapi.OrderRequest) *agentapi.OrderReply {
+// An error says that it is not known whether the order was taken.
+func (m *Manager) Order(ctx context.Context, req *agentapi.OrderRequest) (*agentapi.OrderReply, error) {
 	ref, role, kind := refOf(req.GetRef()), roleOf(req.GetRole()), orderOf(req)
 	var err error
 	switch {
@@ -139,7 +142,10 @@ func (m *Manager) Order(ctx context.Context, req *agentapi.OrderRequest) *agenta
 	default:
 		err = m.orderDestination(ctx, req, ref, kind)
 	}
-	return replyOf(err)
+	if ctx.Err() != nil || errors.Is(err, errStopped) {
+		return nil, status.FromContextError(cmp.Or(ctx.Err(), context.Canceled)).Err()
+	}
+	return replyOf(err), nil
 }
 
 // A refusal is an order that was not taken.
@@ -164,7 +170,8 @@ func replyOf(err error) *agentapi.OrderReply {
 	case errors.As(err, &un):
 		return &agentapi.OrderReply{Refusal: agentapi.Refusal_REFUSAL_UNSUPPORTED, Reason: un.Error()}
 	}
-	return &agentapi.OrderReply{Refusal: agentapi.Refusal_REFUSAL_DISK, Reason: err.Error()}
+	// It was taken, and what it asked for failed: that is an event of its own, which the machine has reported.
+	return &agentapi.OrderReply{Accepted: true, Reason: err.Error()}
 }
 
 func (m *Manager) retune(ref handoff.Ref, o *agentapi.MoveOptions) error {
@@ -266,7 +273,7 @@ func (m *Manager) add(mv *move) error {
 		k.role = handoff.RoleDestination
 	}
 	if m.moves[k] != nil {
-		return &refusal{agentapi.Refusal_REFUSAL_OVERLAP, "another order of the same migration was faster; repeat this one"}
+		return &refusal{agentapi.Refusal_REFUSAL_WRONG_PHASE, "another order of the same migration was faster; repeat this one"}
 	}
 	for _, other := range m.moves {
 		if mv.source == nil || other.source == nil || other.over {

@@ -193,7 +193,7 @@ func (w *world) feedLocked(ev handoff.LeaderEvent) {
 			}
 		case handoff.ActOrder:
 			m := w.hosts[a.Role].m
-			go m.Order(m.ctx, w.order(a))
+			go func(req *agentapi.OrderRequest) { _, _ = m.Order(m.ctx, req) }(w.order(a))
 		case handoff.ActAnswer:
 			if w.waiting != nil {
 				w.waiting <- &clusterapi.RequestCommitReply{Decision: map[handoff.OrderKind]clusterapi.Decision{

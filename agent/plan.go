@@ -1,0 +1,261 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentapi "migrate/agent/api"
+	"migrate/agent/move"
+	"migrate/agent/policy"
+	"migrate/agent/workload"
+	"migrate/engine"
+	"migrate/engine/dump"
+	"migrate/engine/procfs"
+	"migrate/pagexfer"
+)
+
+// PlanSource checks a tree of this host for everything that would stop a move. It touches nothing.
+func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest) (*agentapi.PlanSourceReply, error) {
+	opts, env, err := a.planTarget(req)
+	if err != nil {
+		return nil, err
+	}
+	src, err := dump.Open(ctx, opts)
+	if err != nil {
+		return nil, planError(err)
+	}
+	defer func() {
+		if err := src.Close(context.WithoutCancel(ctx)); err != nil {
+			a.log.Warn("a plan left something behind", "error", err)
+		}
+	}()
+	obstacles, err := src.Obstacles(ctx)
+	if err != nil {
+		return nil, planError(err)
+	}
+	reply := &agentapi.PlanSourceReply{Obstacles: move.ObstaclesTo(a.cfg.Name, obstacles)}
+	tree := src.Processes()
+	reply.Pid = int32(tree[0].PID)
+	for _, p := range tree {
+		reply.Pids = append(reply.Pids, int32(p.PID))
+	}
+	if args, err := procfs.Host.Cmdline(tree[0].PID); err == nil { // only for people
+		reply.Command = strings.Join(args, " ")
+	}
+	if env != nil && env.Spec().GetAddr() != "" {
+		reply.Addresses = []string{env.Spec().GetAddr()}
+	}
+	if reply.Requirements, reply.Figures, err = survey(tree); err != nil {
+		return nil, planError(err)
+	}
+	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), needed
+	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
+	return reply, nil
+}
+
+// needed are the kernel features without which a copy cannot be built, as engine/kernel names them.
+var needed = []string{"time namespaces", "checkpoint and restore support", "pidfd_getfd(2)"}
+
+// planTarget says which tree is meant.
+func (a *Agent) planTarget(req *agentapi.PlanSourceRequest) (dump.Options, *workload.Env, error) {
+	name := req.GetWorkload()
+	if name == "" {
+		return dump.Options{Target: dump.Target{PID: int(req.GetPid())}}, a.envOf(int(req.GetPid())), nil
+	}
+	for _, e := range a.host.set.Named(name) {
+		if a.over(e) {
+			continue
+		}
+		external, err := outputOf(e)
+		return dump.Options{Target: dump.Target{Init: e.Init().PID}, External: external}, e, err
+	}
+	return dump.Options{}, nil, status.Errorf(codes.FailedPrecondition, "workload %s does not run on this host", name)
+}
+
+// envOf finds the environment that a process is the program of; nil for a bare process.
+func (a *Agent) envOf(pid int) *workload.Env {
+	for _, e := range a.host.set.All() {
+		if e.Record().PID == pid {
+			return e
+		}
+	}
+	return nil
+}
+
+// planError gives errors of finding a tree the code of a request that cannot work.
+func planError(err error) error {
+	for _, e := range []error{dump.ErrNoProcess, dump.ErrKernelThread, dump.ErrSelf, dump.ErrEmptyTree} {
+		if errors.Is(err, e) {
+			return status.Error(codes.FailedPrecondition, err.Error())
+		}
+	}
+	return err
+}
+
+// survey counts what a tree has, and lists what it needs of a destination.
+func survey(tree []*engine.Process) (*agentapi.Requirements, *agentapi.PlanFigures, error) {
+	needs, fig := &agentapi.Requirements{}, &agentapi.PlanFigures{Processes: uint32(len(tree))}
+	seen := map[string]bool{}
+	for _, p := range tree {
+		st, err := procfs.Host.Status(p.PID)
+		if errors.Is(err, procfs.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		maps, err := procfs.Host.Maps(p.PID)
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
+			return nil, nil, err
+		}
+		fds, err := procfs.Host.FDs(p.PID)
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
+			return nil, nil, err
+		}
+		fig.Threads += uint32(len(p.Threads))
+		fig.Mappings += uint32(len(maps))
+		fig.Descriptors += uint32(len(fds))
+		fig.ResidentBytes += st.VMRSS
+		needs.Files = append(needs.Files, mappedFiles(p.PID, maps, seen)...)
+	}
+	needs.MemoryBytes = fig.ResidentBytes
+	predict(fig)
+	return needs, fig, nil
+}
+
+// mappedFiles lists the files that a process maps and cannot write to through the mapping: programs and libraries. The
+// same bytes must be at the destination, for only pages that the process has changed are sent.
+func mappedFiles(pid int, maps []procfs.Mapping, seen map[string]bool) []*agentapi.FileNeed {
+	var out []*agentapi.FileNeed
+	for _, m := range maps {
+		if m.Inode == 0 || m.Shared || m.Deleted || !strings.HasPrefix(m.Path, "/") || strings.HasPrefix(m.Path, "/memfd:") || seen[m.Path] {
+			continue
+		}
+		seen[m.Path] = true
+		if st, err := os.Stat(filepath.Join(procfs.Host.Path(pid, "root"), m.Path)); err == nil && st.Mode().IsRegular() {
+			out = append(out, &agentapi.FileNeed{Path: m.Path, Size: uint64(st.Size())})
+		}
+	}
+	return out
+}
+
+// What a plan assumes where nothing has been measured: the rate of one page stream, the cost of a freeze, of a process, of a
+// thread, and of a descriptor in it.
+const (
+	assumedBandwidth = 400e6
+	freezeCost       = 10 * time.Millisecond
+	processCost      = 2 * time.Millisecond
+	threadCost       = 50 * time.Microsecond
+	descriptorCost   = 30 * time.Microsecond
+)
+
+// predict estimates the move of a tree that writes little.
+func predict(f *agentapi.PlanFigures) {
+	f.BandwidthBytesPerSecond = assumedBandwidth
+	first := time.Duration(float64(f.ResidentBytes) / assumedBandwidth * float64(time.Second))
+	fixed := freezeCost + time.Duration(f.Processes)*processCost + time.Duration(f.Threads)*threadCost + time.Duration(f.Descriptors)*descriptorCost
+	fc := policy.Decide([]policy.Round{
+		{Pages: f.ResidentBytes / pagexfer.PageSize, Took: first, DirtyAfter: -1},
+		{Pages: uint64(f.DirtyPagesPerSecond * first.Seconds()), Took: first / 100, DirtyAfter: -1},
+	}, policy.Limits{MaxDowntime: time.Second, Fixed: fixed})
+	f.Rounds, f.TotalMs, f.DowntimeMs = 3, float64((first+fixed)/time.Millisecond), float64(fc.Blackout)/float64(time.Millisecond)
+}
+
+// PlanDestination checks this host against what a tree needs. It touches nothing.
+func (a *Agent) PlanDestination(_ context.Context, req *agentapi.PlanDestinationRequest) (*agentapi.PlanDestinationReply, error) {
+	needs := req.GetRequirements()
+	free, err := meminfo("MemAvailable")
+	if err != nil {
+		return nil, err
+	}
+	reply := &agentapi.PlanDestinationReply{MemoryFreeBytes: free}
+	block := func(kind, where, remedy, format string, args ...any) {
+		reply.Obstacles = append(reply.Obstacles, &agentapi.Obstacle{Host: a.cfg.Name, Kind: kind, Where: where, Reason: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
+	if needs.GetArch() != "" && needs.GetArch() != a.node.GetArch() {
+		block("processor", "host", "", "the processor is a %s, the program runs on a %s", a.node.GetArch(), needs.GetArch())
+	} else if missing := without(needs.GetCpuFeatures(), a.node.GetCpuFeatures()); len(missing) > 0 {
+		block("processor", "host", "choose a host with the same or a newer processor", "the processor lacks %s, which the program may use", strings.Join(missing, ", "))
+	}
+	if missing := without(needs.GetKernelFeatures(), a.node.GetKernelFeatures()); len(missing) > 0 {
+		block("kernel", "host", "see `migrate check` there", "the kernel lacks %s", strings.Join(missing, ", "))
+	}
+	if want := needs.GetMemoryBytes() + memoryReserve; free < want {
+		block("memory", "host", "", "%d MiB of memory are free, %d MiB are needed", free>>20, want>>20)
+	}
+	for _, f := range needs.GetFiles() {
+		if why := fileDiffers(f); why != "" {
+			block("file", f.GetPath(), "install the same version there", "%s", why)
+		}
+	}
+	for _, e := range a.host.set.Named(req.GetWorkload()) {
+		if req.GetWorkload() != "" && !a.over(e) {
+			block("workload", req.GetWorkload(), "", "a copy of %s is here already", req.GetWorkload())
+		}
+	}
+	a.planAddresses(needs.GetAddresses(), block)
+	return reply, nil
+}
+
+// memoryReserve is what a host keeps for itself beside a workload that arrives.
+const memoryReserve = 64 << 20
+
+// planAddresses checks that the addresses that come along fit this host's network.
+func (a *Agent) planAddresses(addresses []string, block func(kind, where, remedy, format string, args ...any)) {
+	for _, s := range addresses {
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			block("address", s, "", "%v", err)
+		case a.host.ports == nil:
+			block("address", s, "set bridge in the agent's configuration there", "the host has no bridge for workloads")
+		case !a.onLink(p):
+			block("address", s, "", "the host has no address in the network %v, so its link does not reach the workload's clients", p.Masked())
+		}
+	}
+}
+
+// onLink says that the host has an address in the same network.
+func (a *Agent) onLink(p netip.Prefix) bool {
+	return slices.ContainsFunc(a.node.GetAddresses(), func(s string) bool {
+		own, err := netip.ParsePrefix(s)
+		return err == nil && p.Contains(own.Addr())
+	})
+}
+
+// fileDiffers says how this host's file differs from what is needed; empty if it does not.
+func fileDiffers(f *agentapi.FileNeed) string {
+	st, err := os.Stat(f.GetPath())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "the file is missing"
+	case err != nil:
+		return err.Error()
+	case !st.Mode().IsRegular():
+		return "it is no regular file"
+	case uint64(st.Size()) != f.GetSize():
+		return fmt.Sprintf("the file has %d bytes, the source's has %d", st.Size(), f.GetSize())
+	}
+	return ""
+}
+
+// without lists what of a is not in b.
+func without(a, b []string) []string {
+	var out []string
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}

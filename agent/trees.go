@@ -1,0 +1,378 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/agent/move"
+	"migrate/agent/workload"
+	clusterapi "migrate/coordinator/api"
+	"migrate/engine"
+	"migrate/engine/dump"
+	"migrate/engine/images"
+	"migrate/engine/kernel"
+	"migrate/engine/mem"
+	"migrate/engine/ns"
+	"migrate/engine/procfs"
+	"migrate/engine/restore"
+	"migrate/engine/sock"
+	"migrate/pagexfer"
+)
+
+// source is a dump.Source as package move sees it, with what surrounds the tree.
+type source struct {
+	h        *host
+	src      *dump.Source
+	env      *workload.Env // nil for a bare process
+	instance uint64
+	cgroup   string     // of a bare process
+	tree     *ns.Cgroup // below it
+	before   *ns.Cgroup // where a bare process was
+	gone     bool
+}
+
+// Handle says how to find the tree again.
+func (s *source) Handle() move.Handle {
+	hd := move.Handle{Instance: s.instance}
+	for _, p := range s.src.Processes() {
+		if hd.PID == 0 {
+			hd.PID = p.PID
+		}
+		hd.PIDs = append(hd.PIDs, p.PID)
+	}
+	if s.env == nil {
+		hd.Bare, hd.Cgroup = true, s.cgroup
+		return hd
+	}
+	hd.Cgroup, hd.Port, hd.Bare = s.env.Record().Cgroup, s.env.Record().Port, s.env.Spec().GetBare()
+	return hd
+}
+
+func (s *source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
+	return s.src.Obstacles(ctx)
+}
+
+// Track starts to watch for writes. A bare process first gets a cgroup in which it can be held.
+func (s *source) Track(ctx context.Context) (err error) {
+	if s.env == nil {
+		if s.before, err = ns.OpenCgroup(s.src.Processes()[0].PID); err != nil {
+			return err
+		}
+		if err := moveInto(s.tree, s.src.Processes()); err != nil {
+			return err
+		}
+	}
+	return s.src.Track(ctx)
+}
+
+// moveInto puts the processes of a tree into a cgroup. Children are born into that of their parent.
+func moveInto(cg *ns.Cgroup, tree []*engine.Process) error {
+	for _, p := range tree {
+		if err := cg.Add(p.PID); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *source) Layout(ctx context.Context) ([]byte, error) {
+	l, err := s.src.Layout(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.Header.Clocks = nil // they differ every time, and the destination has them from the move
+	return l.Marshal()
+}
+
+// sink passes pages from the engine to the wire, which describe runs with types of their own.
+type sink struct{ to move.PageSink }
+
+func (s sink) Buffer() []byte { return s.to.Buffer() }
+
+func (s sink) Send(ctx context.Context, space uint32, runs []mem.Run, data []byte) error {
+	out := make([]pagexfer.Run, len(runs))
+	for i, r := range runs {
+		out[i] = pagexfer.Run{Addr: r.Addr, Pages: r.Pages, Zero: r.Zero}
+	}
+	return s.to.Send(ctx, space, out, data)
+}
+
+func (s *source) Round(ctx context.Context, to move.PageSink) (move.RoundStats, error) {
+	st, err := s.src.Round(ctx, sink{to})
+	return move.RoundStats{Pages: st.Pages, ZeroPages: st.ZeroPages, Scan: st.ScanDuration, DirtyAfter: -1}, err
+}
+
+func (s *source) Freeze(ctx context.Context) error { return s.src.Freeze(ctx) }
+
+// Final sends the last pages, and records the state while they are on their way.
+func (s *source) Final(ctx context.Context, to move.PageSink) ([]byte, move.RoundStats, error) {
+	st, err := s.Round(ctx, to)
+	if err != nil {
+		return nil, st, err
+	}
+	cp, err := s.src.State(ctx)
+	if err != nil {
+		return nil, st, err
+	}
+	b, err := cp.Marshal()
+	return b, st, err
+}
+
+func (s *source) Hold(ctx context.Context) error { return s.src.Hold(ctx) }
+
+func (s *source) Thaw(ctx context.Context) error { return s.src.Thaw(ctx) }
+
+func (s *source) Digest(context.Context) ([]byte, error) { return s.src.Digest().Bytes(), nil }
+
+// Resident adds up what the processes have in memory.
+func (s *source) Resident() uint64 {
+	var pages uint64
+	for _, p := range s.src.Processes() {
+		if st, err := procfs.Host.Status(p.PID); err == nil { // it may have ended
+			pages += st.VMRSS / pagexfer.PageSize
+		}
+	}
+	return pages
+}
+
+func (s *source) Tracker() string { return trackerName() }
+
+// Destroy ends the tree, its connections first, and takes away what surrounds it.
+func (s *source) Destroy(ctx context.Context) error {
+	s.h.leaving(s.instance)
+	if !s.gone {
+		if err := s.src.Destroy(ctx); err != nil {
+			return err
+		}
+		s.gone = true
+	}
+	if s.env != nil {
+		return s.h.remove(ctx, s.env)
+	}
+	return removeCgroup(s.cgroup)
+}
+
+// Close stops tracking. A bare process that runs on goes back to where it was.
+func (s *source) Close() error {
+	err := s.src.Close(context.Background())
+	if s.env != nil || s.gone {
+		return err
+	}
+	if s.before != nil {
+		err = errors.Join(err, moveInto(s.before, s.src.Processes()))
+	}
+	return errors.Join(err, removeCgroup(s.cgroup))
+}
+
+// skeleton is a restore.Skeleton as package move sees it, with what surrounds it.
+type skeleton struct {
+	h     *host
+	sk    *restore.Skeleton
+	env   *workload.Env
+	netns *os.File // nil for that of the host
+	conns []*clusterapi.Connection
+	// probes make the peers' data acknowledged once the sockets are out of repair.
+	probes [][]byte
+	held   bool
+	runs   bool
+}
+
+func (s *skeleton) WritePages(space uint32, addr uint64, data []byte) error {
+	return s.sk.WritePages(space, addr, data)
+}
+
+func (s *skeleton) ZeroPages(space uint32, addr uint64, n uint32) error {
+	return s.sk.ZeroPages(space, addr, n)
+}
+
+// Handle says how to find the copy again. It has a process id once the copy is complete.
+func (s *skeleton) Handle() move.Handle {
+	rec := s.env.Record()
+	hd := move.Handle{Instance: rec.Instance, Cgroup: rec.Cgroup, Port: rec.Port, Bare: s.env.Spec().GetBare(), Spec: rec.Spec}
+	if !s.held {
+		return hd
+	}
+	for _, p := range s.sk.Processes() {
+		if hd.PID == 0 {
+			hd.PID = p.PID
+		}
+		hd.PIDs = append(hd.PIDs, p.PID)
+	}
+	return hd
+}
+
+func (s *skeleton) Follow(ctx context.Context, layout []byte) error {
+	l, err := images.UnmarshalLayout(layout)
+	if err != nil {
+		return err
+	}
+	return s.sk.Follow(ctx, l)
+}
+
+func (s *skeleton) Finish(ctx context.Context, checkpoint []byte) error {
+	cp, err := images.Unmarshal(checkpoint)
+	if err != nil {
+		return err
+	}
+	if err := s.sk.Finish(ctx, cp); err != nil {
+		return err
+	}
+	if err := s.sk.Hold(ctx); err != nil {
+		return err
+	}
+	s.held = true
+	s.conns, s.probes, err = savedTCP(cp)
+	return err
+}
+
+func (s *skeleton) Digest(context.Context) ([]byte, error) { return s.sk.Digest().Bytes(), nil }
+
+func (s *skeleton) Release(ctx context.Context) ([][]byte, error) { return s.probes, s.sk.Release(ctx) }
+
+func (s *skeleton) Connections() []*clusterapi.Connection { return s.conns }
+
+// Thaw lets the finished copy run.
+func (s *skeleton) Thaw(ctx context.Context) error {
+	if s.runs {
+		return nil
+	}
+	if err := s.sk.Resume(ctx); err != nil {
+		return err
+	}
+	s.runs = true
+	return errors.Join(s.sk.Close(), s.closeNS())
+}
+
+func (s *skeleton) closeNS() error {
+	if s.netns == nil {
+		return nil
+	}
+	err := s.netns.Close()
+	s.netns = nil
+	return err
+}
+
+func (s *skeleton) Destroy(ctx context.Context) error {
+	if s.runs {
+		return fmt.Errorf("copy %d runs and is not destroyed", s.env.Instance())
+	}
+	if err := s.sk.Destroy(ctx); err != nil {
+		return err
+	}
+	return errors.Join(s.closeNS(), s.h.remove(ctx, s.env))
+}
+
+// heldTree is a copy that was found after a restart of the agent.
+type heldTree struct {
+	h      *host
+	env    *workload.Env // nil for a bare process
+	cgroup *ns.Cgroup
+}
+
+// Thaw lets the tree run. Its sockets may still be in repair, as the agent that died has left them.
+func (t *heldTree) Thaw(context.Context) error {
+	pids, err := t.cgroup.Processes()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := leaveRepair(pid); err != nil {
+			return err
+		}
+	}
+	return t.cgroup.Thaw()
+}
+
+// Destroy ends it. Its sockets are put into repair before, so that they vanish without a packet.
+func (t *heldTree) Destroy(ctx context.Context) error {
+	if t.env != nil {
+		return t.h.remove(ctx, t.env)
+	}
+	if err := errors.Join(t.cgroup.Kill(), t.cgroup.Empty(ctx)); err != nil {
+		return err
+	}
+	return removeCgroup(filepath.Dir(t.cgroup.Path()))
+}
+
+// leaveRepair takes the TCP sockets of a stopped process out of repair (tcp(7), TCP_REPAIR).
+func leaveRepair(pid int) error {
+	fds, err := procfs.Host.FDs(pid)
+	if errors.Is(err, procfs.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	for _, fd := range fds {
+		if link, err := procfs.Host.Link(pid, "fd", fd); err != nil || len(link) < 8 || link[:8] != "socket:[" {
+			continue // closed meanwhile, or no socket
+		}
+		if err := leaveRepairOne(pidfd, fd); err != nil {
+			return fmt.Errorf("pid %d, fd %d: %w", pid, fd, err)
+		}
+	}
+	return nil
+}
+
+func leaveRepairOne(pidfd, fd int) error {
+	own, err := unix.PidfdGetfd(pidfd, fd, 0)
+	if errors.Is(err, unix.EBADF) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd_getfd: %w", err)
+	}
+	defer func() { _ = unix.Close(own) }()
+	on, err := unix.GetsockoptInt(own, unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	if err != nil || on == 0 {
+		return nil //nolint:nilerr // no TCP socket
+	}
+	if err := unix.SetsockoptInt(own, unix.IPPROTO_TCP, unix.TCP_REPAIR, 0); err != nil {
+		return fmt.Errorf("TCP_REPAIR: %w", err)
+	}
+	return nil
+}
+
+// savedTCP decodes the TCP connections of a checkpoint.
+func savedTCP(cp *images.Checkpoint) (conns []*clusterapi.Connection, probes [][]byte, err error) {
+	for name, b := range cp.Blobs {
+		if !strings.HasPrefix(name, "tcp-") {
+			continue
+		}
+		st, err := sock.DecodeTCP(b)
+		if err != nil {
+			return nil, nil, fmt.Errorf("blob %s: %w", name, err)
+		}
+		conns = append(conns, &clusterapi.Connection{Local: st.Local.String(), Remote: st.Remote.String(), State: st.TCP.String(),
+			UnackedBytes: uint64(len(st.SendQueue)), UnreadBytes: uint64(len(st.RecvQueue))})
+		if st.Unacknowledged() > 0 {
+			probes = append(probes, st.AckProbe())
+		}
+	}
+	slices.SortFunc(conns, func(a, b *clusterapi.Connection) int { return cmp.Compare(a.Remote, b.Remote) })
+	return conns, probes, nil
+}
+
+// trackerName is how the engine finds writes on this kernel.
+func trackerName() string {
+	switch {
+	case kernel.UserfaultWP.Have() && kernel.PagemapScan.Have():
+		return "uffd-wp"
+	case kernel.SoftDirty.Have():
+		return "soft-dirty"
+	}
+	return "hash"
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc"
+
+	"migrate/agent"
+	"migrate/coordinator"
+	"migrate/coordinator/pki"
+)
+
+// agentFile is the agent's configuration file.
+type agentFile struct {
+	Name   string `yaml:"name"`
+	Server bool   `yaml:"server"`
+	Bind   string `yaml:"bind"`
+	Ports  struct {
+		Control int `yaml:"control"`
+		Pages   int `yaml:"pages"`
+		Raft    int `yaml:"raft"`
+		Gossip  int `yaml:"gossip"`
+	} `yaml:"ports"`
+	Servers         []string `yaml:"servers"`
+	BootstrapExpect int      `yaml:"bootstrap_expect"`
+	TLSDir          string   `yaml:"tls_dir"`
+	DataDir         string   `yaml:"data_dir"`
+	Socket          string   `yaml:"socket"`
+	Bridge          string   `yaml:"bridge"`
+}
+
+// defaultAgentFile is where the configuration is looked for.
+const defaultAgentFile = "/etc/migrate/agent.yaml"
+
+func newAgentCommand() *cobra.Command {
+	var file string
+	var server, dev bool
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the daemon of this host",
+		Long:  "Runs the daemon of this host in the foreground, until SIGINT or SIGTERM. Programs that it has started go on without it.",
+		Example: `  migrate agent --config /etc/migrate/agent.yaml
+  migrate agent --dev`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c := agentFile{DataDir: agent.DefaultDataDir, Socket: socketPath(cmd)}
+			if dev {
+				if err := devConfig(&c); err != nil {
+					return err
+				}
+			} else if err := readAgentFile(file, &c); err != nil {
+				return err
+			}
+			c.Server = c.Server || server
+			return runAgent(cmd.Context(), c, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", defaultAgentFile, "configuration file")
+	cmd.Flags().BoolVar(&server, "server", false, "be a voter of the cluster")
+	cmd.Flags().BoolVar(&dev, "dev", false, "a cluster of this one host, with nothing to configure")
+	return cmd
+}
+
+func readAgentFile(path string, c *agentFile) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("the agent's configuration: %w; write one, or try `migrate agent --dev`", err)
+	}
+	d := yaml.NewDecoder(f)
+	d.KnownFields(true)
+	if err := errors.Join(d.Decode(c), f.Close()); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// devConfig makes a cluster of one host, with an authority of its own, on loopback.
+func devConfig(c *agentFile) error {
+	name, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	c.Name, c.Server, c.Bind, c.Servers, c.BootstrapExpect = name, true, "127.0.0.1", []string{name + "=127.0.0.1"}, 1
+	c.TLSDir = c.DataDir + "/dev-tls"
+	if _, err := pki.LoadCredentials(c.TLSDir); err == nil {
+		return nil
+	}
+	ca, err := pki.NewCA()
+	if err != nil {
+		return err
+	}
+	cert, err := ca.Issue(name, []net.IP{net.IPv4(127, 0, 0, 1)}, pki.RoleNode, pki.RoleServer)
+	if err != nil {
+		return err
+	}
+	return cert.WriteDir(c.TLSDir)
+}
+
+// runAgent runs the agent, and on a server the coordinator beside it, until ctx ends.
+func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
+	cred, err := pki.LoadCredentials(c.TLSDir)
+	if err != nil {
+		return err
+	}
+	var register func(grpc.ServiceRegistrar)
+	if c.Server {
+		s, err := coordinator.Start(ctx, coordinator.Config{
+			Name: c.Name, Bind: c.Bind, Ports: coordinator.Ports{Control: c.Ports.Control, Raft: c.Ports.Raft, Gossip: c.Ports.Gossip},
+			Servers: c.Servers, BootstrapExpect: c.BootstrapExpect, DataDir: c.DataDir, TLS: cred, Log: log,
+		})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+		register = s.Register
+	}
+	a, err := agent.Start(ctx, agent.Config{
+		Name: c.Name, Bind: c.Bind, ControlPort: c.Ports.Control, PagesPort: c.Ports.Pages, Servers: c.Servers, Server: c.Server,
+		Credentials: cred, DataDir: c.DataDir, Socket: c.Socket, Bridge: c.Bridge, Version: version, Register: register, Log: log,
+		Failpoint: failpoint(os.Getenv("MIGRATE_FAILPOINT"), log),
+	})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	log.Info("the agent ends")
+	return a.Close()
+}
+
+// failpoint ends the agent as kill -9 would when a move comes to the point that tests have named, such as
+// "source.freeze.after". Several are separated by commas.
+func failpoint(points string, log *slog.Logger) func(string) {
+	if points == "" {
+		return nil
+	}
+	wanted := map[string]bool{}
+	for _, p := range strings.Split(points, ",") {
+		wanted[p] = true
+	}
+	return func(p string) {
+		if wanted[p] {
+			log.Warn("failpoint reached", "point", p)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {} // the signal takes effect before this goroutine could go on
+		}
+	}
+}
