@@ -45,6 +45,7 @@ func (h *half) errorf(format string, args ...any) {
 }
 
 func (h *half) must(err error) {
+	// Not t.Fatal: this is a process of its own, and the test reads what it prints.
 	if err != nil {
 		fmt.Printf("FAIL %v\n", err)
 		os.Exit(1)
@@ -95,9 +96,10 @@ type program struct {
 	out   *bufio.Scanner
 }
 
-func start(t testing.TB, which, name, dir string, attr *syscall.SysProcAttr) *program {
+func start(t testing.TB, which, name, dir string, attr *syscall.SysProcAttr, inherited ...*os.File) *program {
 	t.Helper()
 	p := &program{cmd: exec.Command("/proc/self/exe")}
+	p.cmd.ExtraFiles = inherited
 	p.cmd.Env = append(os.Environ(), halfEnv+"="+which+" "+name+" "+dir)
 	p.cmd.Stderr, p.cmd.SysProcAttr = os.Stderr, attr
 	stdin, err := p.cmd.StdinPipe()

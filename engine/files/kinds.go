@@ -56,12 +56,12 @@ var kinds []*Kind
 // The order matters only where two rows could match: the particular before the general.
 func init() {
 	kinds = []*Kind{
-		kindPath, kindNamespace, kindMemfd, kindSecret, kindProcFile, kindExternal,
+		kindPath, kindTCP, kindUDP, kindUnix, kindNetlink, kindPacket, kindOtherSocket,
+		kindNamespace, kindPidfd, kindMemfd, kindSecret, kindProcFile, kindExternal,
 		kindPipe, kindFifo, kindDevice, kindTerminal, kindTun, kindOtherDevice, kindBlockDevice,
 		kindDirectory, kindDeleted, kindRegular,
 		kindEventfd, kindEpoll, kindTimerfd, kindSignalfd, kindInotify, kindFanotify, kindIOUring, kindBPF, kindPerf,
-		kindUserfaultfd, kindPidfd, kindOtherAnon,
-		kindTCP, kindUDP, kindUnix, kindNetlink, kindPacket, kindOtherSocket, kindUnknown,
+		kindUserfaultfd, kindOtherAnon, kindUnknown,
 	}
 }
 
@@ -77,10 +77,36 @@ func kindOf(d *description) *Kind {
 
 // kindOfEntry finds the row that restores a record.
 func kindOfEntry(e *fdinfo.FileEntry) (*Kind, error) {
+	if !complete(e) {
+		return nil, fmt.Errorf("files.img: file %d has no record of its type %v", e.GetId(), e.GetType())
+	}
 	for _, k := range kinds {
 		if k.open != nil && k.Type == e.GetType() && (k.mine == nil || k.mine(e)) {
 			return k, nil
 		}
 	}
 	return nil, fmt.Errorf("files.img: file %d has type %v, which this program does not restore", e.GetId(), e.GetType())
+}
+
+// complete tells whether the record that belongs to the type is there. Fields in it may be missing: they read as zero.
+func complete(e *fdinfo.FileEntry) bool {
+	switch e.GetType() {
+	case fdinfo.FdTypes_REG:
+		return e.Reg != nil
+	case fdinfo.FdTypes_PIPE:
+		return e.Pipe != nil
+	case fdinfo.FdTypes_INETSK:
+		return e.Isk != nil
+	case fdinfo.FdTypes_UNIXSK:
+		return e.Usk != nil
+	case fdinfo.FdTypes_EVENTFD:
+		return e.Efd != nil
+	case fdinfo.FdTypes_EVENTPOLL:
+		return e.Epfd != nil
+	case fdinfo.FdTypes_SIGNALFD:
+		return e.Sgfd != nil
+	case fdinfo.FdTypes_TIMERFD:
+		return e.Tfd != nil
+	}
+	return true
 }

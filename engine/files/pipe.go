@@ -71,7 +71,11 @@ func checkPipe(_ context.Context, dm *Dumper, d *description) []problem {
 	if missing == "" {
 		return []problem{{reason: fmt.Sprintf("pipe %d is also held by process %v outside of the tree", d.stat.Ino, who)}}
 	}
-	return []problem{{reason: fmt.Sprintf("the %s end of pipe %d is held outside of the tree, by process %v", missing, d.stat.Ino, who),
+	by := ""
+	if len(who) > 0 {
+		by = fmt.Sprintf(", by process %v", who)
+	}
+	return []problem{{reason: fmt.Sprintf("the %s end of pipe %d is held outside of the tree%s", missing, d.stat.Ino, by),
 		remedy: "redirect it to a file, or start the program with migrate run"}}
 }
 

@@ -24,10 +24,10 @@ var (
 	kindPerf        = anonKind("perf event", "it counts or samples on this host (perf_event_open)", "[perf_event]", "")
 	kindUserfaultfd = anonKind("userfaultfd", "it handles page faults (userfaultfd)", "[userfaultfd]", "")
 	kindBPF         = &Kind{Name: "bpf", Note: "it is a BPF object of this kernel", match: func(d *description) bool {
-		return d.anonymous() && strings.HasPrefix(d.path(), "anon_inode:bpf") || d.anonymous() && strings.HasPrefix(d.path(), "anon_inode:[bpf")
+		return d.anonymous() && (strings.HasPrefix(d.path(), "anon_inode:bpf") || strings.HasPrefix(d.path(), "anon_inode:[bpf"))
 	}}
 	kindPidfd = &Kind{Name: "pidfd", Note: "it refers to a process", match: func(d *description) bool {
-		return d.anonymous() && d.path() == "anon_inode:[pidfd]" || strings.HasPrefix(d.path(), "pidfd:[")
+		return d.anon("[pidfd]") || d.format() == unix.S_IFREG && d.magic() == magicPidfs
 	}}
 	kindOtherAnon = &Kind{Name: "kernel object", Note: "it is a kernel object of a kind that is not carried", match: func(d *description) bool { return d.anonymous() }}
 

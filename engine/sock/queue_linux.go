@@ -13,6 +13,8 @@ var ErrAncillary = errors.New("it holds descriptors or credentials in flight")
 // Peek reads all that waits in the receive queue of a unix or UDP socket and leaves it there, with its offset
 // for peeking (SO_PEEK_OFF in socket(7)) as it was. The owners of the socket must be stopped. ends tells that a read at
 // the end of the queue yields no bytes instead of EAGAIN: a stream, or a record socket that was shut for reading.
+// An empty datagram can be peeked only once: the kernel passes over one that has been peeked (__skb_try_recv_from_queue in
+// net/core/datagram.c), so a second Peek of the same queue does not see it.
 func Peek(fd int, ends bool) (msgs []Message, err error) {
 	was, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
 	if err != nil {

@@ -1,0 +1,160 @@
+package sock
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func pair(t *testing.T, typ int) (a, b int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fds[0]); _ = unix.Close(fds[1]) })
+	return fds[0], fds[1]
+}
+
+// TestPeekAndFill moves a queue to another pair, twice from the same source, which must keep what it has.
+func TestPeekAndFill(t *testing.T) {
+	big := strings.Repeat("b", 300<<10)
+	for _, c := range []struct {
+		name string
+		typ  int
+		send []string
+		ends bool
+	}{
+		{"stream", unix.SOCK_STREAM, []string{"one", "two", big[:150<<10]}, true},
+		{"datagrams", unix.SOCK_DGRAM, []string{"one", "", big[:100<<10], "end"}, false},
+		{"records", unix.SOCK_SEQPACKET, []string{big, "two"}, false},
+		{"empty", unix.SOCK_DGRAM, nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := pair(t, c.typ)
+			if err := unix.SetsockoptInt(a, unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<20); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range c.send {
+				if _, err := unix.Write(a, []byte(s)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			again := 2
+			if slices.Contains(c.send, "") {
+				again = 1 // see Peek
+			}
+			for range again {
+				msgs, err := Peek(b, c.ends)
+				if err != nil {
+					t.Fatal(err)
+				}
+				to, at := pair(t, c.typ)
+				if err := Fill(to, msgs); err != nil {
+					t.Skip(err) // the limits of this user
+				}
+				checkQueue(t, at, c.typ, c.send)
+			}
+			if again > 1 {
+				checkQueue(t, b, c.typ, c.send)
+			}
+		})
+	}
+}
+
+func checkQueue(t *testing.T, fd, typ int, want []string) {
+	t.Helper()
+	if typ == unix.SOCK_STREAM {
+		want = []string{strings.Join(want, "")}
+	}
+	buf := make([]byte, 1<<20)
+	for _, w := range want {
+		n, err := unix.Read(fd, buf)
+		if err != nil || string(buf[:n]) != w {
+			t.Fatalf("read %d bytes %.20q (%v), want %d bytes %.20q", n, buf[:max(n, 0)], err, len(w), w)
+		}
+	}
+	if _, err := unix.Read(fd, buf); err != unix.EAGAIN {
+		t.Errorf("read at the end: %v", err)
+	}
+}
+
+func TestPeekAtTheEnd(t *testing.T) {
+	for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
+		a, b := pair(t, typ)
+		if _, err := unix.Write(a, []byte("last")); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Shutdown(a, unix.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+		msgs, err := Peek(b, true)
+		if err != nil || len(msgs) != 1 || string(msgs[0].Data) != "last" {
+			t.Errorf("peeked %v (%v)", msgs, err)
+		}
+	}
+}
+
+func TestPeekRefusesRightsAndCredentials(t *testing.T) {
+	a, b := pair(t, unix.SOCK_DGRAM)
+	if err := unix.Sendmsg(a, []byte("x"), unix.UnixRights(0), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Peek(b, false); !errors.Is(err, ErrAncillary) {
+		t.Errorf("a descriptor in flight: %v", err)
+	}
+	a, b = pair(t, unix.SOCK_STREAM)
+	if err := unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Write(a, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Peek(b, true); !errors.Is(err, ErrAncillary) {
+		t.Errorf("credentials: %v", err)
+	}
+}
+
+func TestOptionsRefuseFilter(t *testing.T) {
+	a, _ := pair(t, unix.SOCK_DGRAM)
+	if _, err := Options(a); err != nil {
+		t.Fatal(err)
+	}
+	f := unix.SockFilter{Code: unix.BPF_RET, K: 0xffff}
+	if err := unix.SetsockoptSockFprog(a, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &f}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Options(a); !errors.Is(err, ErrOption) {
+		t.Errorf("a filter: %v", err)
+	}
+}
+
+func TestDiag(t *testing.T) {
+	d, err := NewDiag()
+	if err != nil {
+		t.Skip(err)
+	}
+	defer d.Close()
+	a, b := pair(t, unix.SOCK_STREAM)
+	var sa, sb unix.Stat_t
+	_, _ = unix.Fstat(a, &sa), unix.Fstat(b, &sb)
+	u, err := d.Unix(uint32(sa.Ino))
+	if err != nil || !u.HasPeer || u.Peer != uint32(sb.Ino) || u.State != 1 || u.Type != unix.SOCK_STREAM {
+		t.Errorf("%+v (%v), want peer %d", u, err, sb.Ino)
+	}
+	if _, err := d.Unix(1); !errors.Is(err, ErrNoSocket) {
+		t.Errorf("a socket that does not exist: %v", err)
+	}
+}
+
+func FuzzUnixDiag(f *testing.F) {
+	ok := make([]byte, 32+12)
+	ok[0], ok[4], ok[32], ok[34] = byte(len(ok)), diagByFamily, 12, attrVFS
+	f.Add(ok)
+	f.Add(bytes.Repeat([]byte{1}, 20))
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseUnixDiag(b) })
+}
