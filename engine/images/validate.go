@@ -26,6 +26,7 @@ const (
 	maxComm     = 15      // TASK_COMM_LEN less the terminating zero
 	maxAffinity = 1 << 13 // bytes
 	siginfoSize = 128     // SI_MAX_SIZE
+	maxVMAName  = 79      // ANON_VMA_NAME_MAX_LEN less the terminating zero
 	numSignals  = 64
 )
 
@@ -238,6 +239,11 @@ func (p *Process) validate(e *pstree.PstreeEntry, files map[uint32]*fdinfo.FileE
 	}
 	if p.Extra != nil && p.Extra.GetPid() != p.PID {
 		return fmt.Errorf("migrate.img: process %d: pid: %d", p.PID, p.Extra.GetPid())
+	}
+	for i, v := range p.Extra.GetVmaNames() {
+		if len(v.GetName()) > maxVMAName || v.GetStart() >= v.GetEnd() || v.GetEnd() > maxAddr {
+			return fmt.Errorf("migrate.img: process %d: vma_names[%d]: %d bytes at 0x%x", p.PID, i, len(v.GetName()), v.GetStart())
+		}
 	}
 	switch {
 	case p.MM == nil:

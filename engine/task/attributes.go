@@ -155,6 +155,15 @@ func restoreAttributes(r *restorer) error {
 	if x.GetMdwe() != 0 {
 		set("memory-deny-write-execute", unix.PR_SET_MDWE, x.GetMdwe(), 0, 0, 0)
 	}
+	for _, v := range x.GetVmaNames() {
+		r.require(r.batch.Try(unix.SYS_PRCTL, unix.PR_SET_VMA, unix.PR_SET_VMA_ANON_NAME, v.GetStart(), v.GetEnd()-v.GetStart(), r.batch.String(v.GetName())),
+			"name %q of the mapping at 0x%x", v.GetName(), v.GetStart())
+		if r.batch.Size() > maxBatch {
+			if err := r.flush(); err != nil {
+				return err
+			}
+		}
+	}
 	for _, cmd := range membarrierRegister {
 		if uint64(tc.GetMembarrierRegistrationMask())&cmd != 0 {
 			r.require(r.batch.Try(unix.SYS_MEMBARRIER, cmd, 0, 0), "membarrier registration 0x%x", cmd)

@@ -50,7 +50,7 @@ func loadIterator(btfID uint32, program []byte) (int, error) {
 	attr.progType, attr.attachType, attr.attachToID = bpfProgTypeTracing, bpfTraceIter, btfID
 	attr.insnCount = uint32(len(program) / 8)
 	attr.insns, attr.license = uint64(uintptr(unsafe.Pointer(&program[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
-	copy(attr.name[:], "migrate_restart")
+	copy(attr.name[:], "migrate_thread")
 	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	runtime.KeepAlive(program)
 	runtime.KeepAlive(license)

@@ -93,7 +93,7 @@ func parseBTF(b []byte) (*kernelTypes, error) {
 		switch kind {
 		case btfStruct:
 			switch nm := name(le.Uint32(types)); nm {
-			case "task_struct", "restart_block":
+			case "task_struct", "restart_block", "cred":
 				t.structs[nm] = size
 				t.members[nm] = btfMembers(types[12:n], info>>31 != 0, name)
 			}

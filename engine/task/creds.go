@@ -50,6 +50,16 @@ func dumpCreds(d *dumper) error {
 	}
 	tc := d.thread.Core.ThreadCore
 	tc.Creds = c
+	set := func(bits, death uint32, keyrings bool) error {
+		c.Secbits, tc.PdeathSig = u(bits), u(death)
+		if keyrings {
+			return fmt.Errorf("it has a keyring of its own: %w", ErrNotCarried)
+		}
+		return nil
+	}
+	if k := d.kernel; k != nil {
+		return set(k.SecureBits, k.DeathSignal, k.Keyrings)
+	}
 	bits := d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
 	death := d.batch.Buffer(4)
 	d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, death, 0, 0, 0)
@@ -61,12 +71,7 @@ func dumpCreds(d *dumper) error {
 		if err != nil {
 			return err
 		}
-		c.Secbits = u(uint32(v))
-		tc.PdeathSig = u(binary.LittleEndian.Uint32(death.Bytes()))
-		if threadKeys.Err() == nil || processKeys.Err() == nil {
-			return fmt.Errorf("it has a keyring of its own: %w", ErrNotCarried)
-		}
-		return nil
+		return set(uint32(v), binary.LittleEndian.Uint32(death.Bytes()), threadKeys.Err() == nil || processKeys.Err() == nil)
 	})
 	return nil
 }

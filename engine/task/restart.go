@@ -20,7 +20,7 @@ import (
 // keeps the end of the wait in the thread's restart block, where ptrace does not reach, and which another kernel
 // does not have. So it is read at the source, and made anew at the destination:
 //
-//   - Read: a small BPF program (restart_bpf.go) copies the block out of the kernel, exactly. Where that cannot be,
+//   - Read: a small BPF program (thread_bpf.go) copies the block out of the kernel, exactly. Where that cannot be,
 //     nanosleep has written the rest into the memory that the program gave for it, if it gave any; else the wait is
 //     taken to begin at the freeze, so it ends too late by the time that had passed, at most by its own length.
 //   - Make anew: the restored thread makes the same call itself with the time that is left, and is interrupted before
@@ -50,12 +50,9 @@ func dumpRestartBlock(d *dumper) error {
 	if d.Regs.Restart() != arch.RestartBlock {
 		return nil
 	}
-	if d.RestartBlocks != nil {
-		b, err := d.RestartBlocks.Read(d.tid())
-		if err != nil {
-			return err
-		}
-		if d.thread.Extra.Restart, err = d.exactBlock(b); err != nil || d.thread.Extra.Restart != nil {
+	if d.kernel != nil {
+		var err error
+		if d.thread.Extra.Restart, err = d.exactBlock(d.kernel.Restart); err != nil || d.thread.Extra.Restart != nil {
 			return err
 		}
 	}

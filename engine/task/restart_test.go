@@ -32,9 +32,9 @@ func stopped(t *testing.T, name string, args ...string) (*ptrace.Tracer, int) {
 	return tracer, cmd.Process.Pid
 }
 
-func TestRestartReader(t *testing.T) {
+func TestThreadReader(t *testing.T) {
 	needRoot(t)
-	r, err := OpenRestartReader()
+	r, err := OpenThreadReader()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,10 +50,11 @@ func TestRestartReader(t *testing.T) {
 	if err != nil || regs.Restart() != arch.RestartBlock {
 		t.Fatalf("%v, %v", regs.Restart(), err)
 	}
-	b, err := r.Read(pid)
+	state, err := r.Read(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
+	b := state.Restart
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		t.Fatal(err)

@@ -108,7 +108,7 @@ func moveWait(t *testing.T, how string, exact, twice bool, wantErr unix.Errno) (
 	a.lend(ctx)
 	src := a.source(clocks)
 	if exact {
-		if src.RestartBlocks, err = OpenRestartReader(); err != nil {
+		if src.RestartBlocks, err = OpenThreadReader(); err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = src.RestartBlocks.Close() }()

@@ -160,6 +160,11 @@ func restoreRobustList(r *restorer) error {
 }
 
 func dumpClearTID(d *dumper) error {
+	if d.kernel != nil {
+		d.thread.Extra.ClearTid = d.kernel.ClearTID
+		setClearTID(d.thread.Core, d.kernel.ClearTID)
+		return nil
+	}
 	buf := d.batch.Buffer(8)
 	d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_TID_ADDRESS, buf, 0, 0, 0)
 	d.then(func() error {

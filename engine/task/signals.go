@@ -76,15 +76,23 @@ const (
 )
 
 func dumpSigstack(d *dumper) error {
+	set := func(sp, size uint64, flags uint32) {
+		// SS_ONSTACK tells where the stack pointer was and is no state of its own.
+		flags &= ssDisable | ssAutoDisarm
+		if size == 0 {
+			flags |= ssDisable
+		}
+		d.thread.Core.ThreadCore.Sas = &criu_core.ThreadSasEntry{SsSp: proto.Uint64(sp), SsSize: proto.Uint64(size), SsFlags: proto.Uint32(flags)}
+	}
+	if k := d.kernel; k != nil {
+		set(k.StackAddr, k.StackSize, k.StackFlags)
+		return nil
+	}
 	buf := d.batch.Buffer(24)
 	d.batch.Call(unix.SYS_SIGALTSTACK, 0, buf)
 	d.then(func() error {
 		b := buf.Bytes()
-		// SS_ONSTACK tells where the stack pointer was and is no state of its own.
-		d.thread.Core.ThreadCore.Sas = &criu_core.ThreadSasEntry{
-			SsSp: proto.Uint64(binary.LittleEndian.Uint64(b)), SsSize: proto.Uint64(binary.LittleEndian.Uint64(b[16:])),
-			SsFlags: proto.Uint32(binary.LittleEndian.Uint32(b[8:]) & (ssDisable | ssAutoDisarm)),
-		}
+		set(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint32(b[8:]))
 		return nil
 	})
 	return nil

@@ -5,7 +5,8 @@
 // side by side, and is registered in the table of kinds.go, from which docs/coverage.md is made.
 //
 // Check reads only /proc (and kcmp(2)) and touches nothing; it names what is not carried. DumpProcess works on a
-// process all of whose threads are stopped by ptrace, and runs one batch of system calls in each thread.
+// process all of whose threads are stopped by ptrace, and runs one batch of system calls in its leader, and in the
+// other threads too where the kernel cannot be asked about them (OpenThreadReader).
 // RestoreThread works on a thread of a skeleton and runs one batch (two in the leader if SIGTRAP has a handler or
 // timer ids have to be counted up); RestoreRegisters comes last, after the stub is gone.
 //
@@ -58,8 +59,9 @@ type Source struct {
 	// AddPath registers an open file or directory, given by a link below FS such as "12/cwd", and returns its id in
 	// files.img.
 	AddPath func(ctx context.Context, link string) (uint32, error)
-	// RestartBlocks reads the kernel's restart blocks; nil where the kernel cannot be asked (see OpenRestartReader).
-	RestartBlocks *RestartReader
+	// RestartBlocks reads what the kernel keeps of a thread; nil where the kernel cannot be asked (OpenThreadReader).
+	// Without it, every thread needs a Caller.
+	RestartBlocks *ThreadReader
 }
 
 // ThreadState is a stopped thread as the freeze found it, before anything was lent to a stub.
@@ -68,8 +70,10 @@ type ThreadState struct {
 	Regs    arch.Regs
 	SigMask uint64 // bit n-1 for signal n
 	XState  []byte
-	Held    unix.Signal   // the process is in a group stop by this signal; 0 if not
-	Caller  remote.Caller // runs calls in this very thread
+	Held    unix.Signal // the process is in a group stop by this signal; 0 if not
+	// Caller runs calls in this very thread. Threads other than the leader need none if the kernel can be asked by
+	// Source.RestartBlocks, which is far cheaper than borrowing each of them.
+	Caller remote.Caller
 }
 
 // ReadThreadState takes the registers and the mask of a stopped thread. Call it before a stub enters the thread.
@@ -95,6 +99,7 @@ type dumper struct {
 	ThreadState
 	leader bool
 	batch  remote.Batch
+	kernel *KernelState // nil where the kernel cannot be asked
 	thread *images.Thread
 	proc   *images.Process // nil but for the leader
 	after  []func() error
@@ -144,7 +149,16 @@ func dumpThread(ctx context.Context, s *Source, t ThreadState, proc *images.Proc
 			TaskState: proto.Uint32(images.TaskAlive), ExitCode: proto.Uint32(0), Flags: proto.Uint32(0),
 		}
 	}
-	d.clock()
+	if s.RestartBlocks != nil {
+		state, err := s.RestartBlocks.Read(t.Thread.TID)
+		if err != nil {
+			return nil, err
+		}
+		d.kernel = &state
+	}
+	if d.leader {
+		d.clock()
+	}
 	for i := range kinds {
 		k := &kinds[i]
 		if k.dump == nil || (k.process && !d.leader) {
@@ -154,8 +168,13 @@ func dumpThread(ctx context.Context, s *Source, t ThreadState, proc *images.Proc
 			return nil, fmt.Errorf("%s: %w", k.Name, err)
 		}
 	}
-	if err := t.Caller.Run(ctx, &d.batch); err != nil {
-		return nil, fmt.Errorf("asking the thread about itself: %w", err)
+	if d.batch.Len() > 0 {
+		if t.Caller == nil {
+			return nil, errors.New("asking the thread about itself: it was not borrowed, and the kernel cannot be asked")
+		}
+		if err := t.Caller.Run(ctx, &d.batch); err != nil {
+			return nil, fmt.Errorf("asking the thread about itself: %w", err)
+		}
 	}
 	for _, fn := range d.after {
 		if err := fn(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -202,6 +203,17 @@ func withoutIDs(p *images.Process, ids map[uint32]uint32) *images.Process {
 	return p
 }
 
+// clone copies the parts of a process that withoutIDs changes.
+func clone(p *images.Process) *images.Process {
+	c := *p
+	c.Extra = proto.CloneOf(p.Extra)
+	c.Threads = nil
+	for _, t := range p.Threads {
+		c.Threads = append(c.Threads, &images.Thread{TID: t.TID, Core: proto.CloneOf(t.Core), Extra: proto.CloneOf(t.Extra)})
+	}
+	return &c
+}
+
 func idMap(a, b *target) map[uint32]uint32 {
 	m := map[uint32]uint32{}
 	for i := range a.states {
@@ -226,6 +238,26 @@ func TestRestoreEverything(t *testing.T) {
 	begin := time.Now()
 	want, clocks := a.dump(ctx)
 	t.Logf("dump of %d threads: %v", len(a.states), time.Since(begin))
+	asked := a.source(clocks)
+	if asked.RestartBlocks, _ = OpenThreadReader(); asked.RestartBlocks == nil {
+		t.Fatal("the kernel cannot be asked")
+	}
+	defer func() { _ = asked.RestartBlocks.Close() }()
+	states := slices.Clone(a.states)
+	states[1].Caller = nil
+	begin = time.Now()
+	again, err := DumpProcess(ctx, asked, states)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("dump with the kernel's help: %v", time.Since(begin))
+	same := map[uint32]uint32{want.PID: want.PID, want.Threads[1].TID: want.Threads[1].TID}
+	for i, th := range again.Threads { // registers are looked at elsewhere
+		th.Core.ThreadCore.BlkSigset = want.Threads[i].Core.ThreadCore.BlkSigset
+	}
+	if d := cmp.Diff(withoutIDs(clone(want), same), withoutIDs(again, same), protocmp.Transform()); d != "" {
+		t.Errorf("(-by calls +by the kernel)\n%s", d)
+	}
 	a.giveBack(ctx)
 	checkTarget(t, want)
 

@@ -75,7 +75,7 @@ func (x RestartBlock_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RestartBlock_Kind.Descriptor instead.
 func (RestartBlock_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{9, 0}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{10, 0}
 }
 
 // Header stands once in a checkpoint or layout.
@@ -374,6 +374,7 @@ type ProcessExtra struct {
 	ExitSignal      int32                  `protobuf:"zigzag32,5,opt,name=exit_signal,json=exitSignal,proto3" json:"exit_signal,omitempty"`  // what its parent gets when it ends
 	GroupStopSignal uint32                 `protobuf:"varint,9,opt,name=group_stop_signal,json=groupStopSignal,proto3" json:"group_stop_signal,omitempty"`
 	ThpDisable      uint64                 `protobuf:"varint,11,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // PR_GET_THP_DISABLE as it answered
+	VmaNames        []*VmaName             `protobuf:"bytes,12,rep,name=vma_names,json=vmaNames,proto3" json:"vma_names,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -457,6 +458,74 @@ func (x *ProcessExtra) GetThpDisable() uint64 {
 	return 0
 }
 
+func (x *ProcessExtra) GetVmaNames() []*VmaName {
+	if x != nil {
+		return x.VmaNames
+	}
+	return nil
+}
+
+// VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
+type VmaName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VmaName) Reset() {
+	*x = VmaName{}
+	mi := &file_engine_images_extra_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VmaName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VmaName) ProtoMessage() {}
+
+func (x *VmaName) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VmaName.ProtoReflect.Descriptor instead.
+func (*VmaName) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *VmaName) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *VmaName) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *VmaName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 type ThreadExtra struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Tid              uint32                 `protobuf:"varint,1,opt,name=tid,proto3" json:"tid,omitempty"`
@@ -485,7 +554,7 @@ type ThreadExtra struct {
 
 func (x *ThreadExtra) Reset() {
 	*x = ThreadExtra{}
-	mi := &file_engine_images_extra_proto_msgTypes[4]
+	mi := &file_engine_images_extra_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +566,7 @@ func (x *ThreadExtra) String() string {
 func (*ThreadExtra) ProtoMessage() {}
 
 func (x *ThreadExtra) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[4]
+	mi := &file_engine_images_extra_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +579,7 @@ func (x *ThreadExtra) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadExtra.ProtoReflect.Descriptor instead.
 func (*ThreadExtra) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{4}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ThreadExtra) GetTid() uint32 {
@@ -664,7 +733,7 @@ type Regset struct {
 
 func (x *Regset) Reset() {
 	*x = Regset{}
-	mi := &file_engine_images_extra_proto_msgTypes[5]
+	mi := &file_engine_images_extra_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +745,7 @@ func (x *Regset) String() string {
 func (*Regset) ProtoMessage() {}
 
 func (x *Regset) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[5]
+	mi := &file_engine_images_extra_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +758,7 @@ func (x *Regset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Regset.ProtoReflect.Descriptor instead.
 func (*Regset) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{5}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Regset) GetType() uint32 {
@@ -722,7 +791,7 @@ type SchedAttr struct {
 
 func (x *SchedAttr) Reset() {
 	*x = SchedAttr{}
-	mi := &file_engine_images_extra_proto_msgTypes[6]
+	mi := &file_engine_images_extra_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +803,7 @@ func (x *SchedAttr) String() string {
 func (*SchedAttr) ProtoMessage() {}
 
 func (x *SchedAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[6]
+	mi := &file_engine_images_extra_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +816,7 @@ func (x *SchedAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SchedAttr.ProtoReflect.Descriptor instead.
 func (*SchedAttr) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{6}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SchedAttr) GetPolicy() uint32 {
@@ -812,7 +881,7 @@ type SyscallDispatch struct {
 
 func (x *SyscallDispatch) Reset() {
 	*x = SyscallDispatch{}
-	mi := &file_engine_images_extra_proto_msgTypes[7]
+	mi := &file_engine_images_extra_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +893,7 @@ func (x *SyscallDispatch) String() string {
 func (*SyscallDispatch) ProtoMessage() {}
 
 func (x *SyscallDispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[7]
+	mi := &file_engine_images_extra_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +906,7 @@ func (x *SyscallDispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallDispatch.ProtoReflect.Descriptor instead.
 func (*SyscallDispatch) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{7}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SyscallDispatch) GetMode() uint64 {
@@ -878,7 +947,7 @@ type Speculation struct {
 
 func (x *Speculation) Reset() {
 	*x = Speculation{}
-	mi := &file_engine_images_extra_proto_msgTypes[8]
+	mi := &file_engine_images_extra_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +959,7 @@ func (x *Speculation) String() string {
 func (*Speculation) ProtoMessage() {}
 
 func (x *Speculation) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[8]
+	mi := &file_engine_images_extra_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +972,7 @@ func (x *Speculation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Speculation.ProtoReflect.Descriptor instead.
 func (*Speculation) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{8}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Speculation) GetWhich() uint32 {
@@ -943,7 +1012,7 @@ type RestartBlock struct {
 
 func (x *RestartBlock) Reset() {
 	*x = RestartBlock{}
-	mi := &file_engine_images_extra_proto_msgTypes[9]
+	mi := &file_engine_images_extra_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1024,7 @@ func (x *RestartBlock) String() string {
 func (*RestartBlock) ProtoMessage() {}
 
 func (x *RestartBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[9]
+	mi := &file_engine_images_extra_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1037,7 @@ func (x *RestartBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartBlock.ProtoReflect.Descriptor instead.
 func (*RestartBlock) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{9}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RestartBlock) GetKind() RestartBlock_Kind {
@@ -1053,7 +1122,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_engine_images_extra_proto_msgTypes[10]
+	mi := &file_engine_images_extra_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1134,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[10]
+	mi := &file_engine_images_extra_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1147,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{10}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *File) GetHeader() *Header {
@@ -1134,7 +1203,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"rdev_minor\x18\n" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
-	"\x04mode\x18\f \x01(\rR\x04mode\"\xee\x01\n" +
+	"\x04mode\x18\f \x01(\rR\x04mode\"\xa4\x02\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -1144,7 +1213,12 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"exitSignal\x12*\n" +
 	"\x11group_stop_signal\x18\t \x01(\rR\x0fgroupStopSignal\x12\x1f\n" +
 	"\vthp_disable\x18\v \x01(\x04R\n" +
-	"thpDisable\"\xc3\x05\n" +
+	"thpDisable\x124\n" +
+	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\"E\n" +
+	"\aVmaName\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xc3\x05\n" +
 	"\vThreadExtra\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\rR\x03tid\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x12\n" +
@@ -1226,38 +1300,40 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
 	(*Header)(nil),          // 1: migrate.images.Header
 	(*Clocks)(nil),          // 2: migrate.images.Clocks
 	(*FileExtra)(nil),       // 3: migrate.images.FileExtra
 	(*ProcessExtra)(nil),    // 4: migrate.images.ProcessExtra
-	(*ThreadExtra)(nil),     // 5: migrate.images.ThreadExtra
-	(*Regset)(nil),          // 6: migrate.images.Regset
-	(*SchedAttr)(nil),       // 7: migrate.images.SchedAttr
-	(*SyscallDispatch)(nil), // 8: migrate.images.SyscallDispatch
-	(*Speculation)(nil),     // 9: migrate.images.Speculation
-	(*RestartBlock)(nil),    // 10: migrate.images.RestartBlock
-	(*File)(nil),            // 11: migrate.images.File
+	(*VmaName)(nil),         // 5: migrate.images.VmaName
+	(*ThreadExtra)(nil),     // 6: migrate.images.ThreadExtra
+	(*Regset)(nil),          // 7: migrate.images.Regset
+	(*SchedAttr)(nil),       // 8: migrate.images.SchedAttr
+	(*SyscallDispatch)(nil), // 9: migrate.images.SyscallDispatch
+	(*Speculation)(nil),     // 10: migrate.images.Speculation
+	(*RestartBlock)(nil),    // 11: migrate.images.RestartBlock
+	(*File)(nil),            // 12: migrate.images.File
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	2,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	3,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
-	6,  // 2: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	7,  // 3: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	8,  // 4: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	10, // 5: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	9,  // 6: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 7: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	1,  // 8: migrate.images.File.header:type_name -> migrate.images.Header
-	4,  // 9: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	5,  // 10: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	5,  // 2: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
+	7,  // 3: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	8,  // 4: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	9,  // 5: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	11, // 6: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	10, // 7: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	0,  // 8: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	1,  // 9: migrate.images.File.header:type_name -> migrate.images.Header
+	4,  // 10: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	6,  // 11: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -1271,7 +1347,7 @@ func file_engine_images_extra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

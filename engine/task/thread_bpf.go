@@ -1,0 +1,260 @@
+//go:build linux
+
+package task
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images/imagespb"
+)
+
+// RestartState is a thread's restart block as the kernel holds it (include/linux/restart_block.h). Times are
+// nanoseconds of the host's clocks. Only the fields of its kind mean something; Kind is NONE if the kernel hides its
+// symbols, and then the fields of all kinds are filled from the same bytes.
+type RestartState struct {
+	Kind imagespb.RestartBlock_Kind
+
+	Clock      int32
+	Rmtp       uint64
+	SleepUntil int64
+
+	PollFDs   uint64
+	PollCount int32
+	PollTimed bool
+	PollUntil int64
+
+	FutexAddr   uint64
+	FutexValue  uint32
+	FutexBitset uint32
+	FutexUntil  int64
+}
+
+// restartBlockSize is the size of struct restart_block on 64-bit processors: two words, then the union.
+const restartBlockSize = 56
+
+// KernelState is what the kernel keeps of a thread where neither ptrace nor /proc reaches.
+type KernelState struct {
+	Restart RestartState
+
+	StackAddr, StackSize uint64 // alternate signal stack
+	StackFlags           uint32
+	DeathSignal          uint32
+	ClearTID             uint64
+	SecureBits           uint32
+	Keyrings             bool // the thread or its process has a keyring
+}
+
+// ThreadReader reads the KernelState of threads by a BPF program that the kernel runs for one thread at a time (an
+// iterator; Linux 6.1 with CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON). With it a thread need not be borrowed to
+// ask it about itself, and the time left of its interrupted wait is exact. Open it before the freeze: reading the
+// kernel's types takes some 30 ms. Its methods may be called from any goroutine.
+type ThreadReader struct {
+	prog      int
+	functions map[uint64]imagespb.RestartBlock_Kind
+}
+
+// RestartReader is the former name of ThreadReader.
+type RestartReader = ThreadReader
+
+// OpenRestartReader is OpenThreadReader.
+func OpenRestartReader() (*ThreadReader, error) { return OpenThreadReader() }
+
+// Where the fields stand in what the program writes.
+const (
+	atStackAddr   = restartBlockSize
+	atStackSize   = atStackAddr + 8
+	atStackFlags  = atStackSize + 8
+	atDeathSignal = atStackFlags + 8
+	atClearTID    = atDeathSignal + 8
+	atSecureBits  = atClearTID + 8
+	atThreadKeys  = atSecureBits + 8
+	atProcessKeys = atThreadKeys + 8
+	atCred        = atProcessKeys + 8 // the pointer, which is of no use outside the kernel
+	recordSize    = atCred + 8
+)
+
+// threadFields lists the reads that the program makes: those of task_struct, then those of its cred.
+func threadFields(t *kernelTypes) (task, cred []bpfRead, err error) {
+	add := func(list *[]bpfRead, structure, name string, size, to int32) {
+		off, e := t.member(structure, name)
+		err = errors.Join(err, e)
+		*list = append(*list, bpfRead{from: int32(off), size: size, to: to})
+	}
+	add(&task, "task_struct", "restart_block", restartBlockSize, 0)
+	add(&task, "task_struct", "sas_ss_sp", 8, atStackAddr)
+	add(&task, "task_struct", "sas_ss_size", 8, atStackSize)
+	add(&task, "task_struct", "sas_ss_flags", 4, atStackFlags)
+	add(&task, "task_struct", "pdeath_signal", 4, atDeathSignal)
+	add(&task, "task_struct", "clear_child_tid", 8, atClearTID)
+	add(&task, "task_struct", "cred", 8, atCred)
+	add(&cred, "cred", "securebits", 4, atSecureBits)
+	if _, e := t.member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
+		add(&cred, "cred", "thread_keyring", 8, atThreadKeys)
+		add(&cred, "cred", "process_keyring", 8, atProcessKeys)
+	}
+	return task, cred, err
+}
+
+// OpenThreadReader loads the program. An error means that this kernel cannot be asked, and why.
+func OpenThreadReader() (*ThreadReader, error) {
+	types, err := readBTF("/sys/kernel/btf/vmlinux")
+	if err != nil {
+		return nil, fmt.Errorf("types of the kernel: %w", err)
+	}
+	task, cred, err := threadFields(types)
+	if err != nil {
+		return nil, err
+	}
+	if size := types.structs["restart_block"]; size != restartBlockSize {
+		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", size, restartBlockSize)
+	}
+	iter := types.funcs["bpf_iter_task"]
+	if iter == 0 {
+		return nil, errors.New("this kernel has no BPF iterator over threads (Linux 5.8 has)")
+	}
+	prog, err := loadIterator(iter, threadProgram(task, cred))
+	if err != nil {
+		return nil, fmt.Errorf("loading the BPF program: %w", err)
+	}
+	r := &ThreadReader{prog: prog}
+	if r.functions, err = restartFunctions("/proc/kallsyms"); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	// A kernel before 6.1 takes the thread's id for padding and would visit all threads.
+	if _, err := r.Read(unix.Gettid()); err != nil {
+		return nil, errors.Join(fmt.Errorf("reading one thread's state: %w", err), r.Close())
+	}
+	return r, nil
+}
+
+// Close unloads the program.
+func (r *ThreadReader) Close() error { return unix.Close(r.prog) }
+
+// Read returns the state of a thread, by its id in this program's pid namespace. The thread should be stopped; its
+// restart block means something only if its last system call was interrupted (arch.RestartBlock).
+func (r *ThreadReader) Read(tid int) (KernelState, error) {
+	raw, err := runIterator(r.prog, uint32(tid), 2*recordSize)
+	if err != nil {
+		return KernelState{}, fmt.Errorf("kernel state of thread %d: %w", tid, err)
+	}
+	if len(raw) != recordSize {
+		return KernelState{}, fmt.Errorf("kernel state of thread %d: the kernel gave %d bytes instead of %d", tid, len(raw), recordSize)
+	}
+	le := binary.LittleEndian
+	u := raw[16:restartBlockSize]
+	return KernelState{
+		Restart: RestartState{
+			Kind:  r.functions[le.Uint64(raw[8:])],
+			Clock: int32(le.Uint32(u)), Rmtp: rmtp(u), SleepUntil: int64(le.Uint64(u[16:])),
+			PollFDs: le.Uint64(u), PollCount: int32(le.Uint32(u[8:])), PollTimed: le.Uint32(u[12:]) != 0,
+			PollUntil: int64(le.Uint64(u[16:]))*1e9 + int64(le.Uint64(u[24:])),
+			FutexAddr: le.Uint64(u), FutexValue: le.Uint32(u[8:]), FutexBitset: le.Uint32(u[16:]), FutexUntil: int64(le.Uint64(u[24:])),
+		},
+		StackAddr: le.Uint64(raw[atStackAddr:]), StackSize: le.Uint64(raw[atStackSize:]), StackFlags: le.Uint32(raw[atStackFlags:]),
+		DeathSignal: le.Uint32(raw[atDeathSignal:]), ClearTID: le.Uint64(raw[atClearTID:]), SecureBits: le.Uint32(raw[atSecureBits:]),
+		Keyrings: le.Uint64(raw[atThreadKeys:]) != 0 || le.Uint64(raw[atProcessKeys:]) != 0,
+	}, nil
+}
+
+// rmtp is where nanosleep writes the rest; the field holds garbage if the type (enum timespec_type) is TT_NONE.
+func rmtp(u []byte) uint64 {
+	if binary.LittleEndian.Uint32(u[4:]) == 0 {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(u[8:])
+}
+
+// restartFunctions finds by their names the functions that a restart block may name. Kernels hide the addresses from
+// programs without CAP_SYSLOG (all are zero); then the map is empty.
+func restartFunctions(path string) (map[uint64]imagespb.RestartBlock_Kind, error) {
+	names := map[string]imagespb.RestartBlock_Kind{
+		"hrtimer_nanosleep_restart": imagespb.RestartBlock_NANOSLEEP,
+		"do_restart_poll":           imagespb.RestartBlock_POLL,
+		"futex_wait_restart":        imagespb.RestartBlock_FUTEX,
+		"posix_cpu_nsleep_restart":  imagespb.RestartBlock_CPU_NANOSLEEP,
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // opened for reading: nothing is lost
+	out := map[uint64]imagespb.RestartBlock_Kind{}
+	for s := bufio.NewScanner(f); s.Scan(); {
+		line := s.Text()
+		if !strings.HasSuffix(line, "restart") && !strings.HasSuffix(line, "_poll") {
+			continue
+		}
+		if w := strings.Fields(line); len(w) == 3 {
+			addr, err := strconv.ParseUint(w[0], 16, 64)
+			if kind, ok := names[w[2]]; ok && err == nil && addr != 0 {
+				out[addr] = kind
+			}
+		}
+	}
+	return out, nil
+}
+
+// insn encodes a BPF instruction.
+func insn(code uint8, dst, src uint8, off int16, imm int32) []byte {
+	b := []byte{code, src<<4 | dst, 0, 0, 0, 0, 0, 0}
+	binary.LittleEndian.PutUint16(b[2:], uint16(off))
+	binary.LittleEndian.PutUint32(b[4:], uint32(imm))
+	return b
+}
+
+// bpfRead copies size bytes from a place in a struct of the kernel to a place in the record.
+type bpfRead struct{ from, size, to int32 }
+
+// threadProgram is the iterator's program:
+//
+//	int f(struct bpf_iter__task *ctx) {
+//		char record[recordSize] = {};
+//		if (ctx->task) {
+//			// for each read of task, then of cred:
+//			bpf_probe_read_kernel(record + to, size, (char *)ctx->task + from);
+//			bpf_probe_read_kernel(record + to, size, *(char **)(record + atCred) + from);
+//			bpf_seq_write(ctx->meta->seq, record, sizeof record);
+//		}
+//		return 0;
+//	}
+func threadProgram(task, cred []bpfRead) []byte {
+	const (
+		load, store, mov, movImm, addImm, jneImm, call, exit = 0x79, 0x7a, 0xbf, 0xb7, 0x07, 0x55, 0x85, 0x95
+		probeRead, seqWrite                                  = 113, 127 // BPF_FUNC_*, include/uapi/linux/bpf.h
+		fp                                                   = 10
+	)
+	var p []byte
+	emit := func(list ...[]byte) {
+		for _, i := range list {
+			p = append(p, i...)
+		}
+	}
+	read := func(base uint8, r bpfRead) {
+		emit(insn(mov, 3, base, 0, 0), insn(addImm, 3, 0, 0, r.from), insn(movImm, 2, 0, 0, r.size),
+			insn(mov, 1, fp, 0, 0), insn(addImm, 1, 0, 0, r.to-recordSize), insn(call, 0, 0, 0, probeRead))
+	}
+	emit(insn(mov, 6, 1, 0, 0), insn(load, 7, 6, 8, 0)) // r7 = ctx->task
+	emit(insn(jneImm, 7, 0, 2, 0), insn(movImm, 0, 0, 0, 0), insn(exit, 0, 0, 0, 0))
+	for off := int16(0); off < recordSize; off += 8 {
+		emit(insn(store, fp, 0, off-recordSize, 0))
+	}
+	for _, r := range task {
+		read(7, r)
+	}
+	emit(insn(load, 8, fp, atCred-recordSize, 0))
+	for _, r := range cred {
+		read(8, r)
+	}
+	emit(insn(load, 1, 6, 0, 0), insn(load, 1, 1, 0, 0)) // ctx->meta->seq
+	emit(insn(mov, 2, fp, 0, 0), insn(addImm, 2, 0, 0, -recordSize), insn(movImm, 3, 0, 0, recordSize), insn(call, 0, 0, 0, seqWrite))
+	emit(insn(movImm, 0, 0, 0, 0), insn(exit, 0, 0, 0, 0))
+	return p
+}
