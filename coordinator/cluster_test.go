@@ -289,7 +289,7 @@ func TestDestinationSilent(t *testing.T) {
 	id := w.begin("w", "host2")
 	m, said := w.await(id)
 	t.Log(said)
-	if m.GetOutcome() != clusterapi.Outcome_OUTCOME_SOURCE_RUNNING || !strings.Contains(m.GetError(), "silent") {
+	if m.GetOutcome() != clusterapi.Outcome_OUTCOME_SOURCE_RUNNING || !strings.Contains(m.GetError(), "host2 was silent after the source's vote") {
 		t.Fatalf("%v", m)
 	}
 	if w.book.get(first.GetInstance()) != "running" {

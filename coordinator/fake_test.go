@@ -81,12 +81,23 @@ type fakeAgent struct {
 
 // fakeMove is one migration on one side.
 type fakeMove struct {
-	mu       sync.Mutex // one event and its actions at a time
-	source   handoff.Source
-	dest     handoff.Destination
+	mu     sync.Mutex // one event and its actions at a time
+	source handoff.Source
+	dest   handoff.Destination
+	about  about // guarded by the agent's mu
+}
+
+// about is what the orders have said of a migration.
+type about struct {
 	workload string
 	peer     string // the other host
 	peerCopy uint64
+}
+
+func (a *fakeAgent) about(m *fakeMove) about {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return m.about
 }
 
 func startFake(t *testing.T, b *book, creds *pki.Credentials, name, addr string, conn *client.Conn) *fakeAgent {
@@ -189,12 +200,12 @@ func (a *fakeAgent) Order(_ context.Context, o *agentapi.OrderRequest) (*agentap
 		return &agentapi.OrderReply{Accepted: true}, nil
 	}
 	a.mu.Lock()
-	m.workload = o.GetWorkload()
+	m.about.workload = o.GetWorkload()
 	if p := o.GetPrepareSource(); p != nil {
-		m.peer, m.peerCopy = p.GetDestination().GetName(), p.GetDestinationInstance()
+		m.about.peer, m.about.peerCopy = p.GetDestination().GetName(), p.GetDestinationInstance()
 	}
 	if p := o.GetPrepareDestination(); p != nil {
-		m.peer, m.peerCopy = p.GetSource().GetName(), p.GetSourceInstance()
+		m.about.peer, m.about.peerCopy = p.GetSource().GetName(), p.GetSourceInstance()
 	}
 	a.mu.Unlock()
 	if o.GetRole() == agentapi.Role_ROLE_SOURCE {
@@ -239,9 +250,9 @@ func (a *fakeAgent) sourceAct(m *fakeMove, act handoff.Action) {
 		a.ask(m, handoff.RoleSource, act.Ref.Migration)
 	case handoff.ActBuild:
 		ref := act.Ref
-		ref.Instance = m.peerCopy
+		ref.Instance = a.about(m).peerCopy
 		a.wg.Go(func() {
-			peer := a.peers[m.peer]
+			peer := a.peers[a.about(m).peer]
 			if peer.isSilent() || peer.destEvent(peer.move(ref.Migration), handoff.DestinationEvent{Kind: handoff.DestinationPeer, Ref: ref}) != nil {
 				_ = a.sourceEvent(m, handoff.SourceEvent{Kind: handoff.SourceFault})
 				return
@@ -260,13 +271,13 @@ func (a *fakeAgent) sourceAct(m *fakeMove, act handoff.Action) {
 			_ = a.sourceEvent(m, handoff.SourceEvent{Kind: handoff.SourceConverged})
 		})
 	case handoff.ActFreeze:
-		a.book.set(act.Ref.Instance, m.workload, "stopped")
+		a.book.set(act.Ref.Instance, a.about(m).workload, "stopped")
 	case handoff.ActFinish:
 		ref := act.Ref
-		ref.Instance = m.peerCopy
+		ref.Instance = a.about(m).peerCopy
 		hash := handoff.Hash(fmt.Sprintf("state of %s/%d", act.Ref.Migration, act.Ref.Attempt))
 		a.wg.Go(func() {
-			peer := a.peers[m.peer]
+			peer := a.peers[a.about(m).peer]
 			if peer.isSilent() || peer.destEvent(peer.move(ref.Migration), handoff.DestinationEvent{Kind: handoff.DestinationFinished, Ref: ref, Hash: hash}) != nil {
 				_ = a.sourceEvent(m, handoff.SourceEvent{Kind: handoff.SourceFault})
 				return
@@ -274,7 +285,7 @@ func (a *fakeAgent) sourceAct(m *fakeMove, act handoff.Action) {
 			_ = a.sourceEvent(m, handoff.SourceEvent{Kind: handoff.SourceFinished, Ref: act.Ref, Hash: hash})
 		})
 	case handoff.ActThaw:
-		a.book.set(act.Ref.Instance, m.workload, "running")
+		a.book.set(act.Ref.Instance, a.about(m).workload, "running")
 	case handoff.ActDestroy:
 		a.book.set(act.Ref.Instance, "", "gone")
 	}
@@ -298,10 +309,10 @@ func (a *fakeAgent) destEvent(m *fakeMove, ev handoff.DestinationEvent) error {
 		case handoff.ActAsk:
 			a.ask(m, handoff.RoleDestination, act.Ref.Migration)
 		case handoff.ActRequestCommit:
-			a.book.set(act.Ref.Instance, m.workload, "stopped")
+			a.book.set(act.Ref.Instance, a.about(m).workload, "stopped")
 			a.requestCommit(m, act)
 		case handoff.ActResume:
-			a.book.set(act.Ref.Instance, m.workload, "running")
+			a.book.set(act.Ref.Instance, a.about(m).workload, "running")
 			a.wg.Go(func() { _ = a.destEvent(m, handoff.DestinationEvent{Kind: handoff.DestinationRan}) })
 		case handoff.ActDestroy:
 			a.book.set(act.Ref.Instance, "", "gone")

@@ -157,7 +157,7 @@ func (s *session) handle(e sessionEvent) error {
 	s.reason = e.reason
 	err := s.feed(e.ev)
 	s.reason = ""
-	if e.ev.Report == handoff.ReportVote && err == nil && s.lead.Source.Attempt == s.lead.Record.Attempt {
+	if e.ev.Report == handoff.ReportVote && err == nil && s.voted.IsZero() && s.lead.Source.Attempt == s.lead.Record.Attempt {
 		s.voted = time.Now()
 		s.setVoted(true)
 	}
