@@ -53,6 +53,9 @@ func newReplica(p *target, newTracker func(remote.Caller) Tracker) *replica {
 	if r.writer, err = NewWriter(trap.PID(), 7); err != nil {
 		p.Fatal(err)
 	}
+	if err := r.writer.Accelerate(testContext(p), trap); err != nil {
+		p.Fatal(err)
+	}
 	p.Cleanup(func() {
 		r.source.Close()
 		r.writer.Close()
@@ -172,6 +175,9 @@ func (r *replica) final() (stats RoundStats) {
 	r.stopped(func() {
 		r.follow(false)
 		stats = r.send(r.source.Final)
+		if err := r.writer.Settle(); err != nil {
+			r.Fatal(err)
+		}
 		r.compare()
 	})
 	if a, b := r.source.Sum(), r.writer.Sum(); a != b {

@@ -1,13 +1,18 @@
 package mem
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
+	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
 
 	"migrate/engine/images"
+	"migrate/engine/remote"
 )
 
 // ErrOutside means that pages were sent for memory that is not mapped, or does not take pages.
@@ -19,6 +24,7 @@ type Writer struct {
 	space uint32
 	have  *Digest
 	vmas  []*vma.VmaEntry
+	fill  *filler // nil unless Accelerate was called
 }
 
 // NewWriter opens the memory of a process that receives the pages of space. It stays that of the program that the
@@ -31,8 +37,27 @@ func NewWriter(pid int, space uint32) (*Writer, error) {
 	return &Writer{view: v, space: space, have: NewDigest(space)}, nil
 }
 
+// Accelerate makes the pages that follow go into fresh memory in a third to a half of the time. It is called before
+// the first Follow; c runs calls in the process. From then on until Settle, which must come before the process itself
+// or a call made in it touches its memory, memory that has received no page yet cannot be touched: that gives SIGBUS
+// or EFAULT.
+func (w *Writer) Accelerate(ctx context.Context, c remote.Caller) (err error) {
+	w.fill, err = newFiller(ctx, c)
+	return err
+}
+
+// Settle ends what Accelerate began. It may be called again, and on any Writer.
+func (w *Writer) Settle() error {
+	if w.fill == nil {
+		return nil
+	}
+	err := w.fill.Close()
+	w.fill = nil
+	return err
+}
+
 // Close lets go of the process.
-func (w *Writer) Close() error { return w.view.mem.Close() }
+func (w *Writer) Close() error { return errors.Join(w.Settle(), w.view.mem.Close()) }
 
 // Sum is the hash over all pages that were received.
 func (w *Writer) Sum() Sum { return w.have.Sum() }
@@ -44,9 +69,24 @@ func (w *Writer) Follow(vmas []*vma.VmaEntry) {
 		if c.Forgets() {
 			w.have.Remove(c.Range)
 		}
+		if c.Kind == Map && w.fill != nil && fillable(c.VMA) {
+			w.fill.register(c.Range)
+		}
 	}
 	w.vmas = vmas
 }
+
+// fillable tells memory into which pages are put one by one: not where the kernel would use huge pages.
+func fillable(v *vma.VmaEntry) bool {
+	huge := v.GetMadv()&(1<<adviceHugePage) != 0 || hugeByDefault() && v.GetMadv()&(1<<adviceNoHugePage) == 0
+	return v.GetStatus()&images.VMAAnonPrivate != 0 && !kernelOwned(v) && !huge
+}
+
+// hugeByDefault tells whether this kernel uses huge pages where a program does not ask for them.
+var hugeByDefault = sync.OnceValue(func() bool {
+	b, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
+	return err == nil && strings.Contains(string(b), "[always]")
+})
 
 // WritePages puts pages, whose content is data, at addr. ErrOutside: not all of it is private memory of the layout.
 func (w *Writer) WritePages(addr uint64, data []byte) error {
@@ -55,12 +95,49 @@ func (w *Writer) WritePages(addr uint64, data []byte) error {
 	}
 	return w.each(Range{addr, addr + uint64(len(data))}, func(r Range, _ *vma.VmaEntry) error {
 		part := data[r.Start-addr : r.End-addr]
-		if err := w.view.write(r.Start, part); err != nil {
+		if err := w.put(r.Start, part); err != nil {
 			return err
 		}
 		w.have.Write(r.Start, part)
 		return nil
 	})
+}
+
+// put puts pages at addr: into place where there are none yet, by writing where there are.
+func (w *Writer) put(addr uint64, data []byte) error {
+	if w.fill == nil {
+		return w.view.write(addr, data)
+	}
+	whole := Range{addr, addr + uint64(len(data))}
+	known := append(w.have.known(whole), Range{whole.End, whole.End})
+	for _, k := range known {
+		if err := w.putFresh(addr, data[addr-whole.Start:k.Start-whole.Start]); err != nil {
+			return err
+		}
+		if err := w.view.write(k.Start, data[k.Start-whole.Start:k.End-whole.Start]); err != nil {
+			return err
+		}
+		addr = k.End
+	}
+	return nil
+}
+
+// putFresh puts pages where none were received before. The place may still have some: a page that was zeroed.
+func (w *Writer) putFresh(addr uint64, data []byte) error {
+	for len(data) > 0 {
+		n := w.fill.fill(addr, data)
+		if n == 0 { // the data may go beyond the end of a mapping as the kernel has split it
+			n = w.fill.fill(addr, data[:PageSize])
+		}
+		if n == 0 {
+			n = PageSize
+			if err := w.view.write(addr, data[:n]); err != nil {
+				return err
+			}
+		}
+		addr, data = addr+uint64(n), data[n:]
+	}
+	return nil
 }
 
 // zeroes is what is written over pages that become zero.

@@ -1,0 +1,192 @@
+//go:build linux
+
+package mem
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/remote"
+)
+
+// discard is a Sink that keeps one buffer for each sender.
+type discard struct{ buffers chan []byte }
+
+func newDiscard() discard { return discard{make(chan []byte, 8)} }
+
+func (d discard) Buffer() []byte {
+	select {
+	case b := <-d.buffers:
+		return b[:0]
+	default:
+		return make([]byte, 0, BatchBytes)
+	}
+}
+
+func (d discard) Send(_ context.Context, _ uint32, _ []Run, data []byte) error {
+	if data != nil {
+		select {
+		case d.buffers <- data:
+		default:
+		}
+	}
+	return nil
+}
+
+// resident is a target with size bytes of its own, and a source that follows it.
+func resident(b *testing.B, size uint64, huge bool) (*target, *Source) {
+	p := startTarget(b)
+	p.anon(arena, size)
+	if huge {
+		p.do(order{Op: "madvise", Addr: arena, Size: size, Advice: unix.MADV_HUGEPAGE})
+	}
+	p.fill(arena, size, 1)
+	var s *Source
+	p.borrow(func(c remote.Caller) (err error) {
+		if s, err = NewSource(p.pid(), 7, NewUserfault(c)); err == nil {
+			err = s.Start(testContext(b))
+		}
+		return err
+	})
+	b.Cleanup(func() { s.Close() })
+	follow(b, p, s)
+	return p, s
+}
+
+func follow(b *testing.B, p *target, s *Source) {
+	objects := NewObjects()
+	defer objects.Close()
+	layout, err := NewLayoutReader(p.pid(), objects).Read(true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	vmas, err := layout.Entries(func(*File) (uint32, error) { return 1, nil })
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.Follow(vmas)
+}
+
+// BenchmarkScan asks for 500 scattered dirty pages; what it costs grows with the resident size.
+func BenchmarkScan(b *testing.B) {
+	for _, mib := range []uint64{64, 512, 2048} {
+		for _, huge := range []bool{false, true} {
+			b.Run(fmt.Sprintf("resident=%dMiB/huge=%v", mib, huge), func(b *testing.B) {
+				p, s := resident(b, mib<<20, huge)
+				round := func() RoundStats {
+					stats, err := s.Round(testContext(b), newDiscard())
+					if err != nil {
+						b.Fatal(err)
+					}
+					return stats
+				}
+				round()
+				round()
+				var scan, whole float64
+				for b.Loop() {
+					b.StopTimer()
+					for range 500 {
+						p.stamp(arena+rand.Uint64N(mib<<20)&^(PageSize-1), PageSize, rand.Uint64())
+					}
+					b.StartTimer()
+					p.stopped(func() {
+						stats := round()
+						scan += stats.ScanDuration.Seconds()
+						whole += stats.Duration.Seconds()
+					})
+				}
+				b.ReportMetric(scan/float64(b.N)*1e3, "ms-scan/op")
+				b.ReportMetric(whole/float64(b.N)*1e3, "ms-round/op")
+			})
+		}
+	}
+}
+
+// BenchmarkFirstRound reads all of a program's memory.
+func BenchmarkFirstRound(b *testing.B) {
+	const size = 512 << 20
+	_, s := resident(b, size, false)
+	b.SetBytes(size)
+	for b.Loop() {
+		s.Restart()
+		if _, err := s.Round(testContext(b), newDiscard()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkDigest hashes pages as both sides do.
+func BenchmarkDigest(b *testing.B) {
+	data := make([]byte, 64<<20)
+	for i := range data {
+		data[i] = byte(rand.Uint32())
+	}
+	d := NewDigest(7)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		d.distrust()
+		d.Write(arena, data)
+	}
+}
+
+// BenchmarkFill fills fresh memory of another process in the ways that there are.
+func BenchmarkFill(b *testing.B) {
+	const size = 128 << 20
+	data := make([]byte, BatchBytes)
+	for i := range data {
+		data[i] = byte(rand.Uint32())
+	}
+	for _, way := range []string{"writev", "uffd", "populate+writev", "huge+writev"} {
+		b.Run(way, func(b *testing.B) {
+			trap := newSeed(b)
+			v, err := openView(trap.PID())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer v.mem.Close()
+			b.SetBytes(size)
+			for b.Loop() {
+				b.StopTimer()
+				var c remote.Batch
+				c.Call(unix.SYS_MMAP, uint64(arena), size, rw, anon, -1, 0)
+				if way == "huge+writev" {
+					c.Call(unix.SYS_MADVISE, uint64(arena), size, unix.MADV_HUGEPAGE)
+				}
+				if err := trap.Run(testContext(b), &c); err != nil {
+					b.Fatal(err)
+				}
+				var f *filler
+				if way == "uffd" {
+					if f, err = newFiller(testContext(b), trap); err != nil {
+						b.Fatal(err)
+					}
+					f.register(Range{arena, arena + size})
+				}
+				b.StartTimer()
+				if way == "populate+writev" {
+					var c remote.Batch
+					c.Call(unix.SYS_MADVISE, uint64(arena), size, unix.MADV_POPULATE_WRITE)
+					if err := trap.Run(testContext(b), &c); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for at := uint64(arena); at < arena+size; at += BatchBytes {
+					if f != nil {
+						if n := f.fill(at, data); n != len(data) {
+							b.Fatal(n)
+						}
+					} else if err := v.write(at, data); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if f != nil {
+					f.Close()
+				}
+			}
+		})
+	}
+}
