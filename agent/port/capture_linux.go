@@ -2,6 +2,7 @@ package port
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -48,6 +49,11 @@ func (g *Gate) Arm(size int) (err error) {
 	if err := g.addCaptureDevices(c); err != nil {
 		return err
 	}
+	for _, prefix := range []string{capturePrefix, sinkPrefix} {
+		if err := awaitCarrier(context.Background(), g.host.nl, prefix+g.id); err != nil {
+			return err
+		}
+	}
 	if c.fd, err = packetSocket(g.host.ns, c.index, unix.ETH_P_ALL); err != nil {
 		return err
 	}
@@ -58,6 +64,9 @@ func (g *Gate) Arm(size int) (err error) {
 		return err
 	}
 	if _, err := g.openAnnouncer(); err != nil {
+		return err
+	}
+	if err := g.openMarkers(); err != nil {
 		return err
 	}
 	if g.in.mode != open {
@@ -149,8 +158,8 @@ func (g *Gate) Disarm() error {
 }
 
 func (g *Gate) disarm() error {
-	errs := []error{g.deliverer.close(), g.announcer.close()}
-	g.deliverer, g.announcer = nil, nil
+	errs := []error{g.deliverer.close(), g.announcer.close(), g.markers.close()}
+	g.deliverer, g.announcer, g.markers = nil, nil, nil
 	c := g.capture
 	if c == nil {
 		return errors.Join(errs...)

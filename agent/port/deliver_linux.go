@@ -75,6 +75,10 @@ func (g *Gate) DeliverPackets(packets [][]byte) error {
 	return err
 }
 
+// deliverBatch is how many frames are sent before they are known to have been received: the kernel's queue between two devices
+// drops what is more than net.core.netdev_max_backlog, 1000 by default.
+const deliverBatch = 128
+
 func (g *Gate) deliver(frames []Frame) (int, error) {
 	if len(frames) == 0 {
 		return 0, nil
@@ -84,7 +88,11 @@ func (g *Gate) deliver(frames []Frame) (int, error) {
 		return 0, fmt.Errorf("deliver frames to %q: %w", g.name, err)
 	}
 	for i, f := range frames {
-		if err := tx.send(f, g.mac); err != nil {
+		err := tx.send(f, g.mac)
+		if err == nil && (i+1)%deliverBatch == 0 && g.markers != nil {
+			err = g.markers.pass(g)
+		}
+		if err != nil {
 			return i, fmt.Errorf("deliver frame %d of %d to %q: %w", i+1, len(frames), g.name, err)
 		}
 	}
@@ -116,11 +124,8 @@ func (g *Gate) openAnnouncer() (*sender, error) {
 	if g.announcer != nil {
 		return g.announcer, nil
 	}
-	var index int
-	if err := g.withDevice(func(_ *netlink.Handle, l netlink.Link) error {
-		index = l.Attrs().Index
-		return nil
-	}); err != nil {
+	index, err := g.deviceIndex()
+	if err != nil {
 		return nil, err
 	}
 	fd, err := packetSocket(g.ns, index, 0)
@@ -129,6 +134,15 @@ func (g *Gate) openAnnouncer() (*sender, error) {
 	}
 	g.announcer = &sender{fd: fd}
 	return g.announcer, nil
+}
+
+// deviceIndex is the number of the device behind the gate.
+func (g *Gate) deviceIndex() (index int, err error) {
+	err = g.withDevice(func(_ *netlink.Handle, l netlink.Link) error {
+		index = l.Attrs().Index
+		return nil
+	})
+	return index, err
 }
 
 func (s *sender) close() error {

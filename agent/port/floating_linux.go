@@ -115,10 +115,10 @@ func (h *Host) OpenFloating(ctx context.Context, s FloatingSpec) (f *Floating, e
 // AddAddrs gives the addresses to the device; those that it has are left. With the gate shut the network does not learn of it.
 func (f *Floating) AddAddrs(ctx context.Context) error {
 	return f.eachAddr(ctx, "give", func(l netlink.Link, p netip.Prefix) error {
-		if err := f.host.nl.AddrAdd(l, address(p)); !errors.Is(err, unix.EEXIST) {
+		if err := f.host.nl.AddrAdd(l, address(p)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
 		}
-		return nil
+		return awaitListening(ctx, f.ns, f.dev, []netip.Prefix{p})
 	})
 }
 

@@ -67,6 +67,7 @@ type Gate struct {
 	// Packet sockets that send: to the device behind the gate, and as that device. Closing one takes the kernel tens of
 	// milliseconds, so they stay open from Arm to Disarm.
 	deliverer, announcer *sender
+	markers              *markers
 }
 
 func (g *Gate) table() *nftables.Table {
@@ -223,11 +224,15 @@ func (g *Gate) ShutNew() error {
 	return g.set(&g.in, newShut)
 }
 
-// ShutIngress lets nothing more in. If armed, what comes is captured.
+// ShutIngress lets nothing more in. If armed, what comes is captured, and what had passed before has been received when it
+// returns; if that takes too long, the error matches ErrNotSettled and the gate is shut all the same.
 func (g *Gate) ShutIngress() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.set(&g.in, shut)
+	if err := g.set(&g.in, shut); err != nil {
+		return err
+	}
+	return g.settle()
 }
 
 // ShutEgress lets nothing more out; what comes is dropped.

@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -57,7 +59,30 @@ func newLab(t *testing.T) *lab {
 		l.hosts[i] = host
 		t.Cleanup(func() { _ = host.Close() })
 	}
+	l.settle()
 	return l
+}
+
+// settle waits until all devices of the lab work.
+func (l *lab) settle() {
+	l.t.Helper()
+	for _, ns := range []*os.File{l.sw, l.client, l.hostNS[0], l.hostNS[1]} {
+		h := handle(l.t, ns)
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			links, err := h.LinkList()
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			if !slices.ContainsFunc(links, func(k netlink.Link) bool {
+				return k.Attrs().Name != "lo" && k.Attrs().OperState != netlink.OperUp
+			}) {
+				break
+			}
+			if time.Now().After(end) {
+				l.t.Fatal("the lab's devices do not come up")
+			}
+		}
+	}
 }
 
 // newNS makes a network namespace that lives as long as its descriptor, with lo up and IPv6 addresses valid at once.

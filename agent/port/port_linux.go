@@ -113,10 +113,16 @@ func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
 	if err := p.install(s.Shut); err != nil {
 		return nil, err
 	}
-	if err := configure(&s); err != nil {
+	if err := prepareDevice(&s); err != nil {
 		return nil, err
 	}
 	if err := h.plug(veth, bridge); err != nil {
+		return nil, err
+	}
+	if err := awaitCarrier(ctx, h.nl, veth.Attrs().Name); err != nil {
+		return nil, err
+	}
+	if err := p.withDevice(func(w *netlink.Handle, l netlink.Link) error { return configure(ctx, w, l, &s) }); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -192,6 +198,8 @@ func (h *Host) addVeth(s *Spec) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = portPrefix + id(s.Name)
 	attrs.MTU = s.MTU
+	// A bridge takes the lowest address among its ports for its own, unless it was given one. This one is never the lowest.
+	attrs.HardwareAddr = append(net.HardwareAddr{0xfe}, DeriveMAC(s.Name + " at the host's end")[1:]...)
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName = s.Device
 	veth.PeerHardwareAddr = s.MAC
@@ -225,8 +233,8 @@ func (h *Host) plug(veth, bridge netlink.Link) error {
 	return nil
 }
 
-// configure gives the workload its addresses and routes.
-func configure(s *Spec) error {
+// prepareDevice keeps the workload's device from talking by itself, and brings it up without addresses.
+func prepareDevice(s *Spec) error {
 	err := inside(s.NetNS, func() error {
 		for _, kv := range [][2]string{{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}, {"router_solicitations", "0"}} {
 			if err := sysctl("ipv6", s.Device, kv[0], kv[1]); err != nil {
@@ -243,13 +251,6 @@ func configure(s *Spec) error {
 		return fmt.Errorf("netlink in the workload's namespace: %w", err)
 	}
 	defer w.Close()
-	l, err := w.LinkByName(s.Device)
-	if err != nil {
-		return fmt.Errorf("device %s of the workload: %w", s.Device, err)
-	}
-	if err := addAddrs(w, l, s.Addrs); err != nil {
-		return err
-	}
 	for _, dev := range []string{"lo", s.Device} {
 		l, err := w.LinkByName(dev)
 		if err == nil {
@@ -258,6 +259,20 @@ func configure(s *Spec) error {
 		if err != nil {
 			return fmt.Errorf("bring the workload's %s up: %w", dev, err)
 		}
+	}
+	return nil
+}
+
+// configure gives the workload its addresses and routes, once its device works.
+func configure(ctx context.Context, w *netlink.Handle, l netlink.Link, s *Spec) error {
+	if err := awaitCarrier(ctx, w, s.Device); err != nil {
+		return err
+	}
+	if err := addAddrs(w, l, s.Addrs); err != nil {
+		return err
+	}
+	if err := awaitListening(ctx, s.NetNS, s.Device, s.Addrs); err != nil {
+		return err
 	}
 	for _, r := range s.Routes {
 		if err := w.RouteAdd(route(l.Attrs().Index, r)); err != nil {
