@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"golang.org/x/sys/unix"
 
 	"migrate/engine"
@@ -164,11 +163,10 @@ func TestStopped(t *testing.T) {
 	}
 	waitState(t, g.pid(), 'T')
 	g.stop(ctx)
-	d := &dumper{ThreadState: g.states[0], thread: &images.Thread{Core: &criu_core.CoreEntry{Tc: &criu_core.TaskCoreEntry{}}}}
-	if err := dumpStopped(d); err != nil {
-		t.Fatal(err)
-	}
-	p := &images.Process{Threads: []*images.Thread{d.thread}}
+	g.borrow(ctx)
+	p, _ := g.dump(ctx)
+	g.giveBack(ctx)
+	waitState(t, g.pid(), 'T')
 	if p.Leader().Core.Tc.GetTaskState() != images.TaskStopped || p.Leader().Core.Tc.GetStopSigno() != uint32(unix.SIGTSTP) {
 		t.Errorf("state %d by signal %d", p.Leader().Core.Tc.GetTaskState(), p.Leader().Core.Tc.GetStopSigno())
 	}

@@ -12,7 +12,6 @@ import (
 	"migrate/arch"
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
-	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
 )
 
@@ -41,10 +40,16 @@ func dumpRegisters(d *dumper) error {
 // noHandlerRestart is -ERESTARTNOHAND: EINTR if a handler runs, else the call starts again.
 const noHandlerRestart = -514
 
-// signalToHandle reports whether a signal is pending that the thread does not block.
+// signalToHandle reports whether a signal was pending that the thread does not block.
 func (d *dumper) signalToHandle() bool {
-	s, err := d.FS.ThreadStatus(d.Proc.PID, d.tid())
-	return err == nil && (s.SigPnd|s.ShdPnd)&^procfs.Set(d.SigMask) != 0
+	for _, l := range [][]ptrace.SigInfo{d.Pending, d.Shared} {
+		for i := range l {
+			if n := int(l[i].Signal()); n >= 1 && n <= numSignals && d.SigMask>>(n-1)&1 == 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // RestoreRegisters gives a thread of a skeleton what must come last: what the kernel knows about its interrupted

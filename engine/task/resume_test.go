@@ -64,6 +64,7 @@ func TestWaitsContinue(t *testing.T) {
 		{"nanosleep", true, true, 0, 0}, {"poll", true, true, 0, time.Millisecond}, {"futex", true, true, unix.ETIMEDOUT, 0},
 	} {
 		t.Run(fmt.Sprintf("%s/exact=%v/twice=%v", c.how, c.exact, c.twice), func(t *testing.T) {
+			t.Parallel()
 			begun, ended := moveWait(t, c.how, c.exact, c.twice, c.wantErr)
 			slept := ended - begun
 			// What remains is the time that the program takes to say so, on a busy machine.
@@ -105,7 +106,7 @@ func moveWait(t *testing.T, how string, exact, twice bool, wantErr unix.Errno) (
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.lend(ctx)
+	a.borrow(ctx)
 	src := a.source(clocks)
 	if exact {
 		if src.RestartBlocks, err = OpenThreadReader(); err != nil {
@@ -117,8 +118,8 @@ func moveWait(t *testing.T, how string, exact, twice bool, wantErr unix.Errno) (
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, trap := range a.traps {
-		if err := trap.Release(ctx); err != nil {
+	for _, s := range a.loans {
+		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -5,7 +5,6 @@ package task
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -185,12 +184,12 @@ func restoreClearTID(r *restorer) error {
 const rseqCSOffset = 8
 
 func dumpRseq(d *dumper) error {
-	q, err := d.Tracer.GetRseq(d.ctx, d.tid())
-	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("this kernel does not tell the registration (Linux 5.13 does): %w", ErrNotCarried)
+	q := d.Rseq
+	if d.RseqErr != nil {
+		return fmt.Errorf("this kernel does not tell the registration (Linux 5.13 does): %w: %w", d.RseqErr, ErrNotCarried)
 	}
-	if err != nil || q.Addr == 0 {
-		return err
+	if q.Addr == 0 {
+		return nil
 	}
 	var cs [8]byte
 	if err := d.Memory.Read(q.Addr.Add(rseqCSOffset), cs[:]); err != nil {

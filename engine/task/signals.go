@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"migrate/engine/ptrace"
 	"migrate/engine/remote"
 )
 
@@ -111,13 +112,8 @@ func restoreSigstack(r *restorer) error {
 	return nil
 }
 
-// dumpPending reads the queues by PTRACE_PEEKSIGINFO, which takes nothing out of them.
 func dumpPending(d *dumper) error {
-	queue := func(shared bool) (*siginfo.SignalQueueEntry, error) {
-		l, err := d.Tracer.PeekSigInfo(d.ctx, d.tid(), shared)
-		if err != nil {
-			return nil, err
-		}
+	queue := func(l []ptrace.SigInfo) (*siginfo.SignalQueueEntry, error) {
 		q := &siginfo.SignalQueueEntry{}
 		for i := range l {
 			// The stub ends its batches by SIGTRAP, which therefore cannot wait in the queue of a skeleton.
@@ -129,10 +125,10 @@ func dumpPending(d *dumper) error {
 		return q, nil
 	}
 	var err error
-	if d.thread.Core.ThreadCore.SignalsP, err = queue(false); err != nil || !d.leader {
+	if d.thread.Core.ThreadCore.SignalsP, err = queue(d.Pending); err != nil || !d.leader {
 		return err
 	}
-	d.thread.Core.Tc.SignalsS, err = queue(true)
+	d.thread.Core.Tc.SignalsS, err = queue(d.Shared)
 	return err
 }
 
@@ -161,13 +157,9 @@ func restorePending(r *restorer) error {
 	return nil
 }
 
-// dumpDispatch reads syscall user dispatch by ptrace. Kernels before 6.4 cannot be asked, and those before 5.11 do
-// not have it.
 func dumpDispatch(d *dumper) error {
-	c, err := d.Tracer.GetDispatch(d.ctx, d.tid())
-	if err != nil || c.Mode == 0 {
-		return nil //nolint:nilerr // EIO or EINVAL: the kernel does not offer it
+	if d.Dispatch.Mode != 0 {
+		d.thread.Extra.Dispatch = dispatchMessage(d.Dispatch)
 	}
-	d.thread.Extra.Dispatch = dispatchMessage(c)
 	return nil
 }

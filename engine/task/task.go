@@ -64,32 +64,58 @@ type Source struct {
 	RestartBlocks *ThreadReader
 }
 
-// ThreadState is a stopped thread as the freeze found it, before anything was lent to a stub.
+// ThreadState is a stopped thread as the freeze found it, before it was borrowed: a borrowed thread runs, so that
+// ptrace(2) has no answers about it.
 type ThreadState struct {
-	Thread  engine.Thread
-	Regs    arch.Regs
-	SigMask uint64 // bit n-1 for signal n
-	XState  []byte
-	Held    unix.Signal // the process is in a group stop by this signal; 0 if not
+	Thread   engine.Thread
+	Regs     arch.Regs
+	SigMask  uint64 // bit n-1 for signal n
+	XState   []byte
+	Held     unix.Signal      // the process is in a group stop by this signal; 0 if not
+	Pending  []ptrace.SigInfo // signals of the thread, oldest first
+	Shared   []ptrace.SigInfo // signals of the process
+	Rseq     ptrace.Rseq
+	RseqErr  error           // the kernel does not tell
+	Dispatch ptrace.Dispatch // zero if the kernel does not have it
 	// Caller runs calls in this very thread. Threads other than the leader need none if the kernel can be asked by
 	// Source.RestartBlocks, which is far cheaper than borrowing each of them.
 	Caller remote.Caller
 }
 
-// ReadThreadState takes the registers and the mask of a stopped thread. Call it before a stub enters the thread.
+// ReadThreadState takes from a stopped thread what ptrace tells. Call it before the thread is borrowed.
 func ReadThreadState(ctx context.Context, t *ptrace.Tracer, th engine.Thread, stop ptrace.Stop) (ThreadState, error) {
 	s := ThreadState{Thread: th, Held: stop.Held}
-	var err error
-	if s.Regs, err = t.GetRegs(ctx, th.TID); err != nil {
-		return s, fmt.Errorf("thread %d: registers: %w", th.TID, err)
+	err := t.OnThread(ctx, func(ctx context.Context) error { return s.read(ctx, t) })
+	if err != nil {
+		err = fmt.Errorf("thread %d: %w", th.TID, err)
 	}
-	if s.SigMask, err = t.GetSigMask(ctx, th.TID); err != nil {
-		return s, fmt.Errorf("thread %d: signal mask: %w", th.TID, err)
+	return s, err
+}
+
+func (s *ThreadState) read(ctx context.Context, t *ptrace.Tracer) (err error) {
+	tid := s.Thread.TID
+	if s.Regs, err = t.GetRegs(ctx, tid); err != nil {
+		return fmt.Errorf("registers: %w", err)
 	}
-	if s.XState, err = t.GetXState(ctx, th.TID); err != nil {
-		return s, fmt.Errorf("thread %d: extended registers: %w", th.TID, err)
+	if s.XState, err = t.GetXState(ctx, tid); err != nil {
+		return fmt.Errorf("extended registers: %w", err)
 	}
-	return s, nil
+	if s.SigMask, err = t.GetSigMask(ctx, tid); err != nil {
+		return fmt.Errorf("signal mask: %w", err)
+	}
+	if s.Pending, err = t.PeekSigInfo(ctx, tid, false); err != nil {
+		return fmt.Errorf("pending signals: %w", err)
+	}
+	if s.Shared, err = t.PeekSigInfo(ctx, tid, true); err != nil {
+		return fmt.Errorf("pending signals of the process: %w", err)
+	}
+	if s.Rseq, err = t.GetRseq(ctx, tid); err != nil {
+		s.RseqErr = err
+	}
+	if s.Dispatch, err = t.GetDispatch(ctx, tid); err != nil {
+		s.Dispatch = ptrace.Dispatch{} // before 6.4 the kernel does not tell, before 5.11 it has none
+	}
+	return ctx.Err()
 }
 
 // dumper collects the calls of one thread's batch and what is read beside it.

@@ -60,7 +60,8 @@ type target struct {
 	memory *ptrace.Memory
 	proc   *engine.Process
 	states []ThreadState
-	traps  []*remote.Trap
+	traps  []*remote.Trap    // of an instance that is being built
+	loans  []*remote.Session // of a living one
 }
 
 func start(t *testing.T, args ...string) *target {
@@ -131,7 +132,20 @@ func (g *target) stop(ctx context.Context) {
 	g.t.Cleanup(func() { _ = g.memory.Close() })
 }
 
-// lend puts a stub into each thread.
+// borrow opens a session in each thread, as a dump does.
+func (g *target) borrow(ctx context.Context) {
+	g.t.Helper()
+	for i := range g.states {
+		s, err := remote.Open(ctx, g.tracer, g.states[i].Thread.TID, remote.Options{})
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		g.loans = append(g.loans, s)
+		g.states[i].Caller = s
+	}
+}
+
+// lend puts a stub into each thread, as in a process that is being built.
 func (g *target) lend(ctx context.Context) {
 	g.t.Helper()
 	for i := range g.states {
@@ -144,11 +158,11 @@ func (g *target) lend(ctx context.Context) {
 	}
 }
 
-// giveBack takes the stubs out and lets the target run.
+// giveBack ends the sessions and lets the target run.
 func (g *target) giveBack(ctx context.Context) {
 	g.t.Helper()
-	for _, trap := range g.traps {
-		if err := trap.Release(ctx); err != nil {
+	for _, s := range g.loans {
+		if err := s.Close(); err != nil {
 			g.t.Fatal(err)
 		}
 	}
@@ -234,8 +248,10 @@ func TestRestoreEverything(t *testing.T) {
 		t.Fatal("a target is not ready")
 	}
 	a.stop(ctx)
-	a.lend(ctx)
 	begin := time.Now()
+	a.borrow(ctx)
+	t.Logf("borrowing %d threads: %v", len(a.states), time.Since(begin))
+	begin = time.Now()
 	want, clocks := a.dump(ctx)
 	t.Logf("dump of %d threads: %v", len(a.states), time.Since(begin))
 	asked := a.source(clocks)
@@ -284,6 +300,14 @@ func TestRestoreEverything(t *testing.T) {
 		}
 	}
 	t.Logf("restore: %v", time.Since(begin))
+	for i := range b.states { // a skeleton's threads are always stopped
+		s, err := ReadThreadState(ctx, b.tracer, b.states[i].Thread, ptrace.Stop{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Caller = b.states[i].Caller
+		b.states[i] = s
+	}
 	got, _ := b.dump(ctx)
 	for i, th := range got.Threads {
 		want.Threads[i].Core.ThreadCore.RseqEntry.RseqAbiPointer = th.Core.ThreadCore.RseqEntry.RseqAbiPointer
