@@ -73,7 +73,32 @@ func (r *LayoutReader) Read(marks bool) (*Layout, error) {
 		l.Mappings = append(l.Mappings, m)
 	}
 	r.last = l.Mappings
-	return l, nil
+	if marks {
+		err = r.findGuards(l)
+	}
+	return l, err
+}
+
+// findGuards adds obstacles for guard pages (MADV_GUARD_INSTALL, since Linux 6.13), which stand in page tables only.
+func (r *LayoutReader) findGuards(l *Layout) (err error) {
+	f, err := procfs.Host.Open(r.pid, "pagemap")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	const userSpace = 1 << 47 // what all supported processors have; programs go beyond only when they ask for it
+	var found [64]region
+	n, _, err := scan{Range: Range{0, userSpace}, mask: pageGuard, wants: pageGuard}.run(int(f.Fd()), found[:])
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
+		return nil // a kernel that cannot tell; reading such a page fails later
+	}
+	for _, g := range found[:n] {
+		l.Obstacles = append(l.Obstacles, engine.Obstacle{PID: r.pid, Kind: "guard-pages", Where: "memory " + g.String(), Reason: "guard pages"})
+	}
+	if err != nil {
+		err = fmt.Errorf("pid %d: looking for guard pages: %w", r.pid, err)
+	}
+	return err
 }
 
 // obstacle says why a mapping is not carried; reason is "kind: explanation".
@@ -206,15 +231,16 @@ func (r *LayoutReader) file(m *Mapping, p *procfs.Mapping) (reason string, err e
 
 // openFile looks at a mapped file, by way of its path and not of the mapping, as the destination will.
 func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, reason string, err error) {
-	if p.Deleted {
-		return nil, "deleted-file: a mapping of a file that was deleted", nil
+	path := p.Path
+	if p.Deleted { // or a file that is called so
+		path += " (deleted)"
 	}
-	f, err := os.OpenFile(procfs.Host.Path(r.pid, "root")+p.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(procfs.Host.Path(r.pid, "root")+path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		if st, gone := procfs.Host.Stat(r.pid); gone != nil || st.State == 'Z' {
 			return nil, "", ErrGone
 		}
-		return nil, "deleted-file: a mapping of a file that no longer has its name", nil
+		return nil, "deleted-file: a mapping of a file that was deleted", nil
 	}
 	if err != nil {
 		return nil, "", err
@@ -237,7 +263,7 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, reason string, err 
 	if st.Ino != p.Inode {
 		return nil, "replaced-file: a mapping of a file whose name leads to another file now", nil
 	}
-	out := &File{Path: p.Path, Major: p.Major, Minor: p.Minor, Inode: st.Ino, Size: st.Size, Mode: st.Mode}
+	out := &File{Path: path, Major: p.Major, Minor: p.Minor, Inode: st.Ino, Size: st.Size, Mode: st.Mode}
 	out.BuildID = buildID(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	return out, "", nil
 }

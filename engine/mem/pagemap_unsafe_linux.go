@@ -12,6 +12,7 @@ const (
 	pagePresent = 1 << 3 // PAGE_IS_PRESENT
 	pageSwapped = 1 << 4 // PAGE_IS_SWAPPED; also for guard pages and for markers of protection
 	pagePFNZero = 1 << 5 // PAGE_IS_PFNZERO: the zero page of the kernel
+	pageGuard   = 1 << 8 // PAGE_IS_GUARD: of MADV_GUARD_INSTALL; since 6.16
 
 	scanProtect      = 1 << 0 // PM_SCAN_WP_MATCHING
 	scanCheckWPAsync = 1 << 1 // PM_SCAN_CHECK_WPASYNC

@@ -1,0 +1,169 @@
+//go:build linux
+
+package mem
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images"
+)
+
+func (l *Layout) at(addr uint64) *Mapping {
+	for i := range l.Mappings {
+		if l.Mappings[i].Start <= addr && addr < l.Mappings[i].End {
+			return &l.Mappings[i]
+		}
+	}
+	return nil
+}
+
+func TestLayout(t *testing.T) {
+	p := startTarget(t)
+	file := filepath.Join(t.TempDir(), "a (deleted)") // a name to be confused by
+	if err := os.WriteFile(file, make([]byte, 8*PageSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const size = 8 * PageSize
+	at := func(i int) uint64 { return arena + uint64(i)<<20 }
+	advised := map[int]int{0: unix.MADV_DONTFORK, 1: unix.MADV_WIPEONFORK, 2: unix.MADV_DONTDUMP, 3: unix.MADV_HUGEPAGE, 4: unix.MADV_NOHUGEPAGE,
+		5: unix.MADV_SEQUENTIAL, 6: unix.MADV_RANDOM, 7: unix.MADV_MERGEABLE}
+	for i, advice := range advised {
+		p.anon(at(i), size)
+		p.do(order{Op: "madvise", Addr: at(i), Size: size, Advice: advice})
+	}
+	p.do(order{Op: "mmap", Addr: at(10), Size: size, Prot: rw, Flags: unix.MAP_PRIVATE | unix.MAP_FIXED, File: file})
+	p.do(order{Op: "mmap", Addr: at(11), Size: PageSize, Prot: unix.PROT_READ, Flags: unix.MAP_SHARED | unix.MAP_FIXED, File: file, Off: PageSize})
+	p.do(order{Op: "mmap", Addr: at(12), Size: size, Prot: rw, Flags: unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_FIXED})
+	p.do(order{Op: "mmap", Addr: at(13), Size: size, Prot: rw, Flags: anon | unix.MAP_GROWSDOWN})
+	p.do(order{Op: "mmap", Addr: at(14), Size: size, Prot: rw, Flags: anon | unix.MAP_NORESERVE})
+	p.do(order{Op: "mmap", Addr: at(15), Size: size, Prot: rw, Flags: unix.MAP_PRIVATE | unix.MAP_FIXED, File: "/dev/zero"})
+	objects := NewObjects()
+	defer objects.Close()
+	reader := NewLayoutReader(p.pid(), objects)
+	for _, marks := range []bool{true, false} { // the second time from maps alone
+		l, err := reader.Read(marks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(l.Obstacles) > 0 {
+			t.Fatal(l.Obstacles)
+		}
+		for i, advice := range advised {
+			if m := l.at(at(i)); m == nil || m.Kind != PrivateAnon || m.Marks.Advice != 1<<advice {
+				t.Errorf("advice %d: %+v", advice, m)
+			}
+		}
+		if m := l.at(at(10)); m.Kind != PrivateFile || m.File.Path != file || m.File.Size != size || m.Prot != rw {
+			t.Errorf("%+v", m)
+		}
+		if m := l.at(at(11)); m.Kind != SharedFile || m.Offset != PageSize || !m.Marks.MayWrite {
+			t.Errorf("%+v", m)
+		}
+		if m := l.at(at(12)); m.Kind != SharedAnon || m.Object != 1 {
+			t.Errorf("%+v", m)
+		}
+		if m := l.at(at(13)); !m.Marks.GrowsDown || l.at(at(14)).Marks.GrowsDown || !l.at(at(14)).Marks.NoReserve {
+			t.Errorf("%+v %+v", m, l.at(at(14)))
+		}
+		kinds := map[uint32]int{}
+		entries, err := l.Entries(func(f *File) (uint32, error) { return 3, nil })
+		if err != nil || len(entries) != len(l.Mappings) {
+			t.Fatalf("%d of %d: %v", len(entries), len(l.Mappings), err)
+		}
+		for _, e := range entries {
+			kinds[e.GetStatus()&^images.VMARegular]++
+		}
+		for _, k := range []uint32{images.VMAVDSO | images.VMAAnonPrivate, images.VMAVvar | images.VMAAnonPrivate, images.VMAStack | images.VMAAnonPrivate,
+			images.VMAAnonShared, images.VMAFilePrivate, images.VMAFileShared} {
+			if kinds[k] == 0 {
+				t.Errorf("no mapping of status 0x%x", k)
+			}
+		}
+	}
+}
+
+// TestLayoutRefuses maps what is not carried, each in a program of its own.
+func TestLayoutRefuses(t *testing.T) {
+	const size = 2 << 20
+	for _, c := range []struct {
+		kind string
+		make func(t *testing.T, p *target)
+	}{
+		{"deleted-file", func(t *testing.T, p *target) {
+			file := filepath.Join(t.TempDir(), "file")
+			if err := os.WriteFile(file, make([]byte, size), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p.do(order{Op: "mmap", Addr: arena, Size: size, Prot: rw, Flags: unix.MAP_PRIVATE | unix.MAP_FIXED, File: file})
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"memfd", func(t *testing.T, p *target) {
+			fd := p.do(order{Op: "call", NR: unix.SYS_MEMFD_CREATE, Args: [6]uintptr{uintptr(p.text("x"))}})
+			p.do(order{Op: "call", NR: unix.SYS_FTRUNCATE, Args: [6]uintptr{uintptr(fd), size}})
+			p.do(order{Op: "call", NR: unix.SYS_MMAP, Args: [6]uintptr{arena, size, uintptr(rw), unix.MAP_SHARED | unix.MAP_FIXED, uintptr(fd)}})
+		}},
+		{"sysv-shm", func(t *testing.T, p *target) {
+			id := p.do(order{Op: "call", NR: unix.SYS_SHMGET, Args: [6]uintptr{0, size, 0o600 | unix.IPC_CREAT}})
+			p.do(order{Op: "call", NR: unix.SYS_SHMAT, Args: [6]uintptr{uintptr(id), arena}})
+			p.do(order{Op: "call", NR: unix.SYS_SHMCTL, Args: [6]uintptr{uintptr(id), unix.IPC_RMID}})
+		}},
+		{"locked-memory", func(t *testing.T, p *target) {
+			p.anon(arena, 8*PageSize)
+			p.do(order{Op: "call", NR: unix.SYS_MLOCK, Args: [6]uintptr{arena, PageSize}})
+		}},
+		{"aio", func(t *testing.T, p *target) {
+			p.anon(arena, PageSize)
+			p.do(order{Op: "call", NR: unix.SYS_IO_SETUP, Args: [6]uintptr{4, arena}})
+		}},
+		{"guard-pages", func(t *testing.T, p *target) {
+			const guardInstall = 102 // MADV_GUARD_INSTALL, since 6.13
+			p.anon(arena, 64*PageSize)
+			if _, err := p.try(order{Op: "madvise", Addr: arena + PageSize, Size: PageSize, Advice: guardInstall}); err != nil {
+				t.Skip(err)
+			}
+		}},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			p := startTarget(t)
+			c.make(t, p)
+			objects := NewObjects()
+			defer objects.Close()
+			l, err := NewLayoutReader(p.pid(), objects).Read(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kinds []string
+			for _, o := range l.Obstacles {
+				kinds = append(kinds, o.Kind)
+				if o.PID != p.pid() || o.Where == "" || o.Reason == "" {
+					t.Errorf("%+v", o)
+				}
+			}
+			if !slices.Contains(kinds, c.kind) {
+				t.Errorf("refused: %v; want %s", kinds, c.kind)
+			}
+		})
+	}
+}
+
+// text places a string in the target.
+func (p *target) text(s string) uint64 {
+	const at = arena + 1<<40
+	p.anon(at, PageSize)
+	v, err := openView(p.pid())
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer v.mem.Close()
+	if err := v.write(at, append([]byte(s), 0)); err != nil {
+		p.Fatal(err)
+	}
+	return at
+}
