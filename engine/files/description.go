@@ -127,10 +127,11 @@ func (d *description) fdinfo() (*procfs.FDInfo, error) {
 
 // A snapshot is all descriptions of a tree at one time.
 type snapshot struct {
-	list []*description
-	byFD map[fdKey]*description
-	// roots are root directories that were opened meanwhile, by pid.
-	roots map[int]int
+	list  []*description
+	byFD  map[fdKey]*description
+	roots map[int]int    // root directories that were opened meanwhile, by pid
+	root  map[int]string // their names, as this program sees them
+	count map[int]int    // open descriptors, by pid
 }
 
 type fdKey struct{ pid, fd int }
@@ -167,7 +168,7 @@ type collector struct {
 }
 
 func newCollector(firstID uint32) *collector {
-	return &collector{snapshot: &snapshot{byFD: map[fdKey]*description{}, roots: map[int]int{}}, groups: map[groupKey][]*description{}, self: os.Getpid(), nextID: firstID}
+	return &collector{snapshot: &snapshot{byFD: map[fdKey]*description{}, roots: map[int]int{}, root: map[int]string{}, count: map[int]int{}}, groups: map[groupKey][]*description{}, self: os.Getpid(), nextID: firstID}
 }
 
 // add takes a duplicate of a descriptor. It closes it when the description is known already.

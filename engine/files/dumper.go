@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -38,6 +36,7 @@ type Dumper struct {
 	opts   Options
 	pidfds map[int]int // by pid
 	diag   *sock.Diag
+	needed []Needed
 	frozen bool // Dump runs: checks that search the whole system are left out
 
 	locked   map[uint64]bool // while Check or Dump runs: inodes with locks, nil until asked for
@@ -107,13 +106,13 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 	if err := d.prepare(procs); err != nil {
 		return nil, err
 	}
-	out, err := d.checkTables(procs)
-	if err != nil {
-		return nil, err
-	}
 	snap, err := d.collect(ctx, procs, 1)
 	if err != nil {
 		return nil, err
+	}
+	out, err := checkTables(procs, snap)
+	if err != nil {
+		return nil, errors.Join(err, snap.close())
 	}
 	d.frozen = false
 	for _, desc := range snap.list {
@@ -122,6 +121,7 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 			out = append(out, engine.Obstacle{PID: h.proc.PID, Kind: desc.kind.Name, Where: fmt.Sprintf("fd %d", h.fd), Reason: p.reason, Remedy: p.remedy})
 		}
 	}
+	d.needed = neededOf(snap)
 	d.outsider, d.current, d.locked = nil, nil, nil
 	return out, snap.close()
 }
@@ -151,41 +151,6 @@ func named(d *description) string {
 	return ""
 }
 
-// checkTables refuses descriptor tables that are shared across processes or not shared by the threads of one.
-func (d *Dumper) checkTables(procs []*engine.Process) ([]engine.Obstacle, error) {
-	var out []engine.Obstacle
-	for _, p := range procs {
-		for _, t := range p.Threads {
-			if t.TID == p.PID {
-				continue
-			}
-			if r, err := kcmp(p.PID, t.TID, kcmpFiles, 0, 0); err == nil && r != 0 {
-				out = append(out, engine.Obstacle{PID: p.PID, Kind: "descriptor table", Where: fmt.Sprintf("thread %d", t.TID),
-					Reason: "the thread has a descriptor table of its own (unshare(CLONE_FILES))"})
-			}
-		}
-	}
-	sorted := slices.Clone(procs)
-	var failed error
-	slices.SortFunc(sorted, func(a, b *engine.Process) int {
-		if a == b {
-			return 0
-		}
-		r, err := kcmp(a.PID, b.PID, kcmpFiles, 0, 0)
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			failed = fmt.Errorf("compare the descriptor tables of processes %d and %d: %w", a.PID, b.PID, err)
-		}
-		return []int{0, -1, 1, 0, 0}[r&3]
-	})
-	for i := 1; i < len(sorted); i++ {
-		if r, err := kcmp(sorted[i-1].PID, sorted[i].PID, kcmpFiles, 0, 0); err == nil && r == 0 {
-			out = append(out, engine.Obstacle{PID: sorted[i].PID, Kind: "descriptor table", Where: "descriptors",
-				Reason: fmt.Sprintf("it shares its descriptor table with process %d (clone(CLONE_FILES))", sorted[i-1].PID)})
-		}
-	}
-	return out, failed
-}
-
 // collect duplicates every descriptor of the tree and groups them.
 func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID uint32) (*snapshot, error) {
 	c := newCollector(firstID)
@@ -201,9 +166,23 @@ func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID u
 	return c.snapshot, nil
 }
 
+// collectProcess duplicates the descriptors of a process. Listing /proc/PID/fd is slow, so of a stopped process small numbers
+// are tried for as long as fewer have been found than are open, which that directory's size tells since Linux 6.2.
 func (d *Dumper) collectProcess(ctx context.Context, c *collector, p *engine.Process) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	low := 0
+	var st unix.Stat_t
+	if d.frozen && unix.Stat(fmt.Sprintf("/proc/%d/fd", p.PID), &st) == nil && st.Size > 0 {
+		for ; low < 2*int(st.Size)+64; low++ {
+			if err := d.take(c, p, low); err != nil {
+				return err
+			}
+			if c.count[p.PID] == int(st.Size) {
+				return nil
+			}
+		}
 	}
 	fds, err := procfs.Host.FDs(p.PID)
 	if errors.Is(err, procfs.ErrGone) {
@@ -212,23 +191,38 @@ func (d *Dumper) collectProcess(ctx context.Context, c *collector, p *engine.Pro
 	if err != nil {
 		return fmt.Errorf("descriptors of process %d: %w", p.PID, err)
 	}
-	root, err := os.Readlink(fmt.Sprintf("/proc/%d/root", p.PID))
-	if err != nil {
-		return fmt.Errorf("root directory of process %d: %w", p.PID, err)
-	}
 	for _, fd := range fds {
-		dup, err := unix.PidfdGetfd(d.pidfds[p.PID], fd, 0)
-		if errors.Is(err, unix.EBADF) && !d.frozen {
+		if fd < low {
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("duplicate descriptor %d of process %d: %w%s", fd, p.PID, err, limitHint(err))
-		}
-		if err := c.add(dup, holder{proc: p, fd: fd}, root); err != nil {
+		if err := d.take(c, p, fd); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// take duplicates a descriptor, if it is open.
+func (d *Dumper) take(c *collector, p *engine.Process, fd int) error {
+	dup, err := unix.PidfdGetfd(d.pidfds[p.PID], fd, 0)
+	if errors.Is(err, unix.EBADF) {
+		return nil
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("process %d: %w", p.PID, remote.ErrGone)
+	}
+	if err != nil {
+		return fmt.Errorf("duplicate descriptor %d of process %d: %w%s", fd, p.PID, err, limitHint(err))
+	}
+	root, ok := c.root[p.PID]
+	if !ok { // not before: a zombie has neither descriptors nor a root
+		if root, err = os.Readlink(fmt.Sprintf("/proc/%d/root", p.PID)); err != nil {
+			return errors.Join(fmt.Errorf("root directory of process %d: %w", p.PID, err), unix.Close(dup))
+		}
+		c.root[p.PID] = root
+	}
+	c.count[p.PID]++
+	return c.add(dup, holder{proc: p, fd: fd}, root)
 }
 
 func limitHint(err error) string {
@@ -236,43 +230,6 @@ func limitHint(err error) string {
 		return " (raise the agent's limit of open files, LimitNOFILE)"
 	}
 	return ""
-}
-
-// closeOnExec asks for FD_CLOEXEC of every descriptor: by one batch where the process is stopped under a Caller, else by
-// reading its fdinfo.
-func closeOnExec(ctx context.Context, p *engine.Process, fds []int) (map[int]bool, error) {
-	out := make(map[int]bool, len(fds))
-	if p.Caller == nil {
-		for _, fd := range fds {
-			i, err := procfs.Host.FDInfo(p.PID, fd)
-			if err != nil {
-				return nil, fmt.Errorf("pid %d, fd %d: %w", p.PID, fd, err)
-			}
-			out[fd] = i.Flags&unix.O_CLOEXEC != 0
-		}
-		return out, nil
-	}
-	const chunk = 128 // records of one batch
-	for len(fds) > 0 {
-		part := fds[:min(chunk, len(fds))]
-		fds = fds[len(part):]
-		var b remote.Batch
-		res := make([]*remote.Result, len(part))
-		for i, fd := range part {
-			res[i] = b.Call(unix.SYS_FCNTL, fd, unix.F_GETFD)
-		}
-		if err := p.Caller.Run(ctx, &b); err != nil {
-			return nil, fmt.Errorf("pid %d: F_GETFD of descriptors %d to %d: %w", p.PID, part[0], part[len(part)-1], err)
-		}
-		for i, fd := range part {
-			v, err := res[i].Value()
-			if err != nil {
-				return nil, fmt.Errorf("pid %d: F_GETFD of descriptor %d: %w", p.PID, fd, err)
-			}
-			out[fd] = v&unix.FD_CLOEXEC != 0
-		}
-	}
-	return out, nil
 }
 
 // A dump is one run of Dumper.Dump.
@@ -300,9 +257,6 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 			err = errors.Join(err, d.Resume(ctx))
 		}
 	}()
-	if err := d.refuseTables(procs); err != nil {
-		return err
-	}
 	first := uint32(1)
 	for _, f := range cp.Files {
 		first = max(first, f.GetId()+1)
@@ -312,6 +266,9 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 		return err
 	}
 	d.held = snap
+	if err := refuseTables(procs, snap); err != nil {
+		return err
+	}
 	run := &dump{Dumper: d, snap: snap, cp: cp, pipes: map[uint32]bool{}}
 	if cp.Blobs == nil {
 		cp.Blobs = map[string][]byte{}
@@ -360,53 +317,6 @@ func (r *dump) blob(name string, data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.cp.Blobs[name] = data
-}
-
-func (d *Dumper) refuseTables(procs []*engine.Process) error {
-	obstacles, err := d.checkTables(procs)
-	if err != nil {
-		return err
-	}
-	var names []string
-	for _, o := range obstacles {
-		names = append(names, o.String())
-	}
-	if len(names) > 0 {
-		return fmt.Errorf("%s: %w", strings.Join(names, "; "), ErrNotCarried)
-	}
-	return nil
-}
-
-// tables writes the descriptor table of each process.
-func (r *dump) tables(ctx context.Context, procs []*engine.Process) error {
-	byPID := map[int][]*fdinfo.FdinfoEntry{}
-	fds := map[int][]int{}
-	for key := range r.snap.byFD {
-		fds[key.pid] = append(fds[key.pid], key.fd)
-	}
-	for _, p := range procs {
-		numbers := fds[p.PID]
-		slices.Sort(numbers)
-		cloexec, err := closeOnExec(ctx, p, numbers)
-		if err != nil {
-			return err
-		}
-		for _, fd := range numbers {
-			desc := r.snap.byFD[fdKey{p.PID, fd}]
-			var flags uint32
-			if cloexec[fd] {
-				flags = unix.FD_CLOEXEC
-			}
-			byPID[p.VPID] = append(byPID[p.VPID], &fdinfo.FdinfoEntry{Id: proto.Uint32(desc.id), Flags: proto.Uint32(flags),
-				Type: desc.kind.Type.Enum(), Fd: proto.Uint32(uint32(fd))})
-		}
-	}
-	for _, p := range r.cp.Processes {
-		if t, ok := byPID[int(p.PID)]; ok {
-			p.FDs = t
-		}
-	}
-	return nil
 }
 
 // Resume takes back what Dump has changed, before the tree runs on: connections leave repair exactly as they were. It may be

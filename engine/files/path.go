@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
-
-	"migrate/engine/images"
 )
 
 // inRoot makes a path, as this program sees it, one that begins at a root directory.
@@ -30,13 +28,14 @@ func inRoot(path, root string) (string, bool) {
 }
 
 // openIn opens a path inside a root directory, out of which no link leads (openat2(2)).
-func openIn(root int, path string, flags uint64) (int, error) {
-	if path == "/" || path == "" {
-		path = "."
+func openIn(root int, name string, flags uint64) (int, error) {
+	name = strings.TrimLeft(name, "/")
+	if name == "" {
+		name = "."
 	}
 	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	for {
-		fd, err := unix.Openat2(root, strings.TrimLeft(path, "/"), &how)
+		fd, err := unix.Openat2(root, name, &how)
 		// EAGAIN: a rename elsewhere made the walk uncertain.
 		if err == unix.EINTR || err == unix.EAGAIN && flags&unix.O_NONBLOCK == 0 {
 			continue
@@ -71,7 +70,6 @@ type Needed struct {
 	Size uint64
 	// Fixed tells that no process of the tree writes to it, so that its size must be the same already now.
 	Fixed bool
-	RDev  uint64 // of a device
 }
 
 // Precheck looks for files inside a root directory (a path of this program) and returns one error for each that
@@ -138,23 +136,32 @@ func typeName(mode uint32) string {
 	return fmt.Sprintf("of type %o", mode&unix.S_IFMT)
 }
 
-// NeededFiles lists what the restore of a checkpoint will open by path.
-func NeededFiles(cp *images.Checkpoint) []Needed {
-	writers := map[string]bool{}
-	var out []Needed
-	for _, e := range cp.Files {
-		if e.GetType() == fdinfo.FdTypes_REG && e.Reg.GetFlags()&unix.O_ACCMODE != unix.O_RDONLY {
-			writers[e.Reg.GetName()] = true
+// Needed lists what a restore will open by path, as the last Check has found it.
+func (d *Dumper) Needed() []Needed { return d.needed }
+
+// neededOf collects it from a snapshot.
+func neededOf(s *snapshot) []Needed {
+	written := map[FileID]bool{}
+	for _, d := range s.list {
+		if d.flags&unix.O_ACCMODE != unix.O_RDONLY {
+			written[FileID{d.stat.Dev, d.stat.Ino}] = true
 		}
 	}
 	seen := map[string]bool{}
-	for _, e := range cp.Files {
-		name := e.Reg.GetName()
-		if e.GetType() != fdinfo.FdTypes_REG || e.Reg.GetExt() || seen[name] || isGhost(cp, e.GetId()) {
+	var out []Needed
+	for _, d := range s.list {
+		if d.kind != kindRegular && d.kind != kindDirectory && d.kind != kindPath && d.kind != kindDeleted {
 			continue
 		}
-		seen[name] = true
-		out = append(out, Needed{Path: name, Mode: e.Reg.GetMode(), Size: e.Reg.GetSize(), Fixed: !writers[name] && e.Reg.Size != nil})
+		name, ok := inRoot(d.path(), d.root)
+		n := Needed{Path: name, Mode: d.stat.Mode, Size: uint64(d.stat.Size), Fixed: !written[FileID{d.stat.Dev, d.stat.Ino}]}
+		if d.kind == kindDeleted { // it is made anew in its directory
+			n = Needed{Path: path.Dir(name), Mode: unix.S_IFDIR | 0o755}
+		}
+		if ok && !seen[n.Path] {
+			seen[n.Path] = true
+			out = append(out, n)
+		}
 	}
 	return out
 }

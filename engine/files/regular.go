@@ -48,24 +48,6 @@ var kindPath = &Kind{
 	dump: dumpPath,
 }
 
-var kindProcFile = &Kind{
-	Name: "file of /proc or /sys", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note: "by path, with its offset; a text that was read half-way may go on differently",
-	match: func(d *description) bool {
-		return (d.format() == unix.S_IFREG || d.format() == unix.S_IFDIR) && d.synthetic()
-	},
-	check: checkPath, dump: dumpPath,
-}
-
-// synthetic tells whether the file's content is made by the kernel as it is read.
-func (d *description) synthetic() bool {
-	switch d.magic() {
-	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.CGROUP_SUPER_MAGIC:
-		return true
-	}
-	return false
-}
-
 func checkRegular(ctx context.Context, dm *Dumper, d *description) []problem {
 	out := checkPath(ctx, dm, d)
 	if lease, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETLEASE, 0); err == nil && lease != unix.F_UNLCK {
@@ -154,7 +136,10 @@ func openPath(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	if err != nil {
 		return err
 	}
-	name := e.Reg.GetName()
+	name, err := r.cgroupName(e)
+	if err != nil {
+		return err
+	}
 	st, err := statIn(root, name)
 	if isStandardDevice(e.Reg) && (err != nil || st.Rdev != uint64(deviceNumber(e.Reg))) {
 		return r.openDevice(e) // every system has these, whatever its /dev holds

@@ -24,6 +24,8 @@ type Env struct {
 	// Root is the root directory of a process, by the id that the tree knows, as a path of this program such as
 	// /proc/4711/root. Paths are resolved there and never lead out of it.
 	Root func(vpid int) string
+	// PID is the process of the skeleton, in the pid namespace of this program.
+	PID func(vpid int) int
 	// External opens what Options.External has named at the source. flags are open flags (fcntl(2), F_GETFL). nil
 	// means that there is nothing of the kind.
 	External func(name string, flags int) (*os.File, error)
