@@ -86,9 +86,14 @@ func (r *LayoutReader) findGuards(l *Layout) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	const userSpace = 1 << 47 // what all supported processors have; programs go beyond only when they ask for it
 	var found [64]region
-	n, _, err := scan{Range: Range{0, userSpace}, mask: pageGuard, wants: pageGuard}.run(int(f.Fd()), found[:])
+	whole := Range{l.Mappings[0].Start, l.Mappings[0].End}
+	for i := range l.Mappings {
+		if l.Mappings[i].Kind != Vsyscall {
+			whole.End = l.Mappings[i].End
+		}
+	}
+	n, _, err := scan{Range: whole, mask: pageGuard, wants: pageGuard}.run(int(f.Fd()), found[:])
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
 		return nil // a kernel that cannot tell; reading such a page fails later
 	}
