@@ -10,7 +10,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"migrate/agent/move"
 	"migrate/agent/workload"
@@ -89,7 +92,29 @@ func (s *source) Layout(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	l.Header.Clocks = nil // they differ every time, and the destination has them from the move
+	complete(l)
 	return l.Marshal()
+}
+
+// complete fills in what records of address spaces must have and a layout does not say: the name of the program and the
+// fields about its parts, which are in the checkpoint. A skeleton has no use for them.
+func complete(l *images.Layout) {
+	exe := slices.IndexFunc(l.Files, func(f *fdinfo.FileEntry) bool { return f.GetReg() != nil })
+	for _, sp := range l.Spaces {
+		if sp.MM == nil {
+			continue
+		}
+		if exe >= 0 && sp.MM.GetExeFileId() == 0 {
+			sp.MM.ExeFileId = proto.Uint32(l.Files[exe].GetId())
+		}
+		m := sp.MM.ProtoReflect()
+		for i := range m.Descriptor().Fields().Len() {
+			f := m.Descriptor().Fields().Get(i)
+			if f.Cardinality() == protoreflect.Required && !m.Has(f) {
+				m.Set(f, f.Default())
+			}
+		}
+	}
 }
 
 // sink passes pages from the engine to the wire, which describe runs with types of their own.

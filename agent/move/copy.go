@@ -89,7 +89,7 @@ func (s *source) copyFault(ctx context.Context, c *copier, err error) {
 	s.view.set(func(v *view) { v.reason = err.Error() })
 	s.log.Warn("copying has failed", "error", err)
 	select {
-	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceFault, Ref: s.id}}:
+	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceFault, Ref: s.id}, from: ctx}:
 	case <-c.halt:
 	case <-ctx.Done():
 	}
@@ -165,7 +165,7 @@ func (s *source) offer(ctx context.Context, c *copier, f policy.Forecast, forced
 	}
 	s.view.set(func(*view) { s.clock = o })
 	select {
-	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceConverged, Ref: s.id}}:
+	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceConverged, Ref: s.id}, from: ctx}:
 	default: // the loop is busy, perhaps with the order to switch; the next round offers again
 	}
 	return nil

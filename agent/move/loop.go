@@ -49,7 +49,8 @@ type loop[S stepper[S, E], E any] struct {
 
 type message[E any] struct {
 	ev   E
-	done chan error // nil: nobody waits
+	from context.Context // once it has ended, the event is of a task that was superseded, and is dropped
+	done chan error      // nil: nobody waits
 }
 
 // errStopped is the answer to an event that came too late.
@@ -68,6 +69,9 @@ func (l *loop[S, E]) run(ctx context.Context) {
 	for {
 		select {
 		case m := <-l.inbox:
+			if m.from != nil && m.from.Err() != nil {
+				continue
+			}
 			err := l.step(ctx, m.ev)
 			if m.done != nil {
 				m.done <- err
@@ -81,7 +85,7 @@ func (l *loop[S, E]) run(ctx context.Context) {
 // call gives the loop an event and returns once its actions have been carried out. The error is a *handoff.Refusal
 // when the machine did not take it, or that of the action that failed.
 func (l *loop[S, E]) call(ctx context.Context, ev E) error {
-	m := message[E]{ev, make(chan error, 1)}
+	m := message[E]{ev: ev, done: make(chan error, 1)}
 	select {
 	case l.inbox <- m:
 	case <-l.ended:
@@ -99,10 +103,11 @@ func (l *loop[S, E]) call(ctx context.Context, ev E) error {
 	}
 }
 
-// post gives the loop an event without waiting for what comes of it.
+// post gives the loop an event without waiting for what comes of it. An event of a task whose context ends before the
+// loop takes it is dropped.
 func (l *loop[S, E]) post(ctx context.Context, ev E) {
 	select {
-	case l.inbox <- message[E]{ev: ev}:
+	case l.inbox <- message[E]{ev: ev, from: ctx}:
 	case <-l.ended:
 	case <-ctx.Done():
 	}
@@ -174,7 +179,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// A task is work beside a loop, of which there is one at a time. Only the loop's goroutine starts and stops it.
+// A task is work beside a loop, of which there is one at a time. Only the loop's goroutine starts and stops it. Its
+// context ends when it is stopped, and not when it has ended by itself: the events that it posted count until something
+// else is started.
 type task struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{}
@@ -188,7 +195,6 @@ func (t *task) start(ctx context.Context, f func(ctx context.Context)) {
 	done := t.done
 	go func() {
 		defer close(done)
-		defer cancel(nil)
 		f(ctx)
 	}()
 }
