@@ -84,12 +84,9 @@ func restoreCreds(r *restorer) error {
 	c := r.core().GetCreds()
 	b := r.batch
 	step := func(what string, nr int, args ...any) { r.require(b.Try(nr, args...), "%s", what) }
-	have, err := r.FS.ThreadStatus(r.caller.PID(), r.tid())
-	if err != nil {
-		return err
-	}
+	have := r.known
 	inh, prm, eff, bnd := capSet(c.GetCapInh()), capSet(c.GetCapPrm()), capSet(c.GetCapEff()), capSet(c.GetCapBnd())
-	if lost := prm &^ uint64(have.CapPrm); lost != 0 {
+	if lost := prm &^ have.permitted; lost != 0 {
 		return fmt.Errorf("capabilities 0x%x are permitted to it and missing from this host's root", lost)
 	}
 	step("SECBIT_NO_SETUID_FIXUP", unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, secureNoSetuidFixup, 0, 0, 0)
@@ -103,13 +100,13 @@ func restoreCreds(r *restorer) error {
 	// These two report no error; checkCreds looks at the result.
 	b.Try(unix.SYS_SETFSGID, c.GetFsgid())
 	b.Try(unix.SYS_SETFSUID, c.GetFsuid())
-	step("inheritable capabilities", unix.SYS_CAPSET, b.Bytes(capHeader()), b.Bytes(capData(uint64(have.CapPrm), uint64(have.CapPrm), inh)))
+	step("inheritable capabilities", unix.SYS_CAPSET, b.Bytes(capHeader()), b.Bytes(capData(have.permitted, have.permitted, inh)))
 	b.Try(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	for n, amb := 0, capSet(c.GetCapAmb()); n < 64; n++ {
 		if amb>>n&1 != 0 {
 			step(fmt.Sprintf("ambient capability %d", n), unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, n, 0, 0)
 		}
-		if uint64(have.CapBnd)>>n&1 != 0 && bnd>>n&1 == 0 {
+		if have.bounding>>n&1 != 0 && bnd>>n&1 == 0 {
 			step(fmt.Sprintf("bounding set less capability %d", n), unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0)
 		}
 	}

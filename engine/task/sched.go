@@ -112,10 +112,7 @@ func missing(mask, have []byte) []int {
 func restoreSched(r *restorer) error {
 	e := r.thread.Extra
 	mask := e.GetAffinity()
-	here, err := online()
-	if err != nil {
-		return err
-	}
+	here := r.known.online
 	if len(mask) == 0 {
 		mask = here
 	} else if gone := missing(mask, here); len(gone) > 0 {
@@ -134,10 +131,9 @@ func restoreSched(r *restorer) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, uintptr(r.tid()), uintptr(e.GetIoprio())); errno != 0 {
 		return fmt.Errorf("I/O priority 0x%x: %w", e.GetIoprio(), errno)
 	}
-	// A real-time thread has no slack and takes none.
-	slack := []byte(strconv.FormatUint(e.GetTimerSlack(), 10))
-	if err := os.WriteFile(r.FS.Path(r.tid(), "timerslack_ns"), slack, 0); err != nil && e.GetTimerSlack() != 0 {
-		return fmt.Errorf("timer slack: %w", err)
+	// A real-time thread has no slack and takes none; 0 would mean its parent's.
+	if slack := e.GetTimerSlack(); slack != 0 {
+		r.require(r.batch.Try(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, slack, 0, 0, 0), "timer slack of %d ns", slack)
 	}
 	return nil
 }

@@ -232,6 +232,31 @@ type Target struct {
 	Header *imagespb.Header
 	// Path returns where a file of files.img is found inside the target's root.
 	Path func(id uint32) (string, error)
+
+	known *known
+}
+
+// known is what all threads of a skeleton have in common before their restore.
+type known struct {
+	online              []byte // mask of processors
+	permitted, bounding uint64 // capabilities
+}
+
+// learn fills known from the first thread that is restored.
+func (t *Target) learn(caller remote.Caller) error {
+	if t.known != nil {
+		return nil
+	}
+	mask, err := online()
+	if err != nil {
+		return err
+	}
+	s, err := t.FS.ThreadStatus(caller.PID(), caller.TID())
+	if err != nil {
+		return err
+	}
+	t.known = &known{online: mask, permitted: uint64(s.CapPrm), bounding: uint64(s.CapBnd)}
+	return nil
 }
 
 // restorer collects the calls of one thread's batch.
@@ -283,16 +308,21 @@ func (r *restorer) require(res *remote.Result, format string, args ...any) {
 	})
 }
 
-// RestoreThread gives a thread of a skeleton all its state but the registers. The leader goes last, since its
-// process-wide part takes away capabilities of nobody else but its own; all other threads of the process must
-// exist. Memory and descriptors of the process must be in place.
+// RestoreThread gives a thread of a skeleton all its state but the registers. The leader goes last, because its part
+// limits the whole process; all other threads must exist by then, since timers may notify them. Memory and
+// descriptors of the process must be in place.
 func RestoreThread(ctx context.Context, t *Target, caller remote.Caller, img *images.Thread) error {
 	r := &restorer{ctx: ctx, Target: t, caller: caller, thread: img, leader: img == t.Image.Leader(), batch: &remote.Batch{}}
-	now, err := Clocks(t.FS, caller.PID())
-	if err != nil {
+	if err := t.learn(caller); err != nil {
 		return err
 	}
-	r.elapsed = max(0, time.Duration(now.GetMonotonic()-t.Header.GetClocks().GetMonotonic()))
+	if r.leader { // it has the timers
+		now, err := Clocks(t.FS, caller.PID())
+		if err != nil {
+			return err
+		}
+		r.elapsed = max(0, time.Duration(now.GetMonotonic()-t.Header.GetClocks().GetMonotonic()))
+	}
 	for i := range kinds {
 		k := &kinds[i]
 		if k.restore == nil || (k.process && !r.leader) {
@@ -315,10 +345,7 @@ func Clocks(fs procfs.FS, pid int) (*imagespb.Clocks, error) {
 	if err != nil && !errors.Is(err, procfs.ErrGone) {
 		return nil, err
 	}
-	own, err := procfs.Host.ClockOffsets(0)
-	if err != nil {
-		own, err = procfs.Host.ClockOffsets(unix.Getpid())
-	}
+	own, err := procfs.Host.ClockOffsets(unix.Getpid())
 	if err != nil && !errors.Is(err, procfs.ErrGone) {
 		return nil, err
 	}
