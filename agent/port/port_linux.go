@@ -62,10 +62,8 @@ func (s *Spec) validate() error {
 	return nil
 }
 
-// Create makes a workload's port. It fails if one of this name exists (Remove it first); what a failed Create has made
-// is removed. No frame leaves the port that the workload has not caused: no duplicate address detection, no
-// autoconfiguration; and none at all before OpenEgress if Spec.Shut.
-func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
+// complete checks a Spec, fills in what it leaves open, and finds its bridge.
+func (h *Host) complete(s *Spec) (bridge netlink.Link, err error) {
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
@@ -75,8 +73,7 @@ func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
 	if s.Device == "" {
 		s.Device = "eth0"
 	}
-	bridge, err := h.nl.LinkByName(s.Bridge)
-	if err != nil {
+	if bridge, err = h.nl.LinkByName(s.Bridge); err != nil {
 		return nil, fmt.Errorf("port %q: bridge %s: %w", s.Name, s.Bridge, err)
 	}
 	if s.MTU == 0 {
@@ -84,6 +81,17 @@ func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
 	}
 	if s.MTU > bridge.Attrs().MTU {
 		return nil, fmt.Errorf("port %q: MTU %d is larger than that of bridge %s, %d", s.Name, s.MTU, s.Bridge, bridge.Attrs().MTU)
+	}
+	return bridge, nil
+}
+
+// Create makes a workload's port. It fails if one of this name exists (Remove it first); what a failed Create has made
+// is removed. No frame leaves the port that the workload has not caused: no duplicate address detection, no
+// autoconfiguration; and none at all before OpenEgress if Spec.Shut.
+func (h *Host) Create(ctx context.Context, s Spec) (p *Port, err error) {
+	bridge, err := h.complete(&s)
+	if err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -236,7 +244,9 @@ func (h *Host) plug(veth, bridge netlink.Link) error {
 // prepareDevice keeps the workload's device from talking by itself, and brings it up without addresses.
 func prepareDevice(s *Spec) error {
 	err := inside(s.NetNS, func() error {
-		for _, kv := range [][2]string{{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}, {"router_solicitations", "0"}} {
+		for _, kv := range [][2]string{
+			{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}, {"router_solicitations", "0"},
+		} {
 			if err := sysctl("ipv6", s.Device, kv[0], kv[1]); err != nil {
 				return err
 			}

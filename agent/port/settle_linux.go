@@ -24,6 +24,8 @@ var ErrNotSettled = errors.New("frames may be on their way behind the shut gate"
 const (
 	settleTimeout = 200 * time.Millisecond
 	settleRetry   = 2 * time.Millisecond
+
+	schedFIFO = 1 // SCHED_FIFO of linux/sched.h, which x/sys lacks
 )
 
 // settle waits until all that passed the gate has been received. An armed gate only: the sockets for it are open then.
@@ -34,14 +36,14 @@ func (g *Gate) settle() error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		var home unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &home); err != nil {
+		home, err := becomeUrgent()
+		if err != nil {
 			runtime.UnlockOSThread()
-			done <- fmt.Errorf("processors of this thread: %w", err)
+			done <- err
 			return
 		}
-		err := g.settleEach(&home)
-		if unix.SchedSetaffinity(0, &home) == nil {
+		err = g.settleEach(&home.cpus)
+		if home.comeBack() == nil {
 			runtime.UnlockOSThread() // else the thread ends here
 		}
 		done <- err
@@ -50,6 +52,37 @@ func (g *Gate) settle() error {
 		return fmt.Errorf("gate of %q: %w", g.name, err)
 	}
 	return nil
+}
+
+// schedule is how a thread is scheduled, and where it may run.
+type schedule struct {
+	attr *unix.SchedAttr
+	cpus unix.CPUSet
+}
+
+// becomeUrgent makes the calling thread run before others, where that is permitted: it works for microseconds, and waiting
+// for its turn on each processor would be part of the blackout.
+func becomeUrgent() (was schedule, err error) {
+	if err := unix.SchedGetaffinity(0, &was.cpus); err != nil {
+		return was, fmt.Errorf("processors of this thread: %w", err)
+	}
+	if was.attr, err = unix.SchedGetAttr(0, 0); err != nil {
+		return was, fmt.Errorf("scheduling of this thread: %w", err)
+	}
+	urgent := unix.SchedAttr{Policy: schedFIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1}
+	if err := unix.SchedSetAttr(0, &urgent, 0); err != nil {
+		was.attr = nil // not permitted: it waits for its turn
+	}
+	return was, nil
+}
+
+// comeBack undoes becomeUrgent.
+func (s *schedule) comeBack() error {
+	err := unix.SchedSetaffinity(0, &s.cpus)
+	if s.attr != nil {
+		err = errors.Join(err, unix.SchedSetAttr(0, s.attr, 0))
+	}
+	return err
 }
 
 // settleEach goes from processor to processor. That this thread runs on one means that no frame is half-way through the gate
