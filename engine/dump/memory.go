@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
@@ -17,7 +16,6 @@ import (
 	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
 	"migrate/engine/ptrace"
-	"migrate/engine/remote"
 )
 
 // memory is the memory of the tree: an address space for each process, and the objects that they share.
@@ -94,7 +92,7 @@ func (m *memory) follow(ctx context.Context) error {
 
 // open starts reading, and tracking if it is asked for, of one process.
 func (m *memory) open(ctx context.Context, p *engine.Process) (_ *space, err error) {
-	sp := &space{pid: p.PID, reader: mem.NewLayoutReader(p.PID, m.objects), caller: &borrower{tracer: m.source.tracer, pid: p.PID}}
+	sp := &space{pid: p.PID, reader: mem.NewLayoutReader(p.PID, m.objects), caller: &borrower{tracer: m.source.tracer, pid: p.PID, tid: p.PID}}
 	if sp.source, err = mem.NewSource(p.PID, uint32(p.VPID), mem.NewUserfault(sp.caller)); err != nil {
 		return nil, err
 	}
@@ -222,62 +220,6 @@ func (m *memory) close(context.Context) error {
 		delete(m.spaces, pid)
 	}
 	return errors.Join(errs...)
-}
-
-// borrower is the Caller of a tracker: it borrows the process when it is called, until giveBack.
-type borrower struct {
-	tracer  *ptrace.Tracer
-	pid     int
-	session *remote.Session
-}
-
-var _ remote.Caller = (*borrower)(nil)
-
-func (b *borrower) open(ctx context.Context) (err error) {
-	if b.session == nil {
-		b.session, err = remote.Open(ctx, b.tracer, b.pid, remote.Options{})
-	}
-	return err
-}
-
-// Run implements remote.Caller.
-func (b *borrower) Run(ctx context.Context, batch *remote.Batch) error {
-	if err := b.open(ctx); err != nil {
-		return err
-	}
-	return b.session.Run(ctx, batch)
-}
-
-// Pull implements remote.Caller.
-func (b *borrower) Pull(ctx context.Context, fd int) (*os.File, error) {
-	if err := b.open(ctx); err != nil {
-		return nil, err
-	}
-	return b.session.Pull(ctx, fd)
-}
-
-// Push implements remote.Caller.
-func (b *borrower) Push(ctx context.Context, files []remote.PushFile) error {
-	if err := b.open(ctx); err != nil {
-		return err
-	}
-	return b.session.Push(ctx, files)
-}
-
-// PID implements remote.Caller.
-func (b *borrower) PID() int { return b.pid }
-
-// TID implements remote.Caller.
-func (b *borrower) TID() int { return b.pid }
-
-// giveBack lets the process go on.
-func (b *borrower) giveBack() error {
-	if b.session == nil {
-		return nil
-	}
-	err := b.session.Close()
-	b.session = nil
-	return err
 }
 
 // pageDir makes a directory's writer of pages a Sink.

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -19,7 +20,6 @@ import (
 	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
-	"migrate/engine/remote"
 	"migrate/engine/task"
 )
 
@@ -34,18 +34,12 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		return nil, err
 	}
 	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}}
-	err = s.tracer.OnThread(ctx, func(ctx context.Context) error {
-		for _, f := range s.frozen {
-			img, err := s.process(ctx, f, header.Clocks)
-			if err != nil {
-				return fmt.Errorf("pid %d: %w", f.PID, err)
-			}
-			cp.Processes = append(cp.Processes, img)
+	for _, f := range s.frozen {
+		img, err := s.process(ctx, f, header.Clocks)
+		if err != nil {
+			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		cp.Processes = append(cp.Processes, img)
 	}
 	cp.Files = s.memory.files.entries
 	if header.Files, err = s.memory.extras(); err != nil {
@@ -95,19 +89,8 @@ func (s *Source) entries() []*pstree.PstreeEntry {
 
 // process records one process. Each of its threads is borrowed for the calls that only it can make.
 func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks) (_ *images.Process, err error) {
-	var sessions []*remote.Session
-	defer func() {
-		for _, x := range sessions {
-			err = errors.Join(err, x.Close())
-		}
-	}()
 	for i, th := range f.Threads {
-		x, err := remote.Open(ctx, s.tracer, th.TID, remote.Options{})
-		if err != nil {
-			return nil, err
-		}
-		sessions = append(sessions, x)
-		f.threads[i].Caller = x
+		f.threads[i].Caller = &borrower{tracer: s.tracer, pid: f.PID, tid: th.TID, brief: true}
 	}
 	memory, err := ptrace.OpenMemory(f.PID)
 	if err != nil {
@@ -124,6 +107,9 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		return nil, err
 	}
 	img.MM.Vmas = s.memory.vmas(f.PID)
+	// Nothing of these is shared between processes (see task.Check), so the process's own id tells them apart.
+	id := proto.Uint32(uint32(f.VPID))
+	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}
 	return img, nil
 }
 
