@@ -45,7 +45,7 @@ func setupRefused(h *half) {
 	h.at(fd, 100, err)
 	fd, err = unix.MemfdCreate("x", 0)
 	h.at(fd, 101, err)
-	fd, err = unix.PidfdOpen(os.Getpid(), 0)
+	fd, err = unix.PidfdOpen(os.Getppid(), 0)
 	h.at(fd, 102, err)
 	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
 	h.at(fd, 103, err)
@@ -410,7 +410,7 @@ func TestExternal(t *testing.T) {
 	}
 	var log bytes.Buffer
 	asked := map[string]bool{}
-	r, err := NewRestorer(cp, Env{External: func(name string, flags int) (*os.File, error) {
+	r, err := NewRestorer(cp, Env{PID: func(vpid int) int { return vpid }, External: func(name string, flags int) (*os.File, error) {
 		asked[name] = true
 		fmt.Fprintln(&log, name, flags)
 		return os.OpenFile(os.DevNull, flags&unix.O_ACCMODE, 0)

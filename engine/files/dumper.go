@@ -35,6 +35,7 @@ type Options struct {
 type Dumper struct {
 	opts   Options
 	pidfds map[int]int // by pid
+	procs  []*engine.Process
 	diag   *sock.Diag
 	needed []Needed
 	frozen bool // Dump runs: checks that search the whole system are left out
@@ -76,6 +77,7 @@ func (d *Dumper) Close() error {
 
 // prepare opens what asking takes: once, before the freeze if Check was called.
 func (d *Dumper) prepare(procs []*engine.Process) error {
+	d.procs = procs
 	for _, p := range procs {
 		if _, ok := d.pidfds[p.PID]; ok {
 			continue
@@ -137,7 +139,7 @@ func (d *Dumper) problems(ctx context.Context, snap *snapshot, desc *description
 		out = desc.kind.check(ctx, d, desc)
 	}
 	out = append(out, d.lockProblems(desc)...)
-	if p, bad := ownerProblem(desc, snap); bad {
+	if p, bad := ownerProblem(desc, d.procs); bad {
 		out = append(out, p)
 	}
 	return out

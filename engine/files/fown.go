@@ -42,20 +42,8 @@ func ownerOf(o ownerEx, procs []*engine.Process) (int, bool) {
 	return 0, false
 }
 
-func holdersOf(s *snapshot) []*engine.Process {
-	var out []*engine.Process
-	for _, d := range s.list {
-		for _, h := range d.holders {
-			if !slices.Contains(out, h.proc) {
-				out = append(out, h.proc)
-			}
-		}
-	}
-	return out
-}
-
 // ownerProblem refuses owners of SIGIO and SIGURG outside the tree (F_SETOWN in fcntl(2)).
-func ownerProblem(d *description, s *snapshot) (problem, bool) {
+func ownerProblem(d *description, procs []*engine.Process) (problem, bool) {
 	if d.flags&unix.O_PATH != 0 {
 		return problem{}, false
 	}
@@ -63,7 +51,7 @@ func ownerProblem(d *description, s *snapshot) (problem, bool) {
 	if err != nil || o.PID == 0 {
 		return problem{}, false
 	}
-	if _, ok := ownerOf(o, holdersOf(s)); ok {
+	if _, ok := ownerOf(o, procs); ok {
 		return problem{}, false
 	}
 	return problem{reason: fmt.Sprintf("its signals go to process or group %d, which is outside the tree (F_SETOWN)", o.PID)}, true
@@ -87,7 +75,7 @@ func (r *dump) fown(d *description) (*fown.FownEntry, error) {
 	if o.PID == 0 {
 		return e, nil
 	}
-	pid, ok := ownerOf(o, holdersOf(r.snap))
+	pid, ok := ownerOf(o, r.procs)
 	if !ok {
 		return nil, fmt.Errorf("owner %d: %w", o.PID, ErrNotCarried)
 	}

@@ -15,7 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
 	"migrate/engine/images"
@@ -209,6 +211,16 @@ func dumped(t testing.TB, ctx context.Context, p *program) (*Dumper, *images.Che
 	if err := d.Dump(ctx, procs, cp); err != nil {
 		t.Fatal(err)
 	}
+	for i, e := range cp.Files { // as it travels
+		b, err := proto.Marshal(e)
+		if err != nil {
+			t.Fatalf("%v: %v", e, err)
+		}
+		cp.Files[i] = &fdinfo.FileEntry{}
+		if err := proto.Unmarshal(b, cp.Files[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	prune(cp)
 	return d, cp
 }
@@ -233,7 +245,8 @@ func move(t *testing.T, name string, attr func() *syscall.SysProcAttr, env func(
 		t.Fatal(err)
 	}
 	dst := start(t, "verify", name, dir, nil)
-	cp.Processes[0].PID = uint32(dst.cmd.Process.Pid)
+	renumber(cp, dst.cmd.Process.Pid)
+	e.PID = func(vpid int) int { return vpid }
 	r := install(t, ctx, dst, cp, e)
 	if between != nil {
 		between()
@@ -245,6 +258,16 @@ func move(t *testing.T, name string, attr func() *syscall.SysProcAttr, env func(
 		t.Fatal(err)
 	}
 	dst.finish(t)
+}
+
+// renumber gives a checkpoint the process id of the program that takes its descriptors.
+func renumber(cp *images.Checkpoint, pid int) {
+	cp.Processes[0].PID = uint32(pid)
+	for _, e := range cp.Files {
+		if e.Pidfd != nil {
+			*e.Pidfd.Nspid = int32(pid)
+		}
+	}
 }
 
 // install gives a program the descriptors of a checkpoint, through a real stub in its first thread.

@@ -142,8 +142,8 @@ func statusFlags(e *fdinfo.FileEntry) (uint32, *fown.FownEntry) {
 		return e.Isk.GetFlags(), e.Isk.GetFown()
 	case e.Usk != nil:
 		return e.Usk.GetFlags(), e.Usk.GetFown()
-	case e.Memfd != nil:
-		return e.Memfd.GetFlags(), e.Memfd.GetFown()
+	case e.Pidfd != nil:
+		return e.Pidfd.GetFlags(), e.Pidfd.GetFown()
 	}
 	return 0, nil
 }

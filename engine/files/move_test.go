@@ -4,6 +4,7 @@ package files
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,6 +152,8 @@ func setupAnon(h *half) {
 	h.must(unix.TimerfdSettime(104, unix.TFD_TIMER_ABSTIME, &unix.ItimerSpec{Value: unix.NsecToTimespec(time.Now().Add(time.Hour).UnixNano())}, nil))
 	fd, err = unix.TimerfdCreate(unix.CLOCK_BOOTTIME, 0)
 	h.at(fd, 105, err)
+	fd, err = unix.PidfdOpen(os.Getpid(), unix.PIDFD_NONBLOCK)
+	h.at(fd, 106, err)
 	time.Sleep(5 * time.Millisecond) // the first timer expires
 }
 
@@ -180,6 +183,12 @@ func verifyAnon(h *half) {
 	}
 	if l := left(105); l != 0 {
 		h.errorf("disarmed timer: %v left", l)
+	}
+	h.expectErr("signal through a pidfd", unix.PidfdSendSignal(106, 0, nil, 0), nil)
+	h.expectFlags(106, unix.O_NONBLOCK, unix.O_NONBLOCK)
+	b, _ = os.ReadFile("/proc/self/fdinfo/106")
+	if !strings.Contains(string(b), fmt.Sprintf("Pid:\t%d\n", os.Getpid())) {
+		h.errorf("pidfd: %s", b)
 	}
 	b, _ = os.ReadFile("/proc/self/fdinfo/104")
 	if !strings.Contains(string(b), "settime flags: 01") {

@@ -26,9 +26,6 @@ var (
 	kindBPF         = &Kind{Name: "bpf", Note: "it is a BPF object of this kernel", match: func(d *description) bool {
 		return d.anonymous() && (strings.HasPrefix(d.path(), "anon_inode:bpf") || strings.HasPrefix(d.path(), "anon_inode:[bpf"))
 	}}
-	kindPidfd = &Kind{Name: "pidfd", Note: "it refers to a process", match: func(d *description) bool {
-		return d.anon("[pidfd]") || d.format() == unix.S_IFREG && d.magic() == magicPidfs
-	}}
 	kindOtherAnon = &Kind{Name: "kernel object", Note: "it is a kernel object of a kind that is not carried", match: func(d *description) bool { return d.anonymous() }}
 
 	kindNetlink     = socketKind("netlink socket", "it is a netlink socket", unix.AF_NETLINK)

@@ -15,9 +15,8 @@ import (
 
 // Magic numbers of file systems that x/sys lacks or names otherwise (include/uapi/linux/magic.h).
 const (
-	magicPipe  = 0x50495045
-	magicNS    = unix.NSFS_MAGIC
-	magicPidfs = 0x50494446
+	magicPipe = 0x50495045
+	magicNS   = unix.NSFS_MAGIC
 )
 
 var kindRegular = &Kind{

@@ -87,7 +87,7 @@ func dumpUnix(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 		return nil, err
 	}
 	e := &sk_unix.UnixSkEntry{Id: proto.Uint32(d.id), Ino: proto.Uint32(u.Ino), Type: proto.Uint32(uint32(u.Type)), State: proto.Uint32(uint32(u.State)),
-		Flags: proto.Uint32(uint32(d.flags)), Uflags: proto.Uint32(0), Backlog: proto.Uint32(0), Peer: proto.Uint32(u.Peer), Fown: owner, Opts: opts, Name: name}
+		Flags: proto.Uint32(uint32(d.flags)), Uflags: proto.Uint32(0), Backlog: proto.Uint32(0), Peer: proto.Uint32(u.Peer), Fown: owner, Opts: opts, Name: append([]byte{}, name...)} // the record must have a name, if an empty one
 	if u.Shutdown != 0 {
 		e.Shutdown = sk_opts.SkShutdown(u.Shutdown & 3).Enum()
 	}
