@@ -363,6 +363,43 @@ func (v *service) Retune(ctx context.Context, req *clusterapi.RetuneRequest) (*c
 	return &clusterapi.RetuneReply{Migration: t.migration(res.Migration)}, nil
 }
 
-func (v *service) Resolve(context.Context, *clusterapi.ResolveRequest) (*clusterapi.ResolveReply, error) {
-	return nil, status.Error(codes.Unimplemented, "an operator's decision is not built yet; the migration stays as it is, and nothing of it is destroyed")
+// Resolve takes an operator's word that one host is certainly fenced. It is refused where the log needs no such word.
+func (v *service) Resolve(ctx context.Context, req *clusterapi.ResolveRequest) (*clusterapi.ResolveReply, error) {
+	t, err := v.read()
+	if err != nil {
+		return nil, err
+	}
+	m, err := t.find(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	r := fsm.Record(m)
+	ev := handoff.LeaderEvent{Kind: handoff.LeaderResolve, Role: handoff.RoleSource}
+	other, loses := m.GetDestination(), r.Phase == handoff.PhaseCommitted || r.Phase == handoff.PhaseNeedsOperator
+	switch req.GetRunAt() {
+	case m.GetSource():
+	case m.GetDestination():
+		ev.Role, other, loses = handoff.RoleDestination, m.GetSource(), r.Phase != handoff.PhaseResumed && r.Phase != handoff.PhaseCommitted
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "%q is neither the source (%s) nor the destination (%s) of %s", req.GetRunAt(), m.GetSource(), m.GetDestination(), r.Migration)
+	}
+	if req.GetFenced() != other {
+		return nil, status.Errorf(codes.InvalidArgument, "to run at %s, %s must be fenced: switched off or cut off for good; say so with --fenced %s", req.GetRunAt(), other, other)
+	}
+	if loses && !req.GetAcceptLoss() {
+		return nil, status.Errorf(codes.FailedPrecondition, "what the workload did on %s after the switch would be lost; say --accept-loss if that is right", other)
+	}
+	s := t.session(r.Migration)
+	if s == nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "migration %s is closed: there is nothing to resolve", r.Migration)
+	}
+	reason := "resolved by " + req.GetOperator() + ": " + other + " is fenced"
+	v.s.c.Log.Warn("an operator decides", "migration", r.Migration, "operator", req.GetOperator(), "run_at", req.GetRunAt(), "fenced", other, "accept_loss", req.GetAcceptLoss())
+	if err := s.call(ctx, sessionEvent{ev: ev, reason: reason}); err != nil && !errors.Is(err, errClosed) {
+		return nil, err
+	}
+	if m, err = t.find(r.Migration); err != nil {
+		return nil, err
+	}
+	return &clusterapi.ResolveReply{Migration: t.migration(m)}, nil
 }

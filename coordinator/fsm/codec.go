@@ -82,24 +82,27 @@ func Record(m *logpb.Migration) handoff.Record {
 	r := m.GetRecord()
 	return handoff.Record{Incarnation: r.GetIncarnation(), Migration: r.GetMigration(), Phase: handoff.Phase(r.GetPhase()),
 		Attempt: r.GetAttempt(), Ended: r.GetEnded(), Source: r.GetSource(), Destination: r.GetDestination(), Epoch: r.GetEpoch(),
-		Owner: handoff.Role(r.GetOwner()), SourceGone: r.GetSourceGone(), DestinationGone: r.GetDestinationGone(), Cancelled: r.GetCancelled()}
+		Owner: handoff.Role(r.GetOwner()), SourceGone: r.GetSourceGone(), DestinationGone: r.GetDestinationGone(), Cancelled: r.GetCancelled(),
+		Undecided: r.GetUndecided(), Reverted: r.GetReverted()}
 }
 
 func recordPB(r handoff.Record) *logpb.Record {
 	return &logpb.Record{Incarnation: r.Incarnation, Migration: r.Migration, Phase: uint32(r.Phase), Attempt: r.Attempt,
 		Ended: r.Ended, Source: r.Source, Destination: r.Destination, Epoch: r.Epoch, Owner: uint32(r.Owner),
-		SourceGone: r.SourceGone, DestinationGone: r.DestinationGone, Cancelled: r.Cancelled}
+		SourceGone: r.SourceGone, DestinationGone: r.DestinationGone, Cancelled: r.Cancelled,
+		Undecided: r.Undecided, Reverted: r.Reverted}
 }
 
 // EntryCommand is the command of a handoff entry; the caller may add what is known for the result.
 func EntryCommand(id string, e handoff.Entry) *logpb.MigrationEntry {
 	return &logpb.MigrationEntry{Id: id, Kind: uint32(e.Kind), Attempt: e.Attempt, Epoch: e.Epoch, SourceHash: []byte(e.Source),
-		DestinationHash: []byte(e.Dest), Ran: e.Ran, Cancelled: e.Cancelled}
+		DestinationHash: []byte(e.Dest), Ran: e.Ran, Cancelled: e.Cancelled, RunAt: uint32(e.RunAt)}
 }
 
 func entryOf(c *logpb.MigrationEntry) handoff.Entry {
 	return handoff.Entry{Kind: handoff.EntryKind(min(c.GetKind(), 255)), Attempt: c.GetAttempt(), Epoch: c.GetEpoch(),
-		Source: handoff.Hash(c.GetSourceHash()), Dest: handoff.Hash(c.GetDestinationHash()), Ran: c.GetRan(), Cancelled: c.GetCancelled()}
+		Source: handoff.Hash(c.GetSourceHash()), Dest: handoff.Hash(c.GetDestinationHash()), Ran: c.GetRan(), Cancelled: c.GetCancelled(),
+		RunAt: handoff.Role(min(c.GetRunAt(), 255))}
 }
 
 // Noop is a command that the state refuses: for measuring the log itself.

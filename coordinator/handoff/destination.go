@@ -166,7 +166,7 @@ func (d Destination) first(ev DestinationEvent) (Destination, []Action, error) {
 		d.Ref, d.Phase = ev.Ref, DestinationGone
 		d.Disk = DestinationDisk{Stage: DestinationDestroying, Ref: ev.Ref}
 		return d, []Action{d.persist(), d.report(ReportCopyDestroyed)}, nil
-	case OrderCommit, OrderEndAttempt:
+	case OrderCommit, OrderEndAttempt: // a disk that was wiped is no evidence that the copy did not run
 		return d, nil, refuse(WrongPhase, d, ev)
 	}
 	return d, nil, refuse(Unsupported, d, ev)
@@ -252,9 +252,14 @@ func (d Destination) commit(ev DestinationEvent) (Destination, []Action, error) 
 		if ev.Ref.Attempt != d.Ref.Attempt {
 			return d, nil, refuse(StaleAttempt, d, ev)
 		}
-		d.Phase = DestinationResuming
-		d.Disk.Stage = DestinationHasResumed
-		return d, []Action{d.persist(), d.act(ActResume)}, nil
+		return d.resume()
+	case DestinationAborted: // the source lost its copy without having run: this one is all there is, if it is whole
+		if d.Hash != "" && ev.Ref.Attempt == d.Ref.Attempt {
+			return d.resume()
+		}
+		return d.decline()
+	case DestinationExpecting, DestinationSkeleton: // likewise; the Abort was missed
+		return d.decline()
 	case DestinationResuming:
 		return d, nil, nil
 	case DestinationRunning:
@@ -265,6 +270,12 @@ func (d Destination) commit(ev DestinationEvent) (Destination, []Action, error) 
 		return d, []Action{d.lost()}, nil
 	}
 	return d, nil, refuse(WrongPhase, d, ev)
+}
+
+func (d Destination) resume() (Destination, []Action, error) {
+	d.Phase = DestinationResuming
+	d.Disk.Stage = DestinationHasResumed
+	return d, []Action{d.persist(), d.act(ActResume)}, nil
 }
 
 // destroy names the instance (matches has compared it). It never hits a copy that may run.
@@ -284,7 +295,9 @@ func (d Destination) broken(ev DestinationEvent) (Destination, []Action, error) 
 	switch d.Phase {
 	case DestinationExpecting, DestinationSkeleton, DestinationPrepared:
 		return d.decline()
-	case DestinationAborted, DestinationDeclined, DestinationGone:
+	case DestinationAborted: // it may have been all there is
+		return d.decline()
+	case DestinationDeclined, DestinationGone:
 		return d, nil, nil
 	}
 	return d, nil, refuse(WrongPhase, d, ev)

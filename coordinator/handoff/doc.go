@@ -15,9 +15,11 @@
 //	                          v                                                     Revert
 //	                       aborted --Confirmed--> confirmed <--Confirmed-- reverted <--+
 //
-// SourceLost leads from any phase before the commit, and from aborted and reverted, to lost; to needs-operator where a
-// switch had begun, for then the destination may hold the only state there is. DestinationGone is the destination's
-// acknowledgement of the end. A record is closed when both sides have acknowledged its end.
+// SourceLost (the source's host rebooted) leads to lost from any phase before the commit, and from reverted. But if it
+// may have voted in the attempt that runs or that an Abort cut off, and has not run since, it leads to committed: the
+// destination's copy is the last state there is, and it resumes it if it is whole or declines. DestinationGone is the
+// destination's acknowledgement of the end. A record is closed when both sides have acknowledged its end. Resolve is
+// an operator's word that one host is fenced; it ends what would wait for that host for ever.
 //
 // # The leader (Leader.Step)
 //
@@ -51,6 +53,5 @@
 // # Names
 //
 // Every order, vote and report carries a Ref. What does not match is refused with a *Refusal and changes nothing.
-// Post-copy, and the committing of a prepared copy whose source was lost (salvage), are not built: the first is
-// refused with Unsupported, the second ends in needs-operator.
+// Post-copy is not built: its order is refused with Unsupported.
 package handoff

@@ -2,14 +2,26 @@ package handoff
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"time"
 )
 
-// moves calls f with each state that can follow from w, what happened, and whether it was a fault: a fault is never
-// needed to get to the end. An error is a broken rule.
-func (x *explorer) moves(w world, f func(next world, what func() string, fault bool, err error)) {
+// class is what a move is: a step that has to come in the end; one that may come at any time, such as a cancel, and
+// that may be needed to get to an end; or a fault, which never is.
+type class uint8
+
+const (
+	progress class = iota
+	rare
+	fault
+)
+
+// moves calls f with each state that can follow from w, what happened, and of what class
+// it was. An error is a broken rule.
+func (x *explorer) moves(w world, f func(next world, what func() string, c class, err error)) {
 	x.deliveries(w, f)
 	x.agents(w, f)
 	x.faults(w, f)
@@ -20,31 +32,31 @@ func (x *explorer) moves(w world, f func(next world, what func() string, fault b
 		n := w
 		copy(n.inflight[i:], n.inflight[i+1:])
 		n.inflight[inflightLen-1] = Entry{}
-		if r, err := n.record.Apply(e); err == nil {
+		if r, err := x.apply(n.record, e); err == nil {
 			n.record = r
 			x.leaderStep(&n, LeaderEvent{Kind: LeaderApplied, Record: r})
 		}
-		f(n, func() string { return "applied " + e.String() }, false, n.check())
+		f(n, func() string { return "applied " + e.String() }, progress, n.check())
 	}
 	x.timers(w, f)
 }
 
 // timers: what a caller does because something takes too long. They may strike at any time and prove nothing.
-func (x *explorer) timers(w world, f func(world, func() string, bool, error)) {
+func (x *explorer) timers(w world, f func(world, func() string, class, error)) {
 	for _, ev := range []LeaderEvent{{Kind: LeaderRedrive}, {Kind: LeaderCancel}, {Kind: LeaderDeadline, Ref: w.record.Ref(RoleSource)}} {
 		n := w
 		x.leaderStep(&n, ev)
-		f(n, func() string { return ev.String() }, false, nil)
+		f(n, func() string { return ev.String() }, rare, nil)
 	}
-	if !w.source.down && w.source.queue.n == 0 {
+	if !w.source.down && w.source.queue == 0 {
 		n := w
 		if x.sourceStep(&n, SourceEvent{Kind: SourceFault}) {
-			f(n, func() string { return "fault at the source" }, false, nil)
+			f(n, func() string { return "fault at the source" }, rare, nil)
 		}
 	}
 }
 
-func (x *explorer) deliveries(w world, f func(world, func() string, bool, error)) {
+func (x *explorer) deliveries(w world, f func(world, func() string, class, error)) {
 	for i, m := range x.list {
 		if w.net[i/64]&(1<<(i%64)) == 0 {
 			continue
@@ -54,11 +66,11 @@ func (x *explorer) deliveries(w world, f func(world, func() string, bool, error)
 		case toLeader:
 			x.leaderStep(&n, m.leader)
 		case toSource:
-			if w.source.down || w.source.queue.n > 0 || !x.sourceStep(&n, m.source) {
+			if w.source.down || w.source.queue != 0 || !x.sourceStep(&n, m.source) {
 				continue
 			}
 		case toDestination:
-			if w.dest.down || w.dest.queue.n > 0 {
+			if w.dest.down || w.dest.queue != 0 {
 				continue
 			}
 			ev := m.dest
@@ -73,19 +85,19 @@ func (x *explorer) deliveries(w world, f func(world, func() string, bool, error)
 		}
 		f(n, func() string {
 			return fmt.Sprintf("delivered %v", [...]string{m.leader.String(), m.source.String(), m.dest.String() + fmt.Sprint(m.finish)}[m.to])
-		}, false, nil)
+		}, progress, nil)
 	}
 }
 
 // agents: the actions of both, what happens inside them, and their reads of the log.
-func (x *explorer) agents(w world, f func(world, func() string, bool, error)) {
-	if h := w.source; !h.down && h.queue.n > 0 {
+func (x *explorer) agents(w world, f func(world, func() string, class, error)) {
+	if h := w.source; !h.down && h.queue != 0 {
 		n := w
 		err := x.sourceAct(&n)
 		if err == nil {
 			err = n.check()
 		}
-		f(n, func() string { return "source: " + h.queue.a[0].String() }, false, err)
+		f(n, func() string { return "source: " + x.items.list[h.queue].act.String() }, progress, err)
 	} else if !h.down {
 		events := []SourceEvent{}
 		if kind, ref := OrderFor(RoleSource, w.record); kind != OrderNone && h.state.Phase != SourceIdle {
@@ -100,17 +112,17 @@ func (x *explorer) agents(w world, f func(world, func() string, bool, error)) {
 		for _, ev := range events {
 			n := w
 			if x.sourceStep(&n, ev) {
-				f(n, func() string { return "source reads or does: " + ev.String() }, false, nil)
+				f(n, func() string { return "source reads or does: " + ev.String() }, progress, nil)
 			}
 		}
 	}
-	if h := w.dest; !h.down && h.queue.n > 0 {
+	if h := w.dest; !h.down && h.queue != 0 {
 		n := w
 		err := x.destAct(&n)
 		if err == nil {
 			err = n.check()
 		}
-		f(n, func() string { return "destination: " + h.queue.a[0].String() }, false, err)
+		f(n, func() string { return "destination: " + x.items.list[h.queue].act.String() }, progress, err)
 	} else if !h.down {
 		events := []DestinationEvent{}
 		if kind, ref := OrderFor(RoleDestination, w.record); kind != OrderNone && h.state.Phase != DestinationIdle {
@@ -122,7 +134,7 @@ func (x *explorer) agents(w world, f func(world, func() string, bool, error)) {
 		for _, ev := range events {
 			n := w
 			if x.destStep(&n, ev) {
-				f(n, func() string { return "destination reads or does: " + ev.String() }, false, nil)
+				f(n, func() string { return "destination reads or does: " + ev.String() }, progress, nil)
 			}
 		}
 	}
@@ -130,7 +142,7 @@ func (x *explorer) agents(w world, f func(world, func() string, bool, error)) {
 }
 
 // restarts: an agent that is down comes back, always.
-func (x *explorer) restarts(w world, f func(world, func() string, bool, error)) {
+func (x *explorer) restarts(w world, f func(world, func() string, class, error)) {
 	if h := w.source; h.down {
 		n := w
 		n.source.down = false
@@ -139,7 +151,7 @@ func (x *explorer) restarts(w world, f func(world, func() string, bool, error)) 
 			ev.Kind = SourceRebooted
 		}
 		x.sourceStep(&n, ev)
-		f(n, func() string { return "source starts again: " + ev.String() }, false, nil)
+		f(n, func() string { return "source starts again: " + ev.String() }, progress, nil)
 	}
 	if h := w.dest; h.down {
 		n := w
@@ -149,22 +161,22 @@ func (x *explorer) restarts(w world, f func(world, func() string, bool, error)) 
 			ev.Kind = DestinationRebooted
 		}
 		x.destStep(&n, ev)
-		f(n, func() string { return "destination starts again: " + ev.String() }, false, nil)
+		f(n, func() string { return "destination starts again: " + ev.String() }, progress, nil)
 	}
 }
 
 // faults: crashes, reboots, a new leader, lost proposals, wishes.
-func (x *explorer) faults(w world, f func(world, func() string, bool, error)) {
+func (x *explorer) faults(w world, f func(world, func() string, class, error)) {
 	do := func(left *uint8, n *world, what string, change func()) {
 		if *left > 0 {
 			*left--
 			change()
-			f(*n, func() string { return what }, true, n.check())
+			f(*n, func() string { return what }, fault, n.check())
 		}
 	}
 	n := w
 	if !w.source.down {
-		do(&n.left.sourceCrash, &n, "source's agent dies", func() { n.source.down, n.source.state, n.source.queue = true, Source{}, queue{} })
+		do(&n.left.sourceCrash, &n, "source's agent dies", func() { n.source.down, n.source.state, n.source.queue = true, Source{}, 0 })
 	}
 	n = w
 	if w.source.disk.Stage != SourceNone { // before the claim it is no matter of the migration
@@ -175,7 +187,7 @@ func (x *explorer) faults(w world, f func(world, func() string, bool, error)) {
 	n = w
 	if !w.dest.down {
 		do(&n.left.destCrash, &n, "destination's agent dies", func() {
-			n.dest.down, n.dest.state, n.dest.queue = true, Destination{}, queue{}
+			n.dest.down, n.dest.state, n.dest.queue = true, Destination{}, 0
 			if n.dest.copy == copySkeleton { // traced with EXITKILL
 				n.dest.copy = copyNone
 			}
@@ -192,7 +204,7 @@ func (x *explorer) faults(w world, f func(world, func() string, bool, error)) {
 		x.leaderStep(&n, LeaderEvent{Kind: LeaderApplied, Record: n.record})
 	})
 	n = w
-	if !w.dest.down && w.dest.queue.n == 0 && w.dest.copy != copyRunning && w.dest.state.Phase != DestinationResuming {
+	if !w.dest.down && w.dest.queue == 0 && w.dest.copy != copyRunning && w.dest.state.Phase != DestinationResuming {
 		do(&n.left.broken, &n, "copy breaks", func() {
 			if x.destStep(&n, DestinationEvent{Kind: DestinationBroken}) {
 				n.dest.copy = copyGone
@@ -202,7 +214,7 @@ func (x *explorer) faults(w world, f func(world, func() string, bool, error)) {
 	if w.leader.Waiting { // its connection broke; not counted, it only takes away
 		n = w
 		x.leaderStep(&n, LeaderEvent{Kind: LeaderRequestGone})
-		f(n, func() string { return "request gone" }, true, nil)
+		f(n, func() string { return "request gone" }, fault, nil)
 	}
 }
 
@@ -212,6 +224,7 @@ type key struct {
 	net                                    [2]uint64
 	left                                   budget
 	stale                                  uint32
+	ran                                    bool
 }
 
 type interner[T comparable] struct {
@@ -242,12 +255,12 @@ type space struct {
 
 func (s *space) pack(w world) key {
 	return key{s.records.id(w.record), s.leaders.id(w.leader), s.inflight.id(w.inflight), s.sources.id(w.source),
-		s.dests.id(w.dest), w.net, w.left, w.stale}
+		s.dests.id(w.dest), w.net, w.left, w.stale, w.ran}
 }
 
 func (s *space) unpack(k key) world {
 	return world{s.records.list[k.record], s.leaders.list[k.leader], s.inflight.list[k.inflight], s.sources.list[k.source],
-		s.dests.list[k.dest], k.net, k.left, k.stale}
+		s.dests.list[k.dest], k.net, k.left, k.stale, k.ran}
 }
 
 type result struct {
@@ -263,6 +276,7 @@ type result struct {
 // those from which no end can be reached without further faults.
 func (x *explorer) explore(w world, bound time.Duration) result {
 	x.msgs = map[message]int{}
+	x.items.id(item{}) // 0 is the empty queue
 	x.leaderStep(&w, LeaderEvent{Kind: LeaderApplied, Record: w.record})
 	var s space
 	ids := map[key]int32{}
@@ -289,10 +303,10 @@ func (x *explorer) explore(w world, bound time.Duration) result {
 		}
 		w := s.unpack(keys[i])
 		res.phases[w.record.Phase]++
-		if w.done() && w.source.queue.n == 0 && w.dest.queue.n == 0 && !w.source.down && !w.dest.down && w.left == (budget{}) {
+		if w.done() && w.source.queue == 0 && w.dest.queue == 0 && !w.source.down && !w.dest.down && w.left == (budget{}) {
 			continue
 		}
-		x.moves(w, func(n world, what func() string, fault bool, err error) {
+		x.moves(w, func(n world, what func() string, c class, err error) {
 			if err != nil && res.err == nil {
 				res.err = err
 				res.trace = x.trace(&s, keys, parent, i, what()+" => "+err.Error())
@@ -300,7 +314,7 @@ func (x *explorer) explore(w world, bound time.Duration) result {
 			if res.err != nil {
 				return
 			}
-			if id := add(n, i); !fault && id != i {
+			if id := add(n, i); c != fault && id != i {
 				back[id] = append(back[id], i)
 			}
 		})
@@ -353,7 +367,7 @@ func (x *explorer) trace(s *space, keys []key, parent []int32, i int32, last str
 	for c := i; parent[c] >= 0; c = parent[c] {
 		p := s.unpack(keys[parent[c]])
 		line := "?"
-		x.moves(p, func(n world, what func() string, _ bool, _ error) {
+		x.moves(p, func(n world, what func() string, _ class, _ error) {
 			if line == "?" && s.pack(n) == keys[c] {
 				line = what()
 			}
@@ -367,7 +381,19 @@ func (x *explorer) trace(s *space, keys []key, parent []int32, i int32, last str
 	return append(out, last)
 }
 
-// TestExplore walks small worlds exhaustively, each with other kinds of bad luck, within some 20 s in all.
+// bound is for one world of TestExplore; MIGRATE_EXPLORE=10m makes it longer, to see all states.
+func bound(t *testing.T) time.Duration {
+	if v := os.Getenv("MIGRATE_EXPLORE"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	return 2 * time.Second
+}
+
+// TestExplore walks small worlds breadth first, each with other kinds of bad luck, exhaustively if time allows.
 func TestExplore(t *testing.T) {
 	worlds := []struct {
 		name     string
@@ -385,7 +411,7 @@ func TestExplore(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			x := &explorer{attempts: c.attempts}
 			begin := time.Now()
-			res := x.explore(start(c.left), 3*time.Second)
+			res := x.explore(start(c.left), bound(t))
 			t.Logf("%d states, complete %v, %d messages, %v, phases %v", res.states, res.complete, len(x.list), time.Since(begin).Round(time.Millisecond), res.phases)
 			if res.err != nil {
 				t.Fatalf("%v\n%s", res.err, strings.Join(res.trace, "\n"))
@@ -394,5 +420,81 @@ func TestExplore(t *testing.T) {
 				t.Fatalf("%d states are stuck, the first:\n%s", res.stuck, strings.Join(res.trace, "\n"))
 			}
 		})
+	}
+}
+
+// walk goes one random way through a world, to the end or for so many moves. Wishes and faults are rarer than progress, so that
+// most ways come far. The trace is made only by a second walk with the same seed.
+func (x *explorer) walk(seed uint64, w world, steps int, trace *[]string) (world, error) {
+	x.msgs, x.list = map[message]int{}, nil
+	x.items = interner[item]{}
+	x.items.id(item{})
+	x.leaderStep(&w, LeaderEvent{Kind: LeaderApplied, Record: w.record})
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	weights := map[class]int{progress: 300, rare: []int{2, 20, 60}[rnd.IntN(3)], fault: []int{4, 20, 60}[rnd.IntN(3)]}
+	for range steps {
+		if w.done() && w.source.queue == 0 && w.dest.queue == 0 && !w.source.down && !w.dest.down {
+			return w, nil
+		}
+		var next world
+		var what func() string
+		var bad error
+		total := 0
+		x.moves(w, func(n world, desc func() string, c class, err error) {
+			if n == w && err == nil {
+				return
+			}
+			weight := weights[c]
+			total += weight
+			if rnd.IntN(total) < weight {
+				next, what, bad = n, desc, err
+			}
+		})
+		if total == 0 {
+			return w, nil
+		}
+		if trace != nil {
+			*trace = append(*trace, fmt.Sprintf("%-70s log %v | %v copy %d | %v copy %d", what(), next.record, next.source.state, next.source.copy, next.dest.state, next.dest.copy))
+		}
+		if bad != nil {
+			return next, bad
+		}
+		w = next
+	}
+	return w, nil
+}
+
+// TestWalk goes many random ways through a world with every kind of bad luck at once, far deeper than TestExplore
+// comes within its time. A failure prints its seed and its trace.
+func TestWalk(t *testing.T) {
+	budgets := []budget{
+		{sourceCrash: 2, destCrash: 2, leader: 2},
+		{leader: 2, broken: 1, destBoot: 1},
+		{sourceCrash: 1, sourceBoot: 1, leader: 1},
+		{sourceCrash: 2, destCrash: 2, sourceBoot: 1, destBoot: 1, leader: 2, broken: 1},
+	}
+	x := &explorer{attempts: 2}
+	ends := map[string]int{}
+	begin := time.Now()
+	n := uint64(0)
+	for ; time.Since(begin) < 2*bound(t); n++ {
+		first := start(budgets[n%uint64(len(budgets))])
+		w, err := x.walk(n, first, 400, nil)
+		if err != nil {
+			var trace []string
+			_, _ = x.walk(n, first, 400, &trace)
+			t.Fatalf("seed %d: %v\n%s", n, err, strings.Join(trace, "\n"))
+		}
+		key := w.record.Phase.String()
+		if w.record.Phase == PhaseReleased && w.source.boot {
+			key += " after salvage or a late reboot"
+		}
+		ends[key]++
+	}
+	t.Logf("%d ways, ends: %v", n, ends)
+	for _, p := range []Phase{PhaseReleased, PhaseConfirmed, PhaseLost} {
+		if ends[p.String()] == 0 && p != PhaseLost {
+			t.Errorf("no way ended %v: the walks do not come far enough", p)
+		}
 	}
 }

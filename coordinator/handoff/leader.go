@@ -14,11 +14,12 @@ const (
 	LeaderDeadline                                 // the switch Ref.Attempt takes too long
 	LeaderTimeout                                  // the migration takes too long, or an agent is silent: it should end
 	LeaderRedrive                                  // send again what was not answered
+	LeaderResolve                                  // an operator says that Role may run and the other host is fenced
 	leaderEvents
 )
 
 var leaderEventNames = [...]string{"none", "applied", "report", "request-commit", "request-gone", "cancel", "deadline",
-	"timeout", "redrive"}
+	"timeout", "redrive", "resolve"}
 
 // LeaderEvent is one event. Only the fields that its kind names are set.
 type LeaderEvent struct {
@@ -105,6 +106,12 @@ func (l Leader) step(ev LeaderEvent) (Leader, []Action, error) {
 		return l, []Action{propose(Entry{Kind: EntryAbort})}, nil
 	case LeaderRedrive:
 		return l, l.orders(), nil
+	case LeaderResolve:
+		e := Entry{Kind: EntryResolve, RunAt: ev.Role}
+		if _, err := l.Record.Apply(e); err != nil {
+			return l, nil, err
+		}
+		return l, []Action{propose(e)}, nil
 	}
 	return l, nil, refuse(Unsupported, l, ev)
 }
@@ -132,8 +139,7 @@ func (l Leader) applied(ev LeaderEvent) (Leader, []Action, error) {
 // decision is the answer to a request for attempt k, if the log has one.
 func decision(r Record, k uint32) OrderKind {
 	switch {
-	case r.Phase == PhaseAborted, r.Phase == PhaseLost, r.Phase == PhaseNeedsOperator && r.Owner == RoleSource,
-		r.Phase == PhaseConfirmed && r.Attempt == r.Ended:
+	case r.Phase == PhaseAborted, r.Phase == PhaseLost, r.Phase == PhaseConfirmed, r.Phase == PhaseReverted:
 		return OrderAbort
 	case k <= r.Ended:
 		return OrderEndAttempt

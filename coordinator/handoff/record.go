@@ -20,11 +20,12 @@ const (
 	EntryDestinationGone
 	EntryDestinationRan
 	EntrySourceLost
+	EntryResolve
 	entryCount
 )
 
 var entryNames = [...]string{"none", "begin", "start-copy", "start-switch", "end-attempt", "commit", "abort", "resumed",
-	"revert", "confirmed", "released", "destination-gone", "destination-ran", "source-lost"}
+	"revert", "confirmed", "released", "destination-gone", "destination-ran", "source-lost", "resolve"}
 
 func (k EntryKind) String() string { return name(entryNames[:], int(k)) }
 
@@ -37,6 +38,7 @@ type Entry struct {
 	Dest      Hash
 	Ran       bool // SourceLost: the source ran on after its newest vote
 	Cancelled bool // Abort: an operator asked for it
+	RunAt     Role // Resolve: the side that may run; the other side's host is certainly fenced
 }
 
 func (e Entry) String() string { return fmt.Sprintf("%v(%d)", e.Kind, e.Attempt) }
@@ -55,6 +57,8 @@ type Record struct {
 	SourceGone      bool   // the source's copy is destroyed or lost
 	DestinationGone bool   // the destination's copy is destroyed, or was never there
 	Cancelled       bool
+	Undecided       uint32 // the attempt that an Abort cut off; until the source has run, its copy may be all there is
+	Reverted        bool   // it went through Commit and back
 }
 
 func (r Record) String() string {
@@ -90,7 +94,7 @@ func (r Record) Ref(role Role) Ref {
 // Apply is the record after an entry, or a *Refusal (WrongPhase, StaleAttempt): then the entry has no effect. It is
 // deterministic, for every server applies it.
 func (r Record) Apply(e Entry) (Record, error) {
-	wrong := refuse(WrongPhase, r, e)
+	wrong := &Refusal{Code: WrongPhase, Where: r, What: e}
 	switch e.Kind {
 	case EntryStartCopy:
 		if r.Phase != PhasePreparing {
@@ -111,9 +115,14 @@ func (r Record) Apply(e Entry) (Record, error) {
 		if !r.Phase.BeforeCommit() {
 			return r, wrong
 		}
+		if r.Phase == PhaseSwitching {
+			r.Undecided = r.Attempt
+		}
 		r.Phase, r.Ended, r.Cancelled = PhaseAborted, r.Attempt, e.Cancelled
 	case EntrySourceLost:
 		return r.applySourceLost(e)
+	case EntryResolve:
+		return r.applyResolve(e)
 	default:
 		return r.applyEnd(e)
 	}
@@ -155,10 +164,7 @@ func (r Record) applyEnd(e Entry) (Record, error) {
 		if r.Phase != PhaseCommitted || e.Epoch != r.Epoch {
 			return r, wrong
 		}
-		r.Phase, r.Epoch, r.Owner = PhaseReverted, r.Epoch+1, RoleSource
-		if r.SourceGone {
-			r.Phase = PhaseLost
-		}
+		r = r.revert()
 	case EntryConfirmed:
 		if r.Phase != PhaseAborted && r.Phase != PhaseReverted {
 			return r, wrong
@@ -188,15 +194,29 @@ func (r Record) applyEnd(e Entry) (Record, error) {
 	return r, nil
 }
 
-// applySourceLost: the source's host came back without its copy.
+func (r Record) revert() Record {
+	r.Phase, r.Epoch, r.Owner, r.Reverted = PhaseReverted, r.Epoch+1, RoleSource, true
+	if r.SourceGone {
+		r.Phase = PhaseLost
+	}
+	return r
+}
+
+// applySourceLost: the source's host came back without its copy. If the source may have voted for the attempt that
+// was cut off, and has not run since, the destination's copy is committed: it is complete, or the destination declines.
 func (r Record) applySourceLost(e Entry) (Record, error) {
 	switch r.Phase {
 	case PhasePreparing, PhaseCopying, PhaseSwitching, PhaseAborted:
-		r.SourceGone, r.Ended = true, r.Attempt
-		r.Phase = PhaseLost
-		if r.Attempt > 0 { // the destination may hold the only state there is
-			r.Phase = PhaseNeedsOperator
+		k := r.Undecided
+		if r.Phase == PhaseSwitching {
+			k = r.Attempt
 		}
+		r.SourceGone = true
+		if k == 0 || e.Attempt != k || e.Ran {
+			r.Phase, r.Ended = PhaseLost, r.Attempt
+			return r, nil
+		}
+		r.Phase, r.Ended, r.Epoch, r.Owner = PhaseCommitted, k-1, r.Epoch+1, RoleDestination
 	case PhaseReverted: // the destination has declined
 		r.SourceGone, r.Phase = true, PhaseLost
 	case PhaseCommitted:
@@ -210,6 +230,32 @@ func (r Record) applySourceLost(e Entry) (Record, error) {
 		return r, refuse(WrongPhase, r, e)
 	}
 	return r, nil
+}
+
+// applyResolve is an operator's word that one side's host is certainly fenced, and that the other may run. What the
+// fenced host did before is lost.
+func (r Record) applyResolve(e Entry) (Record, error) {
+	switch e.RunAt {
+	case RoleSource:
+		switch r.Phase {
+		case PhaseCommitted, PhaseNeedsOperator:
+			if r.SourceGone {
+				return r, refuse(WrongPhase, r, e)
+			}
+			r = r.revert()
+		case PhaseAborted, PhaseConfirmed, PhaseReverted, PhaseLost:
+		default:
+			return r, refuse(WrongPhase, r, e)
+		}
+		r.DestinationGone = true
+		return r, nil
+	case RoleDestination:
+		if r.Phase == PhaseReverted { // the destination has declined
+			return r, refuse(WrongPhase, r, e)
+		}
+		return r.applySourceLost(Entry{Kind: EntrySourceLost, Attempt: max(r.Undecided, r.Attempt)})
+	}
+	return r, refuse(WrongPhase, r, e)
 }
 
 // OrderFor is the order that follows for a role from a record that was read as applied; OrderNone where the role has
@@ -227,10 +273,8 @@ func OrderFor(role Role, r Record) (OrderKind, Ref) {
 		if r.Attempt > 0 {
 			return OrderEndAttempt, ref
 		}
-	case PhaseAborted, PhaseNeedsOperator:
-		if r.Owner == RoleSource {
-			return OrderAbort, ref
-		}
+	case PhaseAborted:
+		return OrderAbort, ref
 	case PhaseCommitted, PhaseResumed, PhaseReleased:
 		return OrderCommit, ref
 	case PhaseConfirmed, PhaseLost:
@@ -259,7 +303,7 @@ func sourceOrder(r Record) OrderKind {
 	case PhaseReverted:
 		return OrderRevert
 	case PhaseConfirmed:
-		if r.Attempt > r.Ended { // it went through Commit and Revert
+		if r.Reverted {
 			return OrderRevert
 		}
 		return OrderAbort

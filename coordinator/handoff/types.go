@@ -189,8 +189,8 @@ func (c Code) String() string { return name(codeNames[:], int(c)) }
 // for errors.Is if their codes are.
 type Refusal struct {
 	Code  Code
-	Where string // the state, in words
-	What  string // the event, in words
+	Where fmt.Stringer // the state
+	What  fmt.Stringer // the event
 }
 
 func (r *Refusal) Error() string {
@@ -204,7 +204,7 @@ func (r *Refusal) Is(target error) bool {
 }
 
 func refuse(c Code, where, what fmt.Stringer) error {
-	return &Refusal{Code: c, Where: where.String(), What: what.String()}
+	return &Refusal{Code: c, Where: where, What: what}
 }
 
 func name(names []string, i int) string {

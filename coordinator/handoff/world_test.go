@@ -33,26 +33,30 @@ type message struct {
 	finish uint32 // to the destination: Peer.Finish of this attempt
 }
 
-const queueLen = 6
+// queue is what an agent has still to do: the id of an interned list, 0 for none.
+type queue uint32
 
-type queue struct {
-	n int
-	a [queueLen]Action
+type item struct {
+	act  Action
+	next queue
 }
 
-func (q *queue) set(as []Action) {
-	*q = queue{n: len(as)}
-	if copy(q.a[:], as) < len(as) {
-		panic("queue too short")
+// set makes the queue of the actions that have an effect in this world.
+func (x *explorer) set(q *queue, as []Action) {
+	*q = 0
+	for i := len(as) - 1; i >= 0; i-- {
+		switch as[i].Kind {
+		case ActExpect, ActCopy, ActStop, ActHold, ActAsk: // what follows from them may happen at any time here
+			continue
+		}
+		*q = queue(x.items.id(item{as[i], *q}))
 	}
 }
 
-func (q *queue) pop() Action {
-	a := q.a[0]
-	copy(q.a[:], q.a[1:])
-	q.n--
-	q.a[q.n] = Action{}
-	return a
+func (x *explorer) pop(q *queue) Action {
+	it := x.items.list[*q]
+	*q = it.next
+	return it.act
 }
 
 type sourceHost struct {
@@ -88,6 +92,17 @@ type world struct {
 	net      [2]uint64
 	left     budget
 	stale    uint32 // the source ran after the end of this attempt's copy
+	ran      bool   // the destination has run
+}
+
+// apply is Record.Apply, less the guard that is taken out.
+func (x *explorer) apply(r Record, e Entry) (Record, error) {
+	if x.onApply != nil {
+		if n, ok := x.onApply(r, e); ok {
+			return n, nil
+		}
+	}
+	return r.Apply(e)
 }
 
 // explorer interns the parts of a world, so that a state is a few words.
@@ -95,7 +110,15 @@ type explorer struct {
 	attempts uint32
 	msgs     map[message]int
 	list     []message
-	mutate   string // name of the guard that is taken out
+	items    interner[item]
+	mutation // the guard that is taken out, if any
+}
+
+// mutation takes out a guard. Each function may stand in for a Step or Apply; false: it does not.
+type mutation struct {
+	onSource func(Source, SourceEvent) (Source, []Action, bool)
+	onDest   func(Destination, DestinationEvent) (Destination, []Action, bool)
+	onApply  func(Record, Entry) (Record, bool)
 }
 
 func (x *explorer) send(w *world, m message) {
@@ -143,9 +166,6 @@ func (x *explorer) leaderDo(w *world, as []Action) {
 }
 
 func (x *explorer) leaderStep(w *world, ev LeaderEvent) {
-	if x.mutate == "request" && ev.Kind == LeaderRequestGone {
-		return
-	}
 	next, as, err := w.leader.Step(ev)
 	if err == nil {
 		w.leader = next
@@ -155,16 +175,26 @@ func (x *explorer) leaderStep(w *world, ev LeaderEvent) {
 
 func (x *explorer) sourceStep(w *world, ev SourceEvent) bool {
 	next, as, err := w.source.state.Step(ev)
+	if x.onSource != nil {
+		if n, a, ok := x.onSource(w.source.state, ev); ok {
+			next, as, err = n, a, nil
+		}
+	}
 	if err != nil {
 		return false
 	}
 	w.source.state = next
-	w.source.queue.set(as)
+	x.set(&w.source.queue, as)
 	return true
 }
 
 func (x *explorer) destStep(w *world, ev DestinationEvent) bool {
 	next, as, err := w.dest.state.Step(ev)
+	if x.onDest != nil {
+		if n, a, ok := x.onDest(w.dest.state, ev); ok {
+			next, as, err = n, a, nil
+		}
+	}
 	if err != nil {
 		return false
 	}
@@ -175,7 +205,7 @@ func (x *explorer) destStep(w *world, ev DestinationEvent) bool {
 		w.dest.copy = copySkeleton
 	}
 	w.dest.state = next
-	w.dest.queue.set(as)
+	x.set(&w.dest.queue, as)
 	return true
 }
 
@@ -186,7 +216,7 @@ func (x *explorer) report(w *world, role Role, a Action) {
 // sourceAct carries out the next action of the source; an error is a broken rule.
 func (x *explorer) sourceAct(w *world) error {
 	h := &w.source
-	a := h.queue.pop()
+	a := x.pop(&h.queue)
 	switch a.Kind {
 	case ActPersist:
 		h.disk = h.state.Disk
@@ -206,6 +236,9 @@ func (x *explorer) sourceAct(w *world) error {
 		}
 	case ActThaw:
 		if h.copy == copyStopped {
+			if w.ran {
+				return fmt.Errorf("rule 5: the source runs on after the destination ran")
+			}
 			h.copy = copyRunning
 			w.stale = max(w.stale, h.state.Ended)
 		}
@@ -220,7 +253,7 @@ func (x *explorer) sourceAct(w *world) error {
 
 func (x *explorer) destAct(w *world) error {
 	h := &w.dest
-	a := h.queue.pop()
+	a := x.pop(&h.queue)
 	switch a.Kind {
 	case ActPersist:
 		h.disk = h.state.Disk
@@ -241,7 +274,7 @@ func (x *explorer) destAct(w *world) error {
 		if h.state.Ref.Attempt <= w.stale {
 			return fmt.Errorf("the destination resumes attempt %d, after which the source ran", h.state.Ref.Attempt)
 		}
-		h.copy = copyRunning
+		h.copy, w.ran = copyRunning, true
 	case ActDestroy:
 		if p := w.record.Phase; p != PhaseConfirmed && p != PhaseLost {
 			return fmt.Errorf("rule 2: the destination's copy is destroyed while the log says %v", w.record)
@@ -263,7 +296,7 @@ func (w *world) check() error {
 		return fmt.Errorf("rule 5: the source runs while the log says %v", w.record)
 	case w.dest.copy == copyRunning && w.record.Owner != RoleDestination:
 		return fmt.Errorf("the destination runs while the log says %v", w.record)
-	case w.record.Phase == PhaseConfirmed && w.source.copy != copyRunning && !w.source.down && w.source.state.Phase == SourceRunning && w.source.queue.n == 0 && !w.source.boot:
+	case w.record.Phase == PhaseConfirmed && w.source.copy != copyRunning && !w.source.down && w.source.state.Phase == SourceRunning && w.source.queue == 0 && !w.source.boot:
 		return fmt.Errorf("the end was confirmed and nothing runs")
 	}
 	return nil

@@ -662,6 +662,7 @@ type MigrationEntry struct {
 	Ran             bool                   `protobuf:"varint,7,opt,name=ran,proto3" json:"ran,omitempty"`
 	Cancelled       bool                   `protobuf:"varint,8,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	Reason          string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	RunAt           uint32                 `protobuf:"varint,10,opt,name=run_at,json=runAt,proto3" json:"run_at,omitempty"` // handoff.Role
 	// What is known for the result when the entry is proposed; none of it decides anything.
 	Progress       *api1.Progress     `protobuf:"bytes,20,opt,name=progress,proto3" json:"progress,omitempty"`
 	Pid            int32              `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -764,6 +765,13 @@ func (x *MigrationEntry) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *MigrationEntry) GetRunAt() uint32 {
+	if x != nil {
+		return x.RunAt
+	}
+	return 0
 }
 
 func (x *MigrationEntry) GetProgress() *api1.Progress {
@@ -1255,6 +1263,8 @@ type Record struct {
 	SourceGone      bool                   `protobuf:"varint,10,opt,name=source_gone,json=sourceGone,proto3" json:"source_gone,omitempty"`
 	DestinationGone bool                   `protobuf:"varint,11,opt,name=destination_gone,json=destinationGone,proto3" json:"destination_gone,omitempty"`
 	Cancelled       bool                   `protobuf:"varint,12,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	Undecided       uint32                 `protobuf:"varint,13,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	Reverted        bool                   `protobuf:"varint,14,opt,name=reverted,proto3" json:"reverted,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1369,6 +1379,20 @@ func (x *Record) GetDestinationGone() bool {
 func (x *Record) GetCancelled() bool {
 	if x != nil {
 		return x.Cancelled
+	}
+	return false
+}
+
+func (x *Record) GetUndecided() uint32 {
+	if x != nil {
+		return x.Undecided
+	}
+	return 0
+}
+
+func (x *Record) GetReverted() bool {
+	if x != nil {
+		return x.Reverted
 	}
 	return false
 }
@@ -1505,7 +1529,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x122\n" +
-	"\x15predicted_downtime_ms\x18\a \x01(\x01R\x13predictedDowntimeMs\"\xed\x03\n" +
+	"\x15predicted_downtime_ms\x18\a \x01(\x01R\x13predictedDowntimeMs\"\x84\x04\n" +
 	"\x0eMigrationEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x18\n" +
@@ -1516,7 +1540,9 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x10destination_hash\x18\x06 \x01(\fR\x0fdestinationHash\x12\x10\n" +
 	"\x03ran\x18\a \x01(\bR\x03ran\x12\x1c\n" +
 	"\tcancelled\x18\b \x01(\bR\tcancelled\x12\x16\n" +
-	"\x06reason\x18\t \x01(\tR\x06reason\x128\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x15\n" +
+	"\x06run_at\x18\n" +
+	" \x01(\rR\x05runAt\x128\n" +
 	"\bprogress\x18\x14 \x01(\v2\x1c.migrate.cluster.v1.ProgressR\bprogress\x12\x10\n" +
 	"\x03pid\x18\x15 \x01(\x05R\x03pid\x12'\n" +
 	"\x0fdestination_pid\x18\x16 \x01(\x05R\x0edestinationPid\x12\x1f\n" +
@@ -1569,7 +1595,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"downtimeMs\x12\x1b\n" +
 	"\tfrozen_ms\x18\x11 \x01(\x01R\bfrozenMs\x12@\n" +
 	"\vconnections\x18\x12 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\x122\n" +
-	"\x15predicted_downtime_ms\x18\x13 \x01(\x01R\x13predictedDowntimeMs\"\xde\x02\n" +
+	"\x15predicted_downtime_ms\x18\x13 \x01(\x01R\x13predictedDowntimeMs\"\x98\x03\n" +
 	"\x06Record\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1c\n" +
 	"\tmigration\x18\x02 \x01(\tR\tmigration\x12\x14\n" +
@@ -1584,7 +1610,9 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"sourceGone\x12)\n" +
 	"\x10destination_gone\x18\v \x01(\bR\x0fdestinationGone\x12\x1c\n" +
-	"\tcancelled\x18\f \x01(\bR\tcancelled\"\x8f\x02\n" +
+	"\tcancelled\x18\f \x01(\bR\tcancelled\x12\x1c\n" +
+	"\tundecided\x18\r \x01(\rR\tundecided\x12\x1a\n" +
+	"\breverted\x18\x0e \x01(\bR\breverted\"\x8f\x02\n" +
 	"\bSnapshot\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12#\n" +
 	"\rlast_instance\x18\x02 \x01(\x04R\flastInstance\x12\x1d\n" +
