@@ -134,6 +134,14 @@ func (r AMD64Regs) Restarted() AMD64Regs {
 	return r
 }
 
+// Unrestarted undoes Restarted for a call of kind RestartSpurious.
+func (r AMD64Regs) Unrestarted() AMD64Regs {
+	r.OrigRax = r.Rax
+	r.Rip += amd64SyscallLen
+	r.SetReturn(eintr)
+	return r
+}
+
 // Interrupted returns the registers with which the program goes on after a handler ended the interrupted call.
 func (r AMD64Regs) Interrupted() AMD64Regs {
 	if r.Restart() != RestartNone {

@@ -82,6 +82,9 @@ func TestAMD64Restart(t *testing.T) {
 		if a := r.Restarted(); a.Rip != tt.rip || a.Rax != tt.res || a.SyscallNr() != -1 {
 			t.Errorf("%s: goes on at %d with %d", tt.name, a.Rip, int64(a.Rax))
 		}
+		if r.Restart() == RestartSpurious && r.Restarted().Unrestarted() != r {
+			t.Errorf("%s: %+v undone is %+v", tt.name, r, r.Restarted().Unrestarted())
+		}
 		if i := r.Interrupted(); i.Rip != 1000 || i.Return() != tt.intr {
 			t.Errorf("%s: interrupted at %d with %d", tt.name, i.Rip, i.Return())
 		}

@@ -127,6 +127,15 @@ func (r ARM64Regs) Restarted() ARM64Regs {
 	return r
 }
 
+// Unrestarted undoes Restarted for a call of kind RestartSpurious.
+func (r ARM64Regs) Unrestarted() ARM64Regs {
+	r.Nr = int64(r.X[8])
+	r.Pc += arm64SyscallLen
+	r.OrigX0 = r.X[0]
+	r.SetReturn(eintr)
+	return r
+}
+
 // Interrupted returns the registers with which the program goes on after a handler ended the interrupted call.
 func (r ARM64Regs) Interrupted() ARM64Regs {
 	if r.Restart() != RestartNone {

@@ -213,6 +213,7 @@ func (t *Tracer) Detach(ctx context.Context, tid int, sig unix.Signal) error {
 		if stop := t.tracees[tid].stop; stop.Kind == SignalStop && sig == 0 {
 			sig = stop.Signal
 		}
+		t.unwind(t.tracees[tid])
 		err := ptrace(unix.PTRACE_DETACH, tid, 0, uintptr(sig))
 		if err == nil {
 			delete(t.tracees, tid)

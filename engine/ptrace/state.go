@@ -27,7 +27,16 @@ func (t *Tracer) GetRegs(ctx context.Context, tid int) (arch.Regs, error) {
 // SetRegs sets the general registers of a stopped thread. With a system call in progress in them, the kernel applies
 // its rules for interrupted calls when the thread goes on (see arch.Restart).
 func (t *Tracer) SetRegs(ctx context.Context, tid int, r arch.Regs) error {
-	return t.stoppedCall(ctx, "setting registers", tid, func() error { return setRegs(tid, &r) })
+	return t.stoppedCall(ctx, "setting registers", tid, func() error { return t.setRegs(tid, &r) })
+}
+
+// setRegs sets the registers of a stopped thread, on the tracer's thread.
+func (t *Tracer) setRegs(tid int, r *arch.Regs) error {
+	err := setRegs(tid, r)
+	if err == nil {
+		t.tracees[tid].rewound = false
+	}
+	return err
 }
 
 // GetXState returns all registers that GetRegs does not: on amd64 the xsave area in its standard form.

@@ -111,6 +111,7 @@ func (t *Tracer) takeStop(tid int, te *tracee) (Stop, bool) {
 		return Stop{}, false // ended finds out what is wrong
 	}
 	te.stopped, te.stop = true, decode(tid, info.status)
+	t.rewind(te)
 	t.adopt(te)
 	return te.stop, true
 }
@@ -263,20 +264,26 @@ func (t *Tracer) settle(tid int) (Stop, bool, error) {
 	}
 }
 
-// spins is how often a thread that is about to stop is polled before the tracer sleeps: a batch of system calls
-// takes less time than two switches of threads.
-const spins = 64
+// A thread that is about to stop is polled this often before the tracer sleeps: a batch of system calls takes less time
+// than two switches of threads. The first polls keep the processor, because on a busy machine it takes long to come
+// back, and a call that the stop has made fail stands unmended meanwhile (rewind.go).
+const (
+	spins      = 64
+	eagerSpins = 16
+)
 
 func (t *Tracer) pollSpin(tid int) (stop Stop, done bool, err error) {
 	te := t.tracees[tid]
-	for range spins {
+	for i := range spins {
 		if te == nil || te.stopped || te.ended {
 			break
 		}
 		if stop, done = t.takeStop(tid, te); done {
 			return stop, true, nil
 		}
-		schedYield()
+		if i >= eagerSpins {
+			schedYield()
+		}
 	}
 	return t.poll(tid)
 }
@@ -284,6 +291,7 @@ func (t *Tracer) pollSpin(tid int) (stop Stop, done bool, err error) {
 // resume lets a stopped thread go on, on the tracer's thread.
 func (t *Tracer) resume(request, tid int, sig unix.Signal) error {
 	return t.onStopped("resuming", tid, func() error {
+		t.unwind(t.tracees[tid])
 		if err := ptrace(request, tid, 0, uintptr(sig)); err != nil {
 			return err
 		}
@@ -326,7 +334,7 @@ func (t *Tracer) Resume(ctx context.Context, tid int, regs *arch.Regs, how How, 
 		}
 		first = false
 		if regs != nil {
-			if err := t.onStopped("setting registers", tid, func() error { return setRegs(tid, regs) }); err != nil {
+			if err := t.onStopped("setting registers", tid, func() error { return t.setRegs(tid, regs) }); err != nil {
 				return false, err
 			}
 		}

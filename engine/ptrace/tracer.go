@@ -61,6 +61,8 @@ type tracee struct {
 	stop    Stop // the last one, if stopped or ended
 	ended   bool // reaped; the entry stays for whoever asks next
 	options int
+	// rewound: the stop made a call fail with EINTR, which has been set to be made again (rewind.go).
+	rewound bool
 }
 
 // New starts a tracer. It ends with Close.
@@ -85,6 +87,9 @@ func (t *Tracer) serve() {
 	defer close(t.ended)
 	runtime.LockOSThread()
 	t.tid = unix.Gettid()
+	// While this thread waits for a processor, stopped programs stand still, and a call that a stop has made fail
+	// waits to be mended (rewind.go). Without the right to it, it is as it is.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, t.tid, -20)
 	for {
 		select {
 		case f := <-t.requests:

@@ -12,14 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/arch"
+	"migrate/engine/kernel/kerneltest"
 )
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-}
 
 // TestMain lets the test binary be its own tracee: many goroutines, each locked to a thread.
 func TestMain(m *testing.M) {
@@ -61,7 +55,7 @@ func newTracer(t testing.TB) (*Tracer, context.Context) {
 }
 
 func TestStopSleeper(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	pid := start(t, "sleep", "100").Process.Pid
 	time.Sleep(20 * time.Millisecond) // until it sleeps
@@ -114,7 +108,7 @@ func TestStopSleeper(t *testing.T) {
 }
 
 func TestDeathIsAnError(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	cmd := start(t, "sleep", "100")
 	pid := cmd.Process.Pid
@@ -142,7 +136,7 @@ func TestDeathIsAnError(t *testing.T) {
 }
 
 func TestWaitEndsWithContext(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	pid := start(t, "sleep", "100").Process.Pid
 	if err := tracer.Seize(ctx, pid, 0); err != nil {
@@ -159,7 +153,7 @@ func TestWaitEndsWithContext(t *testing.T) {
 }
 
 func TestGroupStopIsKept(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	pid := start(t, "sleep", "100").Process.Pid
 	unix.Kill(pid, unix.SIGSTOP)
@@ -189,7 +183,7 @@ func TestGroupStopIsKept(t *testing.T) {
 }
 
 func TestSeizeAllOfBusyProcess(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET=1")
@@ -222,7 +216,7 @@ func TestSeizeAllOfBusyProcess(t *testing.T) {
 }
 
 func TestDebuggedProcessIsNamed(t *testing.T) {
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	other, _ := newTracer(t)
 	pid := start(t, "sleep", "100").Process.Pid

@@ -97,25 +97,17 @@ func (s *Session) giveBack(ctx context.Context) error {
 	if _, err := s.tracer.Settle(ctx, s.tid); err != nil {
 		return err
 	}
-	regs := s.regs
-	if regs.Restart() == arch.RestartSpurious && !s.handlerDue() {
-		regs = regs.Restarted()
-	}
 	if err := s.tracer.SetSigMask(ctx, s.tid, s.mask); err != nil {
 		return err
+	}
+	regs := s.regs
+	if regs.Restart() == arch.RestartSpurious && !ptrace.HandlerDue(s.tid) {
+		regs = regs.Restarted()
 	}
 	if err := s.tracer.SetRegs(ctx, s.tid, regs); err != nil {
 		return err
 	}
 	return s.verify(ctx, regs)
-}
-
-// handlerDue reports whether a signal waits for the thread that has a handler.
-func (s *Session) handlerDue() bool {
-	own, err1 := statusField(s.tid, "SigPnd")
-	shared, err2 := statusField(s.tid, "ShdPnd")
-	caught, err3 := statusField(s.tid, "SigCgt")
-	return errors.Join(err1, err2, err3) == nil && (own|shared)&caught&^s.mask != 0
 }
 
 // verify zeroes the server's place and checks what the thread was given.

@@ -113,7 +113,7 @@ func reclaim(ctx context.Context, tracer *ptrace.Tracer, s *space, tid int, regs
 }
 
 // serverIdle reports whether the thread that a server was made for has left it. A thread that is not traced is stopped
-// for a moment to find out.
+// for a moment to find out, and taken out of its server: its tracer must have died.
 func serverIdle(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []mapping, tid int, at Addr) (bool, error) {
 	if owner, err := threadGroup(tid); err != nil || owner != s.pid {
 		return true, nil // the thread ended
@@ -134,8 +134,11 @@ func serverIdle(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []map
 			return errors.Is(err, ErrGone), nil
 		}
 	}
+	if err := takeBack(ctx, tracer, s, tid); err != nil {
+		return false, err
+	}
 	regs, err := tracer.GetRegs(ctx, tid)
-	idle := err == nil && !within(regs.IP(), at) && !returnsInto(s, maps, regs, at)
+	idle := err == nil && !returnsInto(s, maps, regs, at)
 	if !traced {
 		err = errors.Join(err, tracer.Detach(ctx, tid, 0))
 	}

@@ -140,11 +140,11 @@ func (s *Session) open(ctx context.Context, o Options) (err error) {
 
 // enter writes the server, lends it the thread and follows it until it waits for its first doorbell.
 func (s *Session) enter(ctx context.Context) error {
-	if err := s.takeBack(ctx); err != nil {
+	if err := takeBack(ctx, s.tracer, s.space, s.tid); err != nil {
 		return err
 	}
 	var err error
-	if s.regs, err = s.tracer.GetRegs(ctx, s.tid); err != nil {
+	if s.regs, err = s.tracer.Interrupted(ctx, s.tid); err != nil {
 		return err
 	}
 	if s.mask, err = s.tracer.GetSigMask(ctx, s.tid); err != nil {
@@ -234,9 +234,13 @@ func (s *Session) connect() error {
 
 // nextSyscall lets the thread run to its next entry into or exit from a system call.
 func (s *Session) nextSyscall(ctx context.Context) (nr, result int64, entry bool, err error) {
+	return nextSyscall(ctx, s.tracer, s.tid)
+}
+
+func nextSyscall(ctx context.Context, tracer *ptrace.Tracer, tid int) (nr, result int64, entry bool, err error) {
 	sig := unix.Signal(0)
 	for {
-		stop, err := s.tracer.Resume(ctx, s.tid, nil, ptrace.ToSyscall, sig)
+		stop, err := tracer.Resume(ctx, tid, nil, ptrace.ToSyscall, sig)
 		sig = 0
 		switch {
 		case err != nil:
@@ -246,11 +250,11 @@ func (s *Session) nextSyscall(ctx context.Context) (nr, result int64, entry bool
 		case stop.Kind == ptrace.SignalStop: // only SIGSTOP can come; it takes effect, and the thread goes on all the same
 			sig = stop.Signal
 		case stop.Kind == ptrace.SyscallStop:
-			msg, err := s.tracer.EventMsg(ctx, s.tid)
+			msg, err := tracer.EventMsg(ctx, tid)
 			if err != nil {
 				return 0, 0, false, err
 			}
-			regs, err := s.tracer.GetRegs(ctx, s.tid)
+			regs, err := tracer.GetRegs(ctx, tid)
 			return regs.SyscallNr(), regs.Return(), msg == unix.PTRACE_EVENTMSG_SYSCALL_ENTRY, err
 		}
 	}

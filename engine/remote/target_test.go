@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/kernel/kerneltest"
+	"migrate/engine/ptrace"
 )
 
 // TestMain lets the test binary be a tracer that gets killed, and a Go program that is borrowed.
@@ -79,7 +83,7 @@ func (g *target) word(i int) int64 { return int64(binary.NativeEndian.Uint64(g.r
 
 func startTarget(t testing.TB, mode string, args ...int) *target {
 	t.Helper()
-	needRoot(t)
+	kerneltest.Root(t)
 	fd, err := unix.MemfdCreate("report", unix.MFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
@@ -120,9 +124,15 @@ func startTarget(t testing.TB, mode string, args ...int) *target {
 // until waits for a condition that only polling can see: memory or /proc of another process.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
+	untilOf(t, 0, what, ok)
+}
+
+// untilOf says, when it gives up, where the process stands.
+func untilOf(t testing.TB, pid int, what string, ok func() bool) {
+	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(500 * time.Microsecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited ten seconds for: %s", what)
+			t.Fatalf("waited ten seconds for: %s%s", what, whereIs(pid))
 		}
 	}
 }
@@ -140,6 +150,33 @@ func (g *target) unharmed(t testing.TB) {
 	}
 }
 
+// whereIs describes what a process that does not do what it should does instead.
+func whereIs(pid int) string {
+	if pid == 0 {
+		return ""
+	}
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	text := "\n" + string(status)
+	tracer := ptrace.New()
+	defer tracer.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := tracer.Seize(ctx, pid, 0); err != nil {
+		return text + err.Error()
+	}
+	if _, err := tracer.Stop(ctx, pid); err != nil {
+		return text + err.Error()
+	}
+	regs, _ := tracer.GetRegs(ctx, pid)
+	maps, _ := mappings(pid)
+	for _, m := range maps {
+		if uint64(m.start) <= regs.IP() && regs.IP() < uint64(m.end) {
+			text += fmt.Sprintf("at %s+%#x, %#x before its end\n", m.name, regs.IP()-uint64(m.start), uint64(m.end)-regs.IP())
+		}
+	}
+	return fmt.Sprintf("%s%+v\n", text, regs)
+}
+
 func (g *target) countFDs(t testing.TB) int {
 	t.Helper()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.pid))
@@ -153,13 +190,20 @@ func (g *target) countFDs(t testing.TB) int {
 func (g *target) counting(t testing.TB) {
 	t.Helper()
 	now := g.word(count)
-	until(t, "the loop to go on", func() bool { return g.word(count) > now+10 })
+	untilOf(t, g.pid, "the loop to go on", func() bool { return g.word(count) > now+10 })
+}
+
+// ended waits for the call to end and returns its error.
+func (g *target) ended(t testing.TB) unix.Errno {
+	t.Helper()
+	untilOf(t, g.pid, "the call to end", func() bool { return g.word(done) != 0 })
+	return unix.Errno(g.word(errorNumber))
 }
 
 // ends checks what an interrupted wait of ms milliseconds came to.
 func (g *target) ends(t testing.TB, want, wantErr int64, from, to time.Duration) {
 	t.Helper()
-	until(t, "the call to end", func() bool { return g.word(done) != 0 })
+	g.ended(t)
 	took := time.Duration(g.word(micros)) * time.Microsecond
 	if g.word(result) != want || g.word(errorNumber) != wantErr || took < from || took > to {
 		t.Errorf("%v of %d gave %d (%v) after %v; want %d (%v) after %v to %v", g.cmd.Args[1:], g.pid, g.word(result),

@@ -15,19 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/arch"
+	"migrate/engine/kernel/kerneltest"
 	"migrate/engine/ptrace"
 )
 
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-}
-
 func newTracer(t testing.TB) (*ptrace.Tracer, context.Context) {
 	t.Helper()
-	needRoot(t)
+	kerneltest.Root(t)
 	tracer := ptrace.New()
 	t.Cleanup(func() { tracer.Close() })
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
