@@ -185,3 +185,48 @@ func FuzzParseDiag(f *testing.F) {
 	f.Add(binary.NativeEndian.AppendUint32(nil, 1<<31), uint16(1))
 	f.Fuzz(func(_ *testing.T, b []byte, port uint16) { _, _, _ = tcprepair.ParseDiag(b, port) })
 }
+
+func TestListenerOptions(t *testing.T) {
+	newWorld(t)
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range [][3]int{
+		{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1}, {unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}, {unix.SOL_SOCKET, unix.SO_RCVBUF, 50000},
+		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 3}, {unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 7}, {unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1000},
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 77},
+		{unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP, 30000},
+	} {
+		if err := unix.SetsockoptInt(fd, o[0], o[1], o[2]); err != nil {
+			t.Errorf("option %v: %v", o, err)
+		}
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet6{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 33); err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	l, err := tcprepair.SaveListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Backlog != 33 || l.FastOpen != 7 || l.Options["TCP_DEFER_ACCEPT"] == 0 || l.Options["TCP_MAXSEG"] != 1000 {
+		t.Errorf("saved %+v", l)
+	}
+	_ = f.Close()
+	f = freshListener(t, l)
+	defer f.Close()
+	if err := tcprepair.RestoreListener(f, l); err != nil {
+		t.Fatal(err)
+	}
+	again, err := tcprepair.SaveListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(l, again) {
+		t.Errorf("restored listener differs:\n%+v\n%+v", l, again)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -46,7 +47,11 @@ func (w *world) move(s *net.TCPConn) (*os.File, *tcprepair.State) {
 		w.t.Fatal(err)
 	}
 	f := fresh(w.t, st.V6)
-	h, err := tcprepair.Restore(f, st)
+	if _, err := tcprepair.Restore(f, st); err != nil {
+		w.t.Fatal(err)
+	}
+	// The one who restored dies; another takes over.
+	h, err := tcprepair.Adopt(f, st)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -418,6 +423,40 @@ func TestRefused(t *testing.T) {
 	}
 	if _, err := p.Save(); !errors.As(err, &notCarried) {
 		t.Errorf("urgent data: %v", err)
+	}
+	for what, spoil := range map[string]func(fd int) error{
+		"socket filter": func(fd int) error {
+			accept := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff}}
+			return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &accept[0]})
+		},
+		"IP options": func(fd int) error {
+			return unix.SetsockoptString(fd, unix.IPPROTO_IP, unix.IP_OPTIONS, "\x01\x01\x01\x01")
+		},
+	} {
+		_, s := w.pair("tcp4", "127.0.0.1:0")
+		f := file(t, s)
+		rc, err := f.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = rc.Control(func(fd uintptr) {
+			if err := spoil(int(fd)); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+		p, err := tcprepair.Pause(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Save(); !errors.As(err, &notCarried) || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := p.Resume(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := tcprepair.Adopt(fresh(t, false), sample()); !errors.Is(err, tcprepair.ErrNotInRepair) {
+		t.Errorf("adopt a fresh socket: %v", err)
 	}
 	_, err = tcprepair.Pause(fresh(t, false))
 	if !errors.As(err, &notCarried) {

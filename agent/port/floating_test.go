@@ -83,9 +83,7 @@ func moveFloating(t *testing.T, k kind, blackout time.Duration) {
 		if wait := time.Duration(other.longest.Load()); wait > 30*time.Millisecond {
 			t.Logf("the other client waited %v", wait)
 		}
-		if n := diff["TcpExt.TCPTimeouts"]; n != 0 {
-			t.Errorf("%d retransmission time-outs at the client", n)
-		}
+		checkTimeouts(t, diff, dark)
 		check(t, "addresses", src.RemoveAddrs(ctx))
 		check(t, "end", src.End(ctx))
 		if left := l.leftovers(hop); len(left) > 0 {

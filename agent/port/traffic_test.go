@@ -275,3 +275,33 @@ func connectPair(t *testing.T, clientNS, workloadNS *os.File, at netip.AddrPort,
 	t.Cleanup(func() { _ = c.conn.Close() })
 	return c, s
 }
+
+// heartbeat notes the longest time for which this process did not get a processor: what a client waited for that is the
+// machine's doing.
+type heartbeat struct {
+	stop    chan struct{}
+	longest atomic.Int64
+}
+
+func newHeartbeat(t *testing.T) *heartbeat {
+	h := &heartbeat{stop: make(chan struct{})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for last := time.Now(); ; {
+			select {
+			case <-h.stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+			now := time.Now()
+			h.longest.Store(max(h.longest.Load(), int64(now.Sub(last)-time.Millisecond)))
+			last = now
+		}
+	}()
+	t.Cleanup(func() { close(h.stop); <-done })
+	return h
+}
+
+// gap is the longest one since the last call.
+func (h *heartbeat) gap() time.Duration { return time.Duration(h.longest.Swap(0)) }
