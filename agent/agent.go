@@ -74,10 +74,8 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if err := a.moves.Recover(ctx); err != nil {
 		return nil, err
 	}
-	for _, e := range a.host.set.All() {
-		if e.Record().PID != 0 {
-			a.watch(e)
-		}
+	if err := a.settle(ctx); err != nil {
+		return nil, err
 	}
 	if err := a.listen(); err != nil {
 		return nil, err
@@ -99,6 +97,23 @@ func (a *Agent) openHost() error {
 	a.host = &host{log: a.log, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch}
 	if a.cfg.Bridge != "" {
 		if a.host.ports, err = port.Open(nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle watches the programs that an earlier run has started, and removes what it was still building.
+func (a *Agent) settle(ctx context.Context) error {
+	for _, e := range a.host.set.All() {
+		if e.Record().PID != 0 {
+			a.watch(e)
+			continue
+		}
+		if _, _, moving := a.moves.Moving(e.Instance()); moving {
+			continue
+		}
+		if err := a.host.remove(ctx, e); err != nil {
 			return err
 		}
 	}

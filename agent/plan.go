@@ -72,8 +72,8 @@ func (a *Agent) planTarget(req *agentapi.PlanSourceRequest) (dump.Options, *work
 	if name == "" {
 		return dump.Options{Target: dump.Target{PID: int(req.GetPid())}}, a.envOf(int(req.GetPid())), nil
 	}
-	for _, e := range a.host.set.Named(name) {
-		if a.over(e) {
+	for _, e := range a.settledCopies() {
+		if e.Name() != name || a.over(e) {
 			continue
 		}
 		external, err := outputOf(e)
@@ -84,7 +84,7 @@ func (a *Agent) planTarget(req *agentapi.PlanSourceRequest) (dump.Options, *work
 
 // envOf finds the environment that a process is the program of; nil for a bare process.
 func (a *Agent) envOf(pid int) *workload.Env {
-	for _, e := range a.host.set.All() {
+	for _, e := range a.settledCopies() {
 		if e.Record().PID == pid {
 			return e
 		}

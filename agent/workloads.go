@@ -80,9 +80,21 @@ func (a *Agent) start(ctx context.Context, req *agentapi.StartWorkloadRequest) (
 	return e, nil
 }
 
+// settledCopies are those whose program runs or has ended here: not those that are being built, which belong to their
+// builder alone.
+func (a *Agent) settledCopies() []*workload.Env {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*workload.Env, 0, len(a.watchers))
+	for _, w := range a.watchers {
+		out = append(out, w.env)
+	}
+	return out
+}
+
 // over says that the program of an environment has ended.
 func (a *Agent) over(e *workload.Env) bool {
-	if _, _, moving := a.moves.Moving(e.Instance()); moving {
+	if _, _, moving := a.moves.Moving(e.Instance()); moving || !slices.Contains(a.settledCopies(), e) {
 		return false
 	}
 	_, ended, err := e.ExitStatus()
@@ -94,16 +106,19 @@ func (a *Agent) over(e *workload.Env) bool {
 }
 
 // A watcher waits for the end of a copy's program.
-type watcher struct{ cancel context.CancelFunc }
+type watcher struct {
+	env    *workload.Env
+	cancel context.CancelFunc
+}
 
-// watch reports the end of the program, unless the copy is ended on purpose.
+// watch lists the copy as settled and reports the end of its program, unless it is ended on purpose.
 func (a *Agent) watch(e *workload.Env) {
 	ctx, cancel := context.WithCancel(a.ctx)
 	a.mu.Lock()
 	if old := a.watchers[e.Instance()]; old != nil {
 		old.cancel()
 	}
-	a.watchers[e.Instance()] = &watcher{cancel}
+	a.watchers[e.Instance()] = &watcher{e, cancel}
 	a.mu.Unlock()
 	a.tasks.Go(func() {
 		defer cancel()
@@ -155,7 +170,7 @@ func (a *Agent) awaitEnd(ctx context.Context, e *workload.Env) error {
 	return nil
 }
 
-// leaving ends the watching of a copy that is to be ended.
+// leaving takes a copy that is to be ended off the list.
 func (a *Agent) leaving(instance uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -225,7 +240,7 @@ func (a *Agent) StopWorkload(ctx context.Context, req *agentapi.StopWorkloadRequ
 // copies lists what this host holds.
 func (a *Agent) copies() []*agentapi.CopyInfo {
 	var out []*agentapi.CopyInfo
-	for _, e := range a.host.set.All() {
+	for _, e := range a.settledCopies() {
 		rec := e.Record()
 		c := &agentapi.CopyInfo{Workload: e.Name(), Instance: rec.Instance, Epoch: rec.Epoch, Pid: int32(rec.PID), Address: e.Spec().GetAddr(),
 			StartedUnixNs: rec.Started.UnixNano(), Command: strings.Join(e.Spec().GetArgv(), " "), State: agentapi.CopyState_COPY_STATE_RUNNING}

@@ -300,7 +300,9 @@ func (s *source) stop() error {
 		s.sender = nil
 	}
 	if s.peer != nil {
-		s.peer.giveUp(s.ctx, s.session(0), get(&s.view, func(v *view) string { return v.reason }))
+		if s.held != nil { // it was not moved
+			s.peer.giveUp(s.ctx, s.session(0), get(&s.view, func(v *view) string { return v.reason }))
+		}
 		errs = append(errs, s.peer.close())
 		s.peer = nil
 	}
