@@ -238,3 +238,35 @@ func BenchmarkDump100(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkRestore100 takes 200 connections into another process: Open, Install and Finish.
+func BenchmarkRestore100(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	ctx := context.Background()
+	for b.Loop() {
+		b.StopTimer()
+		p := start(b, "setup", "many", b.TempDir(), &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+		ns := netns(b, p)
+		d, cp := dumped(b, ctx, p)
+		p.kill()
+		if err := d.Drop(); err != nil {
+			b.Fatal(err)
+		}
+		r, err := NewRestorer(cp, Env{NetNS: ns})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if err := r.Open(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := r.Close(); err != nil {
+			b.Fatal(err)
+		}
+		_ = ns.Close()
+		b.StartTimer()
+	}
+}
