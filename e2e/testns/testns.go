@@ -57,6 +57,10 @@ func again(what string) *exec.Cmd {
 
 // pid1 sets the namespaces up, starts the tests and reaps until they end.
 func pid1() (int, error) {
+	// What the tests were started with besides the standard descriptors is nothing that programs under test should have.
+	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return 0, fmt.Errorf("close_range: %w", err)
+	}
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return 0, fmt.Errorf("making mounts private: %w", err)
 	}

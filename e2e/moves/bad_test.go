@@ -1,0 +1,270 @@
+//go:build linux
+
+package moves
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// sleeper is a program that notices nothing; python3 programs for tests of what is refused end with it.
+const sleeper = "\nimport time\nprint('up', flush=True)\ntime.sleep(1000)\n"
+
+// refused plans and moves a target that must not move, and checks that both say why before anything happens.
+func (s *scope) refused(target []string, to string, words ...string) {
+	s.Helper()
+	for _, verb := range []string{"plan", "move"} {
+		args := append([]string{migrate, verb}, target...)
+		began := time.Now()
+		text := s.fails(0, "host1", append(args, "--to", to)...)
+		s.mention(text, words...)
+		if d := time.Since(began); d > 15*time.Second {
+			s.Errorf("%s took %v to be refused", verb, d)
+		}
+		if n := strings.Count(strings.TrimSpace(text), "\n"); verb == "move" && n > 8 {
+			s.Errorf("the error has %d lines:\n%s", n+1, text)
+		}
+	}
+}
+
+// instance is what ps says of a workload.
+type instance struct {
+	Name      string `json:"name"`
+	Host      string `json:"host"`
+	PID       int    `json:"pid"`
+	Epoch     uint64 `json:"epoch"`
+	State     string `json:"state"`
+	Migration string `json:"migration"`
+}
+
+func (s *scope) ps(name string) instance {
+	s.Helper()
+	var list []instance
+	if err := json.Unmarshal([]byte(s.on("host1", migrate, "ps", "--all", "-o", "json")), &list); err != nil {
+		s.Fatal(err)
+	}
+	for _, w := range list {
+		if w.Name == name {
+			return w
+		}
+	}
+	s.Fatalf("ps does not list %q: %+v", name, list)
+	return instance{}
+}
+
+// unmoved checks that a workload is exactly as it was: the same process, of the same epoch, not stopped and not traced.
+func (s *scope) unmoved(before instance) {
+	s.Helper()
+	if now := s.ps(before.Name); now != before {
+		s.Errorf("%s was %+v and is %+v", before.Name, before, now)
+	}
+	s.runs(before.Host, before.PID)
+}
+
+// runs checks that a process of a host is neither stopped nor traced nor frozen.
+func (s *scope) runs(host string, pid int) {
+	s.Helper()
+	text := s.on(host, "cat", "/proc/"+strconv.Itoa(pid)+"/status")
+	state, tracer := "", ""
+	for line := range strings.Lines(text) {
+		switch f := strings.Fields(line); {
+		case len(f) > 1 && f[0] == "State:":
+			state = f[1]
+		case len(f) > 1 && f[0] == "TracerPid:":
+			tracer = f[1]
+		}
+	}
+	if state != "R" && state != "S" || tracer != "0" {
+		s.Errorf("pid %d on %s has state %q and tracer %q", pid, host, state, tracer)
+	}
+	frozen := s.on(host, "sh", "-c", `cat /sys/fs/cgroup/unified$(sed -n 's/^0:://p' /proc/`+strconv.Itoa(pid)+`/cgroup)/cgroup.freeze 2>/dev/null || true`)
+	if strings.TrimSpace(frozen) == "1" {
+		s.Errorf("pid %d on %s is in a frozen cgroup", pid, host)
+	}
+}
+
+// TestRefusedTargets names processes and hosts that no move can be about.
+func TestRefusedTargets(t *testing.T) {
+	s := begin(t, time.Minute)
+	s.workload("still", "", "sleep", "1000")
+	before := s.ps("still")
+	s.refused([]string{"--pid", "99999"}, "host2", "99999")
+	s.refused([]string{"--pid", "-3"}, "host2", "-3")
+	s.refused([]string{"--pid", "1"}, "host2", "pid 1")
+	s.refused([]string{"nobody"}, "host2", `"nobody"`)
+	s.refused([]string{"still"}, "host9", "host9")
+	s.refused([]string{"still"}, "host1", "host1", "same host")
+	s.refused([]string{"still", "--host", "host2"}, "host3", "still", "host1", "host2")
+	for _, flags := range [][]string{{"--strategy", "magic"}, {"--on-timeout", "hope"}, {"--bandwidth", "fast"}, {"--compress", "zip"}, {"--max-downtime", "-1s"}} {
+		text := s.fails(0, "host1", append([]string{migrate, "move", "still", "--to", "host2"}, flags...)...)
+		s.mention(text, flags[0], flags[1])
+	}
+	s.fails(0, "host1", migrate, "move", "still")
+	s.fails(0, "host1", migrate, "move", "--to", "host2")
+	s.fails(0, "host1", migrate, "move", "still", "--pid", "1", "--to", "host2")
+	s.unmoved(before)
+	s.move("still", "host2") // and nothing of all this is in the way of a good move
+}
+
+// TestKernelThread refuses a thread of the kernel. No virtual host sees one, so the machine's own is asked for.
+func TestKernelThread(t *testing.T) {
+	s := begin(t, time.Minute)
+	comm, err := os.ReadFile("/proc/2/comm")
+	if err != nil || strings.TrimSpace(string(comm)) != "kthreadd" {
+		t.Skip("no kernel thread can be seen from here; engine/task tests the rule")
+	}
+	dir := filepath.Join(t.TempDir(), "dump")
+	out, err := exec.CommandContext(s.ctx, filepath.Join(share, "migrate"), "dump", "--pid", "2", "--dir", dir).CombinedOutput()
+	if err == nil {
+		t.Fatalf("a kernel thread was dumped: %s", out)
+	}
+	s.mention(string(out), "pid 2", "kernel thread")
+}
+
+// TestNotCarried refuses, by name, programs with something that does not move, and leaves them as they were.
+func TestNotCarried(t *testing.T) {
+	for _, c := range []struct {
+		name, script string
+		words        []string
+	}{
+		{"inotify", "import ctypes\nctypes.CDLL(None).inotify_init1(0)", []string{"inotify", "fd "}},
+		{"netlink", "import socket\ns = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)", []string{"netlink", "fd "}},
+		{"udp", "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('127.0.0.1', 5353))", []string{"datagram", "fd "}},
+		{"seccomp", `import ctypes, struct
+libc = ctypes.CDLL(None)
+libc.prctl(38, 1, 0, 0, 0)
+code = struct.pack('HBBI', 6, 0, 0, 0x7fff0000)
+text = ctypes.create_string_buffer(code)
+prog = struct.pack('HxxxxxxP', 1, ctypes.addressof(text))
+assert libc.prctl(22, 2, prog, 0, 0) == 0`, []string{"seccomp"}},
+		{"memfd", "import os\nfd = os.memfd_create('x')", []string{"memfd", "fd "}},
+		{"locked", "import ctypes\nassert ctypes.CDLL(None).mlockall(1) == 0", []string{"locked"}},
+		{"pidfd", "import os\nfd = os.pidfd_open(os.getpid())", []string{"pidfd", "fd "}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := begin(t, time.Minute)
+			name := "bad-" + c.name
+			s.workload(name, "", "/usr/bin/python3", "-c", c.script+sleeper)
+			s.logs(name, "up\n")
+			before := s.ps(name)
+			s.refused([]string{name}, "host2", append(c.words, "pid "+strconv.Itoa(before.PID))...)
+			s.fails(3, "host1", migrate, "plan", name, "--to", "host2")
+			s.unmoved(before)
+		})
+	}
+}
+
+// TestMissingFile refuses to move to a host that lacks a file of the program: one that it has open, and the one that it runs.
+func TestMissingFile(t *testing.T) {
+	s := begin(t, time.Minute)
+	for path, words := range map[string][]string{"/srv/only-on-host1": nil, "/srv/differs": {"size"}} {
+		if err := hosts.Host("host1").WriteFile(s.ctx, path, []byte("what host1 has\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if words != nil {
+			if err := hosts.Host("host2").WriteFile(s.ctx, path, []byte("short\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		name := "holds-" + filepath.Base(path)
+		s.workload(name, "", "/usr/bin/python3", "-c", "f = open('"+path+"')\nf.readline()"+sleeper)
+		s.logs(name, "up\n")
+		before := s.ps(name)
+		s.refused([]string{name}, "host2", append(words, path, "host2")...)
+		s.unmoved(before)
+	}
+
+	sleep, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const program = "/srv/own-program"
+	if err := hosts.Host("host1").WriteFile(s.ctx, program, sleep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.workload("own-program", "", program, "1000")
+	before := s.ps("own-program")
+	s.refused([]string{"own-program"}, "host2", program, "host2")
+	s.unmoved(before)
+}
+
+// TestAddressInUse refuses to bring an address to where somebody has it.
+func TestAddressInUse(t *testing.T) {
+	s := begin(t, time.Minute)
+	const ip, endpoint = "10.77.0.72", "10.77.0.72:8080"
+	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.workload("claimed", ip+"/24", bin, "0.0.0.0:8080")
+	s.awaitListener(endpoint)
+	c := s.counter(endpoint)
+	c.add(5)
+	before := s.ps("claimed")
+	s.float("host2", ip+"/24")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // that of the test is over
+		defer cancel()
+		(&scope{t, ctx}).unfloat("host2", ip+"/24")
+	})
+	s.refused([]string{"claimed"}, "host2", ip, "host2")
+	c.add(5)
+	s.unmoved(before)
+}
+
+// TestMovingAlready refuses a second move of a workload, wherever it would go, and a stop.
+func TestMovingAlready(t *testing.T) {
+	s := begin(t, time.Minute)
+	g := s.busy("twice", "10.77.0.73")
+	id := g.slowMove("host2")
+	s.refused([]string{"twice"}, "host3", "twice", "moving", id)
+	s.refused([]string{"twice"}, "host2", "twice", "moving", id)
+	s.on("host3", migrate, "cancel", id)
+	g.stays(id, "cancelled")
+}
+
+// TestCtrlC interrupts the command during the copy.
+func TestCtrlC(t *testing.T) {
+	s := begin(t, time.Minute)
+	g := s.busy("interrupted", "10.77.0.74")
+	cmd := hosts.Host("host1").Command(s.ctx, append([]string{migrate, "move", "interrupted", "--to", "host2"}, slow...)...)
+	var text strings.Builder
+	cmd.Stdout, cmd.Stderr = &text, &text
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	id := g.awaitCopy("")
+	if err := cmd.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	s.exits(1, cmd.Wait())
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("the cancellation took %v", d)
+	}
+	s.mention(text.String(), "source_running", "interrupted")
+	g.stays(id, "interrupted")
+	s.move("interrupted", "host2") // what was cancelled is not in the way
+	g.goesOn()
+}
+
+// TestCancel cancels from another host, by the id.
+func TestCancel(t *testing.T) {
+	s := begin(t, time.Minute)
+	g := s.busy("cancelled", "10.77.0.75")
+	id := g.slowMove("host2")
+	s.on("host2", migrate, "cancel", id)
+	g.stays(id, "cancelled")
+	s.fails(0, "host1", migrate, "cancel", "m-nonsense")
+	s.fails(0, "host1", migrate, "cancel", id) // it has ended
+	s.move("cancelled", "host2")
+	g.goesOn()
+}

@@ -1,0 +1,264 @@
+//go:build linux
+
+package moves
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"migrate/e2e/lab"
+)
+
+// bridge is the device on which a host of the lab has its addresses.
+const bridge = "br0"
+
+// onBridge calls fn with the bridge of a host.
+func (s *scope) onBridge(host string, fn func(*netlink.Handle, netlink.Link) error) {
+	s.Helper()
+	pid, err := hosts.Host(host).PID(s.ctx)
+	if err != nil {
+		s.Fatal(err)
+	}
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		s.Fatalf("%s: %v", host, err)
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		s.Fatalf("%s: %v", host, err)
+	}
+	defer h.Close()
+	l, err := h.LinkByName(bridge)
+	if err == nil {
+		err = fn(h, l)
+	}
+	if err != nil {
+		s.Fatalf("%s, %s: %v", host, bridge, err)
+	}
+}
+
+// float gives a host an address that it can do without.
+func (s *scope) float(host, cidr string) {
+	s.Helper()
+	addr, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.onBridge(host, func(h *netlink.Handle, l netlink.Link) error { return h.AddrAdd(l, addr) })
+}
+
+// unfloat takes an address away from a host.
+func (s *scope) unfloat(host, cidr string) {
+	s.Helper()
+	addr, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.onBridge(host, func(h *netlink.Handle, l netlink.Link) error { return h.AddrDel(l, addr) })
+}
+
+// whereIs lists the hosts that have an address.
+func (s *scope) whereIs(ip string) (list []string) {
+	s.Helper()
+	want := netip.MustParseAddr(ip)
+	for _, host := range hosts.Hosts() {
+		s.onBridge(host.Name(), func(h *netlink.Handle, l netlink.Link) error {
+			addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+			for _, a := range addrs {
+				if got, ok := netip.AddrFromSlice(a.IP); ok && got.Unmap() == want {
+					list = append(list, host.Name())
+				}
+			}
+			return err
+		})
+	}
+	return list
+}
+
+// bare starts a program on host1 that no agent knows of. It ends with the test, if it has not moved away.
+func (s *scope) bare(args ...string) *lab.Cmd {
+	s.Helper()
+	ctx, cancel := context.WithCancel(s.ctx)
+	cmd := hosts.Host("host1").Command(ctx, args...)
+	if err := cmd.Start(); err != nil {
+		cancel()
+		s.Fatal(err)
+	}
+	s.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait() // it was killed here, or when it had moved away
+	})
+	return cmd
+}
+
+// counter is a client of the Go server that may connect once.
+type counter struct {
+	s        *scope
+	endpoint string
+	http     *http.Client
+	dials    int
+	count    int
+}
+
+func (s *scope) counter(endpoint string) *counter {
+	c := &counter{s: s, endpoint: endpoint}
+	c.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if c.dials++; c.dials > 1 {
+			return nil, errors.New("the connection was lost, and this client must not connect again")
+		}
+		return dialer(endpoint)(ctx)
+	}}}
+	s.Cleanup(c.http.CloseIdleConnections)
+	return c
+}
+
+// add asks the server to count, n times, and checks that it has forgotten nothing.
+func (c *counter) add(n int) {
+	c.s.Helper()
+	for range n {
+		c.count++
+		if got, err := c.get("/count"); err != nil || got != strconv.Itoa(c.count) {
+			c.s.Fatalf("/count answers %q, %v; want %d", got, err, c.count)
+		}
+	}
+}
+
+func (c *counter) get(path string) (string, error) {
+	req, err := http.NewRequestWithContext(c.s.ctx, http.MethodGet, "http://"+c.endpoint+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	err = errors.Join(err, resp.Body.Close())
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return strings.TrimSpace(string(body)), err
+}
+
+// nameOf finds the workload that a bare process has become.
+func (s *scope) nameOf(host string, pid int) string {
+	s.Helper()
+	var list []struct {
+		Name, Host string
+		PID        int
+	}
+	if err := json.Unmarshal([]byte(s.on("host1", migrate, "ps", "-o", "json")), &list); err != nil {
+		s.Fatal(err)
+	}
+	for _, w := range list {
+		if w.Host == host && w.PID == pid {
+			return w.Name
+		}
+	}
+	s.Fatalf("no workload is pid %d on %s: %+v", pid, host, list)
+	return ""
+}
+
+// TestBareProcess moves a process that no agent has started, with the floating address that it listens on and its client's
+// connection; then it moves on as the workload that it has become.
+func TestBareProcess(t *testing.T) {
+	s := begin(t, time.Minute)
+	const ip, endpoint = "10.77.0.70", "10.77.0.70:8080"
+	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.float("host1", ip+"/24")
+	cmd := s.bare(bin, endpoint)
+	s.awaitListener(endpoint)
+	c := s.counter(endpoint)
+	c.add(10)
+
+	r := s.moveOn("host1", "--pid", strconv.Itoa(cmd.PID), "--to", "host2")
+	name := s.nameOf("host2", r.DestinationPID)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if t.Failed() {
+			s.diagnose(ctx, name)
+		}
+		if _, err := hosts.Host("host1").Exec(ctx, migrate, "stop", name, "--grace", "1s"); err != nil {
+			t.Errorf("stopping %s: %v", name, err)
+		}
+	})
+	c.add(10)
+	if !slices.ContainsFunc(r.Connections, func(c struct {
+		Local string `json:"local"`
+		RTO   int    `json:"rto_during_move"`
+	}) bool {
+		return c.Local == endpoint
+	}) {
+		t.Errorf("the connection to %s is not among those that moved: %+v", endpoint, r.Connections)
+	}
+	if got := s.whereIs(ip); !slices.Equal(got, []string{"host2"}) {
+		t.Errorf("%s is an address of %v, want host2 alone", ip, got)
+	}
+	if err := syscall.Kill(cmd.PIDOutside, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("the process on host1 is still there (%v)", err)
+	}
+
+	s.move(name, "host3")
+	c.add(10)
+	if got := s.whereIs(ip); !slices.Equal(got, []string{"host3"}) {
+		t.Errorf("%s is an address of %v, want host3 alone", ip, got)
+	}
+	if got, err := c.get("/health"); err != nil || !strings.HasPrefix(got, "ok") {
+		t.Errorf("/health answers %q, %v", got, err)
+	}
+	s.awaitListener(endpoint) // new clients find it, too
+}
+
+// TestBareProcessOnHostAddress refuses to move a connection whose address stays behind, and names it.
+func TestBareProcessOnHostAddress(t *testing.T) {
+	s := begin(t, time.Minute)
+	endpoint := net.JoinHostPort(hosts.Host("host1").Addr().String(), "8090")
+	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := s.bare(bin, endpoint)
+	s.awaitListener(endpoint)
+	c := s.counter(endpoint)
+	c.add(10)
+	pid := strconv.Itoa(cmd.PID)
+
+	text := s.fails(3, "host1", migrate, "plan", "--pid", pid, "--to", "host2")
+	s.mention(text, endpoint, hosts.Client().Addr().String(), pid)
+	text = s.fails(1, "host1", migrate, "move", "--pid", pid, "--to", "host2")
+	s.mention(text, endpoint, hosts.Client().Addr().String(), pid)
+	c.add(10)
+	if got := s.whereIs(hosts.Host("host1").Addr().String()); !slices.Equal(got, []string{"host1"}) {
+		t.Errorf("the address of host1 is on %v", got)
+	}
+}
+
+// mention checks that a text for people names what it is about.
+func (s *scope) mention(text string, words ...string) {
+	s.Helper()
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			s.Errorf("nothing is said about %q in:\n%s", w, text)
+		}
+	}
+}

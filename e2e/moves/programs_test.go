@@ -1,0 +1,252 @@
+//go:build linux
+
+package moves
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"migrate/e2e/demo"
+)
+
+// dialer opens connections from where clients are: on the switch, on no host.
+func dialer(endpoint string) demo.Dial {
+	return func(ctx context.Context) (net.Conn, error) { return hosts.Client().Dial(ctx, "tcp", endpoint) }
+}
+
+// awaitListener returns when something takes connections at the endpoint.
+func (s *scope) awaitListener(endpoint string) {
+	s.Helper()
+	for {
+		c, err := dialer(endpoint)(s.ctx)
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		select {
+		case <-s.ctx.Done():
+			s.Fatalf("nothing listens on %s: %v", endpoint, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func redisCommand(t *testing.T) []string {
+	t.Helper()
+	bin, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Fatal("redis-server is not installed; `make deps` installs it")
+	}
+	return []string{bin, "--port", "6379", "--protected-mode", "no", "--save", "", "--appendonly", "no", "--dir", "/"}
+}
+
+// TestRedisUnderLoad moves a redis-server with 1 GiB of data around all hosts while clients write.
+func TestRedisUnderLoad(t *testing.T) {
+	s := begin(t, 5*time.Minute)
+	const endpoint = "10.77.0.60:6379"
+	s.workload("redis", "10.77.0.60/24", redisCommand(t)...)
+	s.awaitListener(endpoint)
+	const size = 1 << 30
+	s.fill(endpoint, size)
+	clients, err := demo.StartClients(s.ctx, 8, dialer(endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clients.Stop()
+	for _, to := range []string{"host2", "host3", "host1"} {
+		clients.Report()
+		s.move("redis", to)
+		before := clients.Report()
+		s.progress(clients, before.Increments+100)
+		r := clients.Report()
+		if len(r.Errors) > 0 || r.Clients != 8 {
+			t.Fatalf("after the move to %s: %v", to, r.Errors)
+		}
+		t.Logf("longest wait of a client: %v", before.Longest)
+	}
+	clients.Stop()
+	if wrong, err := clients.Verify(s.ctx, dialer(endpoint)); err != nil || wrong != 0 {
+		t.Fatalf("%d increments are wrong, %v", wrong, err)
+	}
+	s.checkFill(endpoint, size)
+}
+
+// progress returns when the clients have made that many increments, or fails when one of them ended.
+func (s *scope) progress(c *demo.Clients, increments int64) {
+	s.Helper()
+	for {
+		r := c.Report()
+		switch {
+		case len(r.Errors) > 0:
+			s.Fatal(r.Errors)
+		case r.Increments >= increments:
+			return
+		case s.ctx.Err() != nil:
+			s.Fatalf("the clients stand at %d increments, want %d", r.Increments, increments)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// block is how much one key of the fill holds.
+const block = 512 << 10
+
+// blockOf is the value of key i: different for each, and of no use to a compressor.
+func blockOf(i int) []byte {
+	b := make([]byte, block)
+	x := uint64(i)*0x9e3779b97f4a7c15 + 1
+	for k := 0; k+8 <= len(b); k += 8 {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		for n := range 8 {
+			b[k+n] = byte(x >> (8 * n))
+		}
+	}
+	return b
+}
+
+// fill stores size bytes, as many keys over one connection.
+func (s *scope) fill(endpoint string, size int) {
+	s.Helper()
+	c, err := dialer(endpoint)(s.ctx)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for i := range size / block {
+		v := blockOf(i)
+		req := append(fmt.Appendf(nil, "*3\r\n$3\r\nSET\r\n$%d\r\nfill:%06d\r\n$%d\r\n", len("fill:000000"), i, len(v)), v...)
+		if _, err := c.Write(append(req, "\r\n"...)); err != nil {
+			s.Fatal(err)
+		}
+		ok := make([]byte, 5)
+		if _, err := io.ReadFull(c, ok); err != nil || string(ok) != "+OK\r\n" {
+			s.Fatalf("SET %d answers %q, %v", i, ok, err)
+		}
+	}
+}
+
+func (s *scope) checkFill(endpoint string, size int) {
+	s.Helper()
+	c, err := dialer(endpoint)(s.ctx)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	head := fmt.Appendf(nil, "$%d\r\n", block)
+	got := make([]byte, len(head)+block+2)
+	for i := range size / block {
+		if _, err := fmt.Fprintf(c, "*2\r\n$3\r\nGET\r\n$%d\r\nfill:%06d\r\n", len("fill:000000"), i); err != nil {
+			s.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, got); err != nil {
+			s.Fatalf("GET %d: %v", i, err)
+		}
+		if !bytes.Equal(got[len(head):len(head)+block], blockOf(i)) {
+			s.Fatalf("key %d holds something else than was stored", i)
+		}
+	}
+}
+
+// TestGoServer moves a Go HTTP server whose goroutines are blocked everywhere, with keep-alive clients.
+func TestGoServer(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	const endpoint = "10.77.0.61:8080"
+	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.workload("goserver", "10.77.0.61/24", bin, "0.0.0.0:8080")
+	s.awaitListener(endpoint)
+	dials := 0
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dials++
+		return dialer(endpoint)(ctx)
+	}}}
+	get := func(path string) string {
+		t.Helper()
+		req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, "http://"+endpoint+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s %s %v", path, resp.Status, body, err)
+		}
+		return strings.TrimSpace(string(body))
+	}
+	count := 0
+	for _, to := range []string{"host2", "host3", "host1"} {
+		for range 50 {
+			count++
+			if got := get("/count"); got != strconv.Itoa(count) {
+				t.Fatalf("/count answers %s, want %d", got, count)
+			}
+		}
+		s.move("goserver", to)
+		if got := get("/health"); !strings.HasPrefix(got, "ok") {
+			t.Fatal(got)
+		}
+	}
+	if dials != 1 {
+		t.Errorf("the client connected %d times, want once", dials)
+	}
+	time.Sleep(200 * time.Millisecond) // the goroutines go on checking each other
+	if got := get("/health"); !strings.HasPrefix(got, "ok") {
+		t.Fatal(got)
+	}
+}
+
+// TestPython moves a Python program with threads, a child over pipes and an open file.
+func TestPython(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	bin, err := exec.LookPath("/usr/bin/python3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := s.script("threads.py")
+	s.workload("python", "", bin, script, "300")
+	s.logs("python", "up\n")
+	s.move("python", "host2")
+	s.logs("python", "done 1200\n")
+}
+
+// TestShellPipeline moves a pipeline of several processes in one session.
+func TestShellPipeline(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	s.workload("pipeline", "", "/bin/bash", s.script("pipeline.sh"), "300")
+	s.logs("pipeline", "up\n")
+	s.move("pipeline", "host3")
+	s.logs("pipeline", "sum 135450 lines 300\n")
+}
+
+// script makes a script of e2e/workloads/scripts visible to the hosts and returns its path there.
+func (s *scope) script(name string) string {
+	s.Helper()
+	text, err := os.ReadFile(filepath.Join("../workloads/scripts", name))
+	if err != nil {
+		s.Fatal(err)
+	}
+	path := filepath.Join(share, name)
+	if err := os.WriteFile(path, text, 0o755); err != nil {
+		s.Fatal(err)
+	}
+	return path
+}

@@ -1,0 +1,38 @@
+//go:build linux
+
+package moves
+
+import (
+	"testing"
+	"time"
+
+	"migrate/e2e/demo"
+)
+
+// TestFiftyMoves moves one workload back and forth; the fiftieth move is like the first.
+func TestFiftyMoves(t *testing.T) {
+	s := begin(t, 5*time.Minute)
+	const endpoint = "10.77.0.62:6379"
+	s.workload("shuttle", "10.77.0.62/24", redisCommand(t)...)
+	s.awaitListener(endpoint)
+	clients, err := demo.StartClients(s.ctx, 8, dialer(endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clients.Stop()
+	for i := range 50 {
+		to := "host2"
+		if i%2 == 1 {
+			to = "host1"
+		}
+		r := s.move("shuttle", to)
+		if want := uint64(i + 2); r.Epoch != want {
+			t.Errorf("move %d: epoch %d, want %d", i, r.Epoch, want)
+		}
+		s.progress(clients, clients.Report().Increments+20)
+	}
+	clients.Stop()
+	if wrong, err := clients.Verify(s.ctx, dialer(endpoint)); err != nil || wrong != 0 {
+		t.Fatalf("%d increments are wrong, %v", wrong, err)
+	}
+}

@@ -1,0 +1,251 @@
+//go:build linux
+
+package moves
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"migrate/e2e/demo"
+	"migrate/e2e/lab"
+)
+
+// The tests of this file do to hosts what happens to hosts, and put them right again. Their file comes last because the
+// other tests use the same cluster.
+
+// slow makes a copy of busyMiB last some 15 s, so that there is time for something to happen.
+var slow = []string{"--bandwidth", "4MiB"}
+
+const busyMiB = 64
+
+// busyServer is a redis-server on host1 with data and with clients that write. They can neither retry nor reconnect.
+type busyServer struct {
+	s        *scope
+	name     string
+	endpoint string
+	clients  *demo.Clients
+	before   instance
+}
+
+func (s *scope) busy(name, ip string) *busyServer {
+	s.Helper()
+	g := &busyServer{s: s, name: name, endpoint: ip + ":6379"}
+	s.workload(name, ip+"/24", redisCommand(s.T)...)
+	s.awaitListener(g.endpoint)
+	s.fill(g.endpoint, busyMiB<<20)
+	var err error
+	if g.clients, err = demo.StartClients(s.ctx, 4, dialer(g.endpoint)); err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(g.clients.Stop)
+	g.before = s.ps(name)
+	g.goesOn()
+	return g
+}
+
+// migration is what `migrate status -o json` says of one.
+type migration struct {
+	ID        string `json:"id"`
+	State     string `json:"state"`
+	Workload  string `json:"workload"`
+	Outcome   string `json:"outcome"`
+	Error     string `json:"error"`
+	PagesSent uint64 `json:"pages_sent"`
+}
+
+// slowMove begins a move that takes long, and returns its id when pages are on their way.
+func (g *busyServer) slowMove(to string, flags ...string) string {
+	g.s.Helper()
+	args := append([]string{migrate, "move", g.name, "--to", to, "--detach"}, slow...)
+	return g.awaitCopy(strings.TrimSpace(g.s.on("host1", append(args, flags...)...)))
+}
+
+// awaitCopy returns the id of the server's move when pages are on their way. `migrate watch` would tell, but prints for people.
+func (g *busyServer) awaitCopy(id string) string {
+	g.s.Helper()
+	for {
+		var list []migration
+		if err := json.Unmarshal([]byte(g.s.on("host1", migrate, "history", "-o", "json")), &list); err != nil {
+			g.s.Fatal(err)
+		}
+		for _, m := range list {
+			if m.Workload != g.name || (id != "" && m.ID != id) {
+				continue
+			}
+			if m.Outcome == "source_running" || m.Outcome == "moved" {
+				g.s.Fatalf("the move ended before anything could happen to it: %+v", m)
+			}
+			if m.PagesSent > 0 {
+				return m.ID
+			}
+		}
+		select {
+		case <-g.s.ctx.Done():
+			g.s.Fatalf("no copy of %s has begun: %+v", g.name, list)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// ended waits for the end of a move and returns it.
+func (g *busyServer) ended(id string) migration {
+	g.s.Helper()
+	_, err := hosts.Host("host1").Exec(g.s.ctx, migrate, "watch", id)
+	var exit *lab.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		g.s.Fatal(err)
+	}
+	var m migration
+	if err := json.Unmarshal([]byte(g.s.on("host1", migrate, "status", id, "-o", "json")), &m); err != nil {
+		g.s.Fatal(err)
+	}
+	return m
+}
+
+// stays waits for the end of a move and checks that the server runs on where it was, with its connections, and that no
+// client has waited for long. reason is a word of the move's error.
+func (g *busyServer) stays(id, reason string) {
+	g.s.Helper()
+	m := g.ended(id)
+	if m.Outcome != "source_running" || !strings.Contains(m.Error, reason) {
+		g.s.Errorf("the move ended as %+v, want source_running and an error with %q", m, reason)
+	}
+	g.goesOn()
+	g.s.unmoved(g.before)
+}
+
+// goesOn checks that every client gets on, and that none has waited for a second or more since the last look.
+func (g *busyServer) goesOn() {
+	g.s.Helper()
+	r := g.clients.Report()
+	want, longest := r.Increments+100, r.Longest
+	for r.Increments < want && len(r.Errors) == 0 {
+		select {
+		case <-g.s.ctx.Done():
+			g.s.Fatalf("the clients stand at %d increments, want %d", r.Increments, want)
+		case <-time.After(5 * time.Millisecond): // what they do is counted, not announced
+		}
+		r = g.clients.Report()
+		longest = max(longest, r.Longest)
+	}
+	if len(r.Errors) > 0 || r.Clients != 4 {
+		g.s.Fatalf("%d of 4 clients are left: %v", r.Clients, r.Errors)
+	}
+	if longest >= time.Second {
+		g.s.Errorf("a client has waited for %v", longest)
+	}
+}
+
+// exits checks the exit code of a command.
+func (s *scope) exits(code int, err error) {
+	s.Helper()
+	var exit *lab.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == code, err == nil && code == 0:
+	default:
+		s.Errorf("the command ended with %v, want exit code %d", err, code)
+	}
+}
+
+// repair puts the cluster right after a test.
+func (s *scope) repair(what func(ctx context.Context) error) {
+	s.Helper()
+	s.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := what(ctx); err != nil {
+			s.Errorf("putting the cluster right: %v", err)
+		}
+		if err := awaitNodes(ctx, 3); err != nil {
+			s.Errorf("the cluster has not come back: %v", err)
+		}
+	})
+}
+
+// TestAgentDiesDuringCopy kills the destination's agent.
+func TestAgentDiesDuringCopy(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	g := s.busy("widowed", "10.77.0.76")
+	id := g.slowMove("host2")
+	s.repair(func(ctx context.Context) error { return hosts.Host("host2").StartAgent(ctx) })
+	if err := hosts.Host("host2").SignalAgent(s.ctx, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	g.stays(id, "host2")
+}
+
+// TestLinkDiesDuringCopy cuts the two hosts off from each other; the third one still reaches both.
+func TestLinkDiesDuringCopy(t *testing.T) {
+	for _, plane := range []lab.Plane{lab.PlanePages, lab.PlaneAll} {
+		name := string(plane)
+		if plane == lab.PlaneAll {
+			name = "all"
+		}
+		t.Run(name, func(t *testing.T) {
+			s := begin(t, 2*time.Minute)
+			g := s.busy("cut-"+name, map[string]string{"pages": "10.77.0.77", "all": "10.77.0.78"}[name])
+			id := g.slowMove("host2")
+			s.repair(func(ctx context.Context) error { return hosts.Heal(ctx) })
+			if err := hosts.CutPair(s.ctx, "host1", "host2", false, plane); err != nil {
+				t.Fatal(err)
+			}
+			g.goesOn()
+			g.stays(id, "host2")
+		})
+	}
+}
+
+// TestDestinationCutOff cuts the destination off from the whole cluster during the copy.
+func TestDestinationCutOff(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	g := s.busy("cut-off", "10.77.0.79")
+	id := g.slowMove("host3")
+	s.repair(func(ctx context.Context) error { return hosts.Heal(ctx) })
+	if err := hosts.Cut(s.ctx, "host3"); err != nil {
+		t.Fatal(err)
+	}
+	g.stays(id, "host3")
+}
+
+// TestDestinationDown refuses a host that cannot be reached, and one whose agent does not answer.
+func TestDestinationDown(t *testing.T) {
+	for name, c := range map[string]struct {
+		down func(context.Context, *lab.Host) error
+		up   func(context.Context, *lab.Host) error
+	}{
+		"cut":     {func(ctx context.Context, h *lab.Host) error { return hosts.Cut(ctx, h.Name()) }, func(ctx context.Context, _ *lab.Host) error { return hosts.Heal(ctx) }},
+		"stalled": {func(ctx context.Context, h *lab.Host) error { return h.Stall(ctx) }, func(ctx context.Context, h *lab.Host) error { return h.Unstall(ctx) }},
+		"killed":  {func(ctx context.Context, h *lab.Host) error { return h.SignalAgent(ctx, syscall.SIGKILL) }, func(ctx context.Context, h *lab.Host) error { return h.StartAgent(ctx) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := begin(t, 2*time.Minute)
+			g := s.busy("homely-"+name, map[string]string{"cut": "10.77.0.80", "stalled": "10.77.0.81", "killed": "10.77.0.82"}[name])
+			s.repair(func(ctx context.Context) error { return c.up(ctx, hosts.Host("host3")) })
+			if err := c.down(s.ctx, hosts.Host("host3")); err != nil {
+				t.Fatal(err)
+			}
+			s.refused([]string{g.name}, "host3", "host3")
+			g.goesOn()
+			s.unmoved(g.before)
+		})
+	}
+}
+
+// TestTroubleLeavesNothing looks for what moves that failed might have left on the hosts: the tests before it have made many.
+func TestTroubleLeavesNothing(t *testing.T) {
+	s := begin(t, time.Minute)
+	for _, h := range hosts.Hosts() {
+		list := strings.Fields(s.on(h.Name(), "sh", "-c", `for p in /proc/[0-9]*; do [ -r "$p/comm" ] && cat "$p/comm"; done | sort | uniq`))
+		for _, comm := range []string{"redis-server", "goserver", "python3"} {
+			if slices.Contains(list, comm) {
+				t.Errorf("%s still runs %s", h.Name(), comm)
+			}
+		}
+	}
+}
