@@ -10,6 +10,7 @@ import (
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
 	"migrate/engine/images"
@@ -127,11 +128,24 @@ func (s *Source) Layout(ctx context.Context) (*images.Layout, error) {
 		if err := s.memory.describe(sp, s.frozen == nil); err != nil {
 			return nil, err
 		}
-		l.Spaces = append(l.Spaces, &images.Space{PID: uint32(p.VPID), MM: &mm.MmEntry{Vmas: sp.vmas}})
+		exe, err := s.memory.files.addLink(s.fs, fmt.Sprintf("%d/exe", p.PID))
+		if err != nil {
+			return nil, fmt.Errorf("pid %d: its program: %w", p.PID, err)
+		}
+		l.Spaces = append(l.Spaces, &images.Space{PID: uint32(p.VPID), MM: spaceRecord(sp.vmas, exe)})
 	}
 	l.Files = s.memory.files.entries
 	l.Header.Files, err = s.memory.extras()
 	return l, err
+}
+
+// spaceRecord is what a layout tells of an address space: its mappings and its program. The rest is part of the state.
+func spaceRecord(vmas []*vma.VmaEntry, exe uint32) *mm.MmEntry {
+	zero := proto.Uint64(0)
+	return &mm.MmEntry{
+		MmStartCode: zero, MmEndCode: zero, MmStartData: zero, MmEndData: zero, MmStartStack: zero, MmStartBrk: zero, MmBrk: zero,
+		MmArgStart: zero, MmArgEnd: zero, MmEnvStart: zero, MmEnvEnd: zero, ExeFileId: proto.Uint32(exe), Vmas: vmas,
+	}
 }
 
 // describe reads the mappings of a space; marks says that the slow way may be gone, which tells the marks of mappings.
