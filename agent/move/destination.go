@@ -200,6 +200,7 @@ func (d *destination) resume(ctx context.Context) error {
 	if d.held == nil {
 		return fmt.Errorf("copy %d is not here any more", d.id.Instance)
 	}
+	lap := newLaps(time.Now())
 	if port != nil {
 		if err := port.OpenEgress(); err != nil {
 			return err
@@ -212,9 +213,12 @@ func (d *destination) resume(ctx context.Context) error {
 			return err
 		}
 	}
+	lap.mark("sockets")
 	if err := d.held.Thaw(ctx); err != nil {
 		return err
 	}
+	lap.mark("resume")
+	d.log.Info("resumed", "took", lap)
 	if d.stopped != 0 {
 		down := monotonic() - d.stopped
 		d.view.set(func(v *view) { v.down = down })
@@ -411,15 +415,21 @@ func (d *destination) finish(ctx context.Context, h *agentapi.FinishHeader, chec
 }
 
 func (d *destination) complete(ctx context.Context, extra finishExtra, checkpoint []byte) ([]byte, error) {
+	lap := newLaps(time.Now())
 	if d.port != nil && len(extra.Neighbours) > 0 {
 		if err := d.port.InstallNeighbours(ctx, extra.Neighbours); err != nil {
 			return nil, err
 		}
 	}
+	lap.mark("neighbours")
 	if err := d.skeleton.Finish(ctx, checkpoint); err != nil {
 		return nil, err
 	}
-	return d.skeleton.Digest(ctx)
+	lap.mark("state")
+	digest, err := d.skeleton.Digest(ctx)
+	lap.mark("digest")
+	d.log.Info("completed", "took", lap)
+	return digest, err
 }
 
 // answerFinish lets the Finish that waits answer its peer, with the hash of the vote or, when there is none, an error.

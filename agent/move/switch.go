@@ -92,16 +92,19 @@ func (s *source) finish(ctx context.Context, attempt uint32) {
 func withAttempt(r handoff.Ref, k uint32) handoff.Ref { r.Attempt = k; return r }
 
 func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error) {
-	start := time.Now()
+	start, lap := time.Now(), newLaps(s.stopped)
+	lap.mark("freeze")
 	if err := s.follow(ctx, attempt); err != nil {
 		return "", err
 	}
+	lap.mark("layout")
 	p := s.copying.progress
 	p.begin(0)
 	checkpoint, stats, err := s.tree.Final(ctx, p.counting(s.sender))
 	if err != nil {
 		return "", errors.Join(err, s.senderError())
 	}
+	lap.mark("pages and state")
 	if s.port != nil { // until the sockets are saved and in repair, their acknowledgements may leave
 		if err := s.port.ShutEgress(); err != nil {
 			return "", fmt.Errorf("shutting the tree's port: %w", err)
@@ -110,6 +113,7 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	if _, err := s.sender.Flush(ctx); err != nil {
 		return "", err
 	}
+	lap.mark("flush")
 	p.end(stats, time.Since(start), s.sender.Stats(), true)
 
 	// While the destination completes its copy, this one is put under its lock and hashed.
@@ -129,6 +133,8 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	if err := both.Wait(); err != nil {
 		return "", err
 	}
+	lap.mark("completed there")
+	s.log.Info("frozen", "attempt", attempt, "checkpoint_bytes", len(checkpoint), "took", lap)
 	hash := stateHash(checkpoint, digest)
 	if !bytes.Equal(digest, reply.GetDigest()) || !bytes.Equal([]byte(hash), reply.GetHash()) {
 		return "", fmt.Errorf("%w: here %x, at %s %x", errDigest, digest, s.peerNode.GetName(), reply.GetDigest())
