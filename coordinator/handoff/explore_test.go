@@ -390,7 +390,7 @@ func bound(t *testing.T) time.Duration {
 		}
 		return d
 	}
-	return 2 * time.Second
+	return 1500 * time.Millisecond
 }
 
 // TestExplore walks small worlds breadth first, each with other kinds of bad luck, exhaustively if time allows.
