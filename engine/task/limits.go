@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"migrate/engine"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -64,29 +63,4 @@ func limitText(v uint64) string {
 		return "unlimited"
 	}
 	return fmt.Sprint(v)
-}
-
-// CheckLimits names, on the destination and before anything is stopped, the limits of a process that could not be
-// set here. Limits are those of /proc/PID/limits at the source.
-func CheckLimits(pid int, limits []procfs.Limit) ([]engine.Obstacle, error) {
-	caps, err := procfs.Host.Status(unix.Getpid())
-	if err != nil {
-		return nil, err
-	}
-	if caps.CapEff>>unix.CAP_SYS_RESOURCE&1 != 0 {
-		return nil, nil
-	}
-	own, err := procfs.Host.Limits(unix.Getpid())
-	if err != nil {
-		return nil, err
-	}
-	var found []engine.Obstacle
-	for n, l := range limits {
-		if n < len(own) && l.Hard > own[n].Hard {
-			found = append(found, engine.Obstacle{PID: pid, Kind: "limits", Where: fmt.Sprintf("%q", procfs.LimitName(n)),
-				Reason: fmt.Sprintf("its hard limit is %s, and the destination, without CAP_SYS_RESOURCE, has %s", limitText(l.Hard), limitText(own[n].Hard)),
-				Remedy: "raise the limit of the agent there"})
-		}
-	}
-	return found, nil
 }

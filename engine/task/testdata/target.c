@@ -221,6 +221,19 @@ static void refused(const char *what) {
 		}
 		nap(0);
 	}
+	if (!strcmp(what, "timers")) { // this one is carried: it expires while the process is stopped
+		struct itimerval it = {{0, 0}, {0, 300000}};
+		struct sigevent se = {.sigev_signo = SIGRTMIN, .sigev_notify = SIGEV_SIGNAL, .sigev_value.sival_int = 7};
+		struct itimerspec ts = {{10, 0}, {0, 300000000}};
+		int id;
+		signal(SIGALRM, SIG_IGN);
+		sigset_t m;
+		sigfillset(&m);
+		sigprocmask(SIG_SETMASK, &m, 0);
+		must(setitimer(ITIMER_REAL, &it, 0));
+		must(syscall(SYS_timer_create, CLOCK_MONOTONIC, &se, &id));
+		must(syscall(SYS_timer_settime, id, 0, &ts, 0));
+	}
 	printf("ready\n");
 	fflush(stdout);
 	nap(0);
