@@ -83,14 +83,14 @@ func Record(m *logpb.Migration) handoff.Record {
 	return handoff.Record{Incarnation: r.GetIncarnation(), Migration: r.GetMigration(), Phase: handoff.Phase(r.GetPhase()),
 		Attempt: r.GetAttempt(), Ended: r.GetEnded(), Source: r.GetSource(), Destination: r.GetDestination(), Epoch: r.GetEpoch(),
 		Owner: handoff.Role(r.GetOwner()), SourceGone: r.GetSourceGone(), DestinationGone: r.GetDestinationGone(), Cancelled: r.GetCancelled(),
-		Undecided: r.GetUndecided(), Reverted: r.GetReverted()}
+		Undecided: r.GetUndecided()}
 }
 
 func recordPB(r handoff.Record) *logpb.Record {
 	return &logpb.Record{Incarnation: r.Incarnation, Migration: r.Migration, Phase: uint32(r.Phase), Attempt: r.Attempt,
 		Ended: r.Ended, Source: r.Source, Destination: r.Destination, Epoch: r.Epoch, Owner: uint32(r.Owner),
 		SourceGone: r.SourceGone, DestinationGone: r.DestinationGone, Cancelled: r.Cancelled,
-		Undecided: r.Undecided, Reverted: r.Reverted}
+		Undecided: r.Undecided}
 }
 
 // EntryCommand is the command of a handoff entry; the caller may add what is known for the result.

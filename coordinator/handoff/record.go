@@ -58,7 +58,6 @@ type Record struct {
 	DestinationGone bool   // the destination's copy is destroyed, or was never there
 	Cancelled       bool
 	Undecided       uint32 // the attempt that an Abort cut off; until the source has run, its copy may be all there is
-	Reverted        bool   // it went through Commit and back
 }
 
 func (r Record) String() string {
@@ -195,7 +194,7 @@ func (r Record) applyEnd(e Entry) (Record, error) {
 }
 
 func (r Record) revert() Record {
-	r.Phase, r.Epoch, r.Owner, r.Reverted = PhaseReverted, r.Epoch+1, RoleSource, true
+	r.Phase, r.Epoch, r.Owner = PhaseReverted, r.Epoch+1, RoleSource
 	if r.SourceGone {
 		r.Phase = PhaseLost
 	}
@@ -303,7 +302,7 @@ func sourceOrder(r Record) OrderKind {
 	case PhaseReverted:
 		return OrderRevert
 	case PhaseConfirmed:
-		if r.Reverted {
+		if r.Attempt > r.Ended { // it went through Commit and back: an Abort ends all attempts
 			return OrderRevert
 		}
 		return OrderAbort

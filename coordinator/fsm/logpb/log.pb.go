@@ -1264,7 +1264,6 @@ type Record struct {
 	DestinationGone bool                   `protobuf:"varint,11,opt,name=destination_gone,json=destinationGone,proto3" json:"destination_gone,omitempty"`
 	Cancelled       bool                   `protobuf:"varint,12,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	Undecided       uint32                 `protobuf:"varint,13,opt,name=undecided,proto3" json:"undecided,omitempty"`
-	Reverted        bool                   `protobuf:"varint,14,opt,name=reverted,proto3" json:"reverted,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1388,13 +1387,6 @@ func (x *Record) GetUndecided() uint32 {
 		return x.Undecided
 	}
 	return 0
-}
-
-func (x *Record) GetReverted() bool {
-	if x != nil {
-		return x.Reverted
-	}
-	return false
 }
 
 type Snapshot struct {
@@ -1595,7 +1587,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"downtimeMs\x12\x1b\n" +
 	"\tfrozen_ms\x18\x11 \x01(\x01R\bfrozenMs\x12@\n" +
 	"\vconnections\x18\x12 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\x122\n" +
-	"\x15predicted_downtime_ms\x18\x13 \x01(\x01R\x13predictedDowntimeMs\"\x98\x03\n" +
+	"\x15predicted_downtime_ms\x18\x13 \x01(\x01R\x13predictedDowntimeMs\"\xfc\x02\n" +
 	"\x06Record\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1c\n" +
 	"\tmigration\x18\x02 \x01(\tR\tmigration\x12\x14\n" +
@@ -1611,8 +1603,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"sourceGone\x12)\n" +
 	"\x10destination_gone\x18\v \x01(\bR\x0fdestinationGone\x12\x1c\n" +
 	"\tcancelled\x18\f \x01(\bR\tcancelled\x12\x1c\n" +
-	"\tundecided\x18\r \x01(\rR\tundecided\x12\x1a\n" +
-	"\breverted\x18\x0e \x01(\bR\breverted\"\x8f\x02\n" +
+	"\tundecided\x18\r \x01(\rR\tundecided\"\x8f\x02\n" +
 	"\bSnapshot\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12#\n" +
 	"\rlast_instance\x18\x02 \x01(\x04R\flastInstance\x12\x1d\n" +
