@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"sync"
 	"time"
-	"unsafe"
 )
 
 // The data of the server stands behind its code. R15 points to it; server_amd64.s uses the names with const_.
@@ -47,8 +46,6 @@ const (
 	serverOwner    = serverEndings + 2*endingSize
 	serverDataSize = serverOwner + 8
 )
-
-var serverAddr unsafe.Pointer // set by server_amd64.s
 
 var serverCode = sync.OnceValue(func() []byte {
 	c := code(text(serverAddr, maxCode))
@@ -123,16 +120,16 @@ func ServerPhase(at uint64, r Regs) Phase {
 const popf = 0x9d
 
 // ServerProgram returns the registers and the mask that the server b, which stands at address at, will give to the
-// program whose thread is inside it with registers r.
+// program whose thread is inside it with registers r. b has ServerSize bytes and is not trusted.
 func ServerProgram(b []byte, at uint64, r Regs) (Regs, uint64) {
 	le := binary.LittleEndian
 	data := b[len(serverCode()):]
 	word := func(off int) uint64 { return le.Uint64(data[off:]) }
-	end := word(serverAgain)
-	if other := word(serverEnded); r.R12 == other || r.Rax == other || r.Rip-other < endingSize {
-		end = other
+	ending := data[serverEndings:]
+	ended := at + uint64(len(serverCode())) + serverEndings + endingSize
+	if r.R12 == ended || r.Rax == ended || r.Rip-ended < endingSize {
+		ending = ending[endingSize:]
 	}
-	ending := b[end-at:]
 	r.Rax, r.Rip = le.Uint64(ending[2:]), le.Uint64(ending[16:])
 	r.Rbx, r.Rcx, r.Rdx, r.Rsi, r.Rdi = word(serverBX), word(serverCX), word(serverDX), word(serverSI), word(serverDI)
 	r.R8, r.R9, r.R10, r.R11 = word(serverR8), word(serverR9), word(serverR10), word(serverR11)

@@ -141,7 +141,8 @@ type onThread struct{}
 
 // OnThread runs f on the tracer's own thread. Calls of this tracer that are made in f, in its goroutine, with the
 // context that f gets, need no switch of threads, which is most of what they cost otherwise. While such a call waits
-// for a stop, the requests of other goroutines are served. The context must not be used after f has returned.
+// for a stop, the requests of other goroutines are served. The context must not be used after f has returned, and f
+// must not start processes: they would inherit the thread's priority.
 func (t *Tracer) OnThread(ctx context.Context, f func(ctx context.Context) error) error {
 	return t.do(ctx, func() error { return f(context.WithValue(ctx, onThread{}, t)) })
 }

@@ -24,13 +24,9 @@ var placing sync.Mutex
 
 // placeServer writes a server behind the vDSO or, if that has no room, behind the code of a mapped file, both of which
 // end somewhere in a page whose rest is zero. build returns the server's bytes for the address that was found.
-func placeServer(s *space, build func(at Addr) ([]byte, error)) (Addr, error) {
+func placeServer(s *space, maps []mapping, build func(at Addr) ([]byte, error)) (Addr, error) {
 	placing.Lock()
 	defer placing.Unlock()
-	maps, err := mappings(s.pid)
-	if err != nil {
-		return 0, err
-	}
 	size := uint64(arch.ServerSize())
 	for _, m := range candidates(maps) {
 		at, ok, err := zeroTail(s, m, size)
@@ -82,11 +78,7 @@ func zeroTail(s *space, m mapping, size uint64) (Addr, bool, error) {
 
 // reclaim removes servers that dead tracers left in the process of a stopped thread. The one of a thread that still
 // runs in it, or will return into it from a signal handler, stays.
-func reclaim(ctx context.Context, tracer *ptrace.Tracer, s *space, tid int, regs arch.Regs) error {
-	maps, err := mappings(s.pid)
-	if err != nil {
-		return err
-	}
+func reclaim(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []mapping, tid int, regs arch.Regs) error {
 	for _, m := range candidates(maps) {
 		page := make([]byte, arch.PageSize)
 		start := m.end - arch.PageSize

@@ -153,7 +153,11 @@ func (s *Session) enter(ctx context.Context) error {
 	if err := lendable(ctx, s.tracer, s.tid, s.regs); err != nil {
 		return err
 	}
-	if err := reclaim(ctx, s.tracer, s.space, s.tid, s.regs); err != nil {
+	maps, err := mappings(s.space.pid)
+	if err != nil {
+		return err
+	}
+	if err := reclaim(ctx, s.tracer, s.space, maps, s.tid, s.regs); err != nil {
 		return err
 	}
 	ip, err := restartable(ctx, s.tracer, s.space, s.tid, s.regs.IP())
@@ -162,7 +166,7 @@ func (s *Session) enter(ctx context.Context) error {
 	}
 	s.regs.SetIP(ip)
 	var entry arch.Regs
-	s.at, err = placeServer(s.space, func(at Addr) (b []byte, err error) {
+	s.at, err = placeServer(s.space, maps, func(at Addr) (b []byte, err error) {
 		p := arch.ServerParams{Regs: s.regs, Mask: s.mask, TID: s.tid, Lease: bootLease, Memory: sessionMemory}
 		b, entry, err = arch.NewServer(uint64(at), p)
 		return b, err
