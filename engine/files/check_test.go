@@ -34,7 +34,7 @@ func init() {
 // refused tells what the descriptors of setupRefused are refused as.
 var refused = map[int]string{
 	100: "inotify", 101: "memfd", 102: "pidfd", 103: "netlink socket", 104: "packet socket", 105: "UDP socket", 106: "unix socket",
-	107: "FIFO", 108: "regular file", 109: "regular file", 110: "pipe", 111: "epoll", 112: "deleted file", 113: "namespace",
+	107: "FIFO", 109: "regular file", 110: "pipe", 111: "epoll", 112: "deleted file", 113: "namespace",
 	114: "terminal", 115: "fanotify", 116: "io_uring", 117: "userfaultfd", 118: "regular file", 119: "directory", 120: "device",
 	121: "perf event", 122: "bpf",
 }
@@ -57,10 +57,6 @@ func setupRefused(h *half) {
 	h.must(unix.Mkfifo(path("fifo"), 0o600))
 	fd, err = unix.Open(path("fifo"), unix.O_RDWR, 0)
 	h.at(fd, 107, err)
-	h.must(os.WriteFile(path("locked"), []byte("x"), 0o600))
-	fd, err = unix.Open(path("locked"), unix.O_RDWR, 0)
-	h.at(fd, 108, err)
-	h.must(unix.FcntlFlock(108, unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
 	h.must(os.WriteFile(path("owned"), []byte("x"), 0o600))
 	fd, err = unix.Open(path("owned"), unix.O_RDONLY, 0)
 	h.at(fd, 109, err)
@@ -277,6 +273,7 @@ func TestMoveShared(t *testing.T) {
 	given := []*os.File{f, os.NewFile(uintptr(e), "eventfd"), r, w}
 	dirs := []string{filepath.Join(dir, "first"), filepath.Join(dir, "second")}
 	src := []*program{start(t, "setup", "inherit", dirs[0], nil, given...), start(t, "setup", "inherit", dirs[1], nil, given...)}
+	src[1].vpid = 4712
 	for _, f := range given {
 		_ = f.Close()
 	}
@@ -293,7 +290,7 @@ func TestMoveShared(t *testing.T) {
 	cp := &images.Checkpoint{}
 	for _, p := range src {
 		p.stop(t)
-		cp.Processes = append(cp.Processes, &images.Process{PID: uint32(p.cmd.Process.Pid)})
+		cp.Processes = append(cp.Processes, &images.Process{PID: uint32(p.vpid)})
 	}
 	if err := d.Dump(ctx, procs, cp); err != nil {
 		t.Fatal(err)
@@ -309,6 +306,7 @@ func TestMoveShared(t *testing.T) {
 		t.Errorf("%d descriptions, want 4", len(ids))
 	}
 	dst := []*program{start(t, "verify", "inherit", dirs[0], nil), start(t, "verify", "inherit", dirs[1], nil)}
+	dst[1].vpid = 4712
 	rest := installAll(t, ctx, dst, cp, Env{})
 	if err := rest.Close(); err != nil {
 		t.Fatal(err)
@@ -320,9 +318,6 @@ func TestMoveShared(t *testing.T) {
 // installAll is install for several processes.
 func installAll(t *testing.T, ctx context.Context, ps []*program, cp *images.Checkpoint, env Env) *Restorer {
 	t.Helper()
-	for i, p := range ps {
-		cp.Processes[i].PID = uint32(p.cmd.Process.Pid)
-	}
 	r, err := NewRestorer(cp, env)
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +405,7 @@ func TestExternal(t *testing.T) {
 	}
 	var log bytes.Buffer
 	asked := map[string]bool{}
-	r, err := NewRestorer(cp, Env{PID: func(vpid int) int { return vpid }, External: func(name string, flags int) (*os.File, error) {
+	r, err := NewRestorer(cp, Env{PID: func(int) int { return p.cmd.Process.Pid }, External: func(name string, flags int) (*os.File, error) {
 		asked[name] = true
 		fmt.Fprintln(&log, name, flags)
 		return os.OpenFile(os.DevNull, flags&unix.O_ACCMODE, 0)

@@ -294,7 +294,7 @@ func (r *dump) all(ctx context.Context) error {
 		if entries[i], err = desc.kind.dump(ctx, r, desc); err != nil {
 			return fmt.Errorf("%s (%s): %w", desc.where(), desc.kind.Name, err)
 		}
-		return nil
+		return r.locks(desc)
 	}
 	var side []int
 	for i, desc := range r.snap.list {

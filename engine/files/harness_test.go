@@ -93,6 +93,7 @@ func runHalf(spec string) {
 
 // program is a process of a scenario.
 type program struct {
+	vpid  int // what the checkpoint calls it
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
 	out   *bufio.Scanner
@@ -100,7 +101,7 @@ type program struct {
 
 func start(t testing.TB, which, name, dir string, attr *syscall.SysProcAttr, inherited ...*os.File) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command("/proc/self/exe")}
+	p := &program{vpid: 4711, cmd: exec.Command("/proc/self/exe")}
 	p.cmd.ExtraFiles = inherited
 	p.cmd.Env = append(os.Environ(), halfEnv+"="+which+" "+name+" "+dir)
 	p.cmd.Stderr, p.cmd.SysProcAttr = os.Stderr, attr
@@ -132,7 +133,7 @@ func (p *program) kill() {
 
 func (p *program) process() *engine.Process {
 	pid := p.cmd.Process.Pid
-	return &engine.Process{PID: pid, VPID: pid, VPGID: pid, Threads: []engine.Thread{{TID: pid, VTID: pid}}}
+	return &engine.Process{PID: pid, VPID: p.vpid, VPGID: p.vpid, Threads: []engine.Thread{{TID: pid, VTID: p.vpid}}}
 }
 
 // finish lets it run to its end and takes its verdict.
@@ -207,7 +208,7 @@ func dumped(t testing.TB, ctx context.Context, p *program) (*Dumper, *images.Che
 		t.Errorf("obstacle: %v", o)
 	}
 	p.stop(t)
-	cp := &images.Checkpoint{Processes: []*images.Process{{PID: uint32(p.cmd.Process.Pid)}}}
+	cp := &images.Checkpoint{Processes: []*images.Process{{PID: uint32(p.vpid)}}}
 	if err := d.Dump(ctx, procs, cp); err != nil {
 		t.Fatal(err)
 	}
@@ -245,8 +246,7 @@ func move(t *testing.T, name string, attr func() *syscall.SysProcAttr, env func(
 		t.Fatal(err)
 	}
 	dst := start(t, "verify", name, dir, nil)
-	renumber(cp, dst.cmd.Process.Pid)
-	e.PID = func(vpid int) int { return vpid }
+	e.PID = func(int) int { return dst.cmd.Process.Pid }
 	r := install(t, ctx, dst, cp, e)
 	if between != nil {
 		between()
@@ -258,16 +258,6 @@ func move(t *testing.T, name string, attr func() *syscall.SysProcAttr, env func(
 		t.Fatal(err)
 	}
 	dst.finish(t)
-}
-
-// renumber gives a checkpoint the process id of the program that takes its descriptors.
-func renumber(cp *images.Checkpoint, pid int) {
-	cp.Processes[0].PID = uint32(pid)
-	for _, e := range cp.Files {
-		if e.Pidfd != nil {
-			*e.Pidfd.Nspid = int32(pid)
-		}
-	}
 }
 
 // install gives a program the descriptors of a checkpoint, through a real stub in its first thread.

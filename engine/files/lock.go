@@ -4,14 +4,32 @@ package files
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	file_lock "github.com/checkpoint-restore/go-criu/v8/crit/images/file-lock"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"migrate/engine/procfs"
 )
+
+// Kinds of locks as CRIU records them (include/linux/filelock.h).
+const (
+	lockPOSIX = 1    // FL_POSIX: of a process, fcntl(2) F_SETLK
+	lockFlock = 2    // FL_FLOCK: of a description, flock(2)
+	lockOFD   = 1024 // FL_OFDLCK: of a description, fcntl(2) F_OFD_SETLK
+)
+
+// maxLocks bounds the locks of one description in an image.
+const maxLocks = 1 << 16
+
+// lockBlob holds CRIU's file_lock_entry messages of a description, each after its length (4 bytes, little-endian).
+func lockBlob(id uint32) string { return fmt.Sprintf("locks-%d", id) }
 
 // lockedInodes lists the inode numbers that /proc/locks names (proc_locks(5)). Numbers of different file systems may coincide:
 // it only saves reading fdinfo of files without locks.
@@ -33,29 +51,163 @@ func lockedInodes() (map[uint64]bool, error) {
 	return out, nil
 }
 
-// lockProblems names the locks that the holders of a file have.
-func (d *Dumper) lockProblems(desc *description) []problem {
+// locksOf reads the locks that were taken through a description, by any of its holders.
+func (d *Dumper) locksOf(desc *description) ([]*file_lock.FileLockEntry, error) {
 	if desc.flags&unix.O_PATH != 0 || desc.format() != unix.S_IFREG {
-		return nil
+		return nil, nil
 	}
 	if d.locked == nil {
 		var err error
 		if d.locked, err = lockedInodes(); err != nil {
-			return []problem{{reason: err.Error()}}
+			return nil, err
 		}
 	}
 	if !d.locked[desc.stat.Ino] {
-		return nil
+		return nil, nil
 	}
-	var out []problem
-	for _, h := range desc.holders {
+	var out []*file_lock.FileLockEntry
+	seen := map[int]bool{} // processes
+	for n, h := range desc.holders {
 		i, err := procfs.Host.FDInfo(h.proc.PID, h.fd)
 		if err != nil {
-			return []problem{{reason: err.Error()}}
+			return nil, err
 		}
-		for _, l := range i.Locks {
-			out = append(out, problem{reason: fmt.Sprintf("it holds a lock on %s (%s)", desc.path(), strings.Join(strings.Fields(l), " "))})
+		for _, line := range i.Locks {
+			l, err := parseLock(line)
+			if err != nil {
+				return nil, err
+			}
+			// A lock of the description shows at each holder, one of a process at each of its own.
+			if l.GetFlag() == lockPOSIX && seen[h.proc.PID] || l.GetFlag() != lockPOSIX && n > 0 {
+				continue
+			}
+			l.Pid, l.Fd = proto.Int32(int32(h.proc.VPID)), proto.Int32(int32(h.fd))
+			out = append(out, l)
+		}
+		seen[h.proc.PID] = true
+	}
+	return out, nil
+}
+
+// parseLock parses "1: POSIX  ADVISORY  WRITE 14912 fe:00:9991697 0 EOF" (fs/locks.c, lock_get_status).
+func parseLock(line string) (*file_lock.FileLockEntry, error) {
+	f := strings.Fields(line)
+	if len(f) != 8 {
+		return nil, fmt.Errorf("it has a lock of an unknown form (%s)", line)
+	}
+	flag, ok := map[string]uint32{"POSIX": lockPOSIX, "FLOCK": lockFlock, "OFDLCK": lockOFD}[f[1]]
+	typ, ok2 := map[string]uint32{"READ": unix.F_RDLCK, "WRITE": unix.F_WRLCK}[f[3]]
+	if !ok || !ok2 || f[2] != "ADVISORY" {
+		return nil, fmt.Errorf("it has a lock or lease that is not carried (%s)", strings.Join(f, " "))
+	}
+	start, err := strconv.ParseInt(f[6], 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("start of a lock: %w", err)
+	}
+	length := int64(0) // to the end of the file, however it grows
+	if f[7] != "EOF" {
+		end, err := strconv.ParseInt(f[7], 10, 64)
+		if err != nil || end < start || end == math.MaxInt64 {
+			return nil, fmt.Errorf("end of a lock: %q", f[7])
+		}
+		length = end - start + 1
+	}
+	return &file_lock.FileLockEntry{Flag: proto.Uint32(flag), Type: proto.Uint32(typ), Start: proto.Int64(start), Len: proto.Int64(length)}, nil
+}
+
+// lockProblems names locks that are not carried.
+func (d *Dumper) lockProblems(desc *description) []problem {
+	if _, err := d.locksOf(desc); err != nil {
+		return []problem{{reason: err.Error()}}
+	}
+	return nil
+}
+
+// locks records the locks of a description.
+func (r *dump) locks(desc *description) error {
+	list, err := r.locksOf(desc)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	var blob []byte
+	for _, l := range list {
+		b, err := proto.Marshal(l)
+		if err != nil {
+			return fmt.Errorf("record a lock: %w", err)
+		}
+		blob = append(binary.LittleEndian.AppendUint32(blob, uint32(len(b))), b...)
+	}
+	r.blob(lockBlob(desc.id), blob)
+	return nil
+}
+
+// locksIn reads a blob of locks.
+func (r *Restorer) locksIn(id uint32) ([]*file_lock.FileLockEntry, error) {
+	var out []*file_lock.FileLockEntry
+	for b := r.cp.Blobs[lockBlob(id)]; len(b) > 0; {
+		if len(b) < 4 || uint64(binary.LittleEndian.Uint32(b)) > uint64(len(b)-4) || len(out) == maxLocks {
+			return nil, fmt.Errorf("blob %s: lock %d is cut off or one too many", lockBlob(id), len(out))
+		}
+		n := binary.LittleEndian.Uint32(b)
+		l := &file_lock.FileLockEntry{}
+		if err := proto.Unmarshal(b[4:4+n], l); err != nil {
+			return nil, fmt.Errorf("blob %s: lock %d: %w", lockBlob(id), len(out), err)
+		}
+		out, b = append(out, l), b[4+n:]
+	}
+	return out, nil
+}
+
+// settleLocks takes the locks that belong to a description.
+func (r *Restorer) settleLocks(e *fdinfo.FileEntry) error {
+	list, err := r.locksIn(e.GetId())
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	fd, err := r.descriptor(e.GetId())
+	if err != nil {
+		return err
+	}
+	for _, l := range list {
+		switch l.GetFlag() {
+		case lockPOSIX: // insideLocks
+		case lockFlock:
+			how := unix.LOCK_SH
+			if l.GetType() == unix.F_WRLCK {
+				how = unix.LOCK_EX
+			}
+			err = unix.Flock(fd, how|unix.LOCK_NB)
+		case lockOFD:
+			err = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: int16(l.GetType()), Start: l.GetStart(), Len: l.GetLen()})
+		default:
+			return fmt.Errorf("a lock of type %d", l.GetFlag())
+		}
+		if err != nil {
+			return fmt.Errorf("take the lock of %s (does somebody else hold it?): %w", e.Reg.GetName(), err)
 		}
 	}
-	return out
+	return nil
+}
+
+// insideLocks takes the locks that belong to a process.
+func insideLocks(in *inside, e *fdinfo.FileEntry) error {
+	list, err := in.r.locksIn(e.GetId())
+	if err != nil {
+		return err
+	}
+	for _, l := range list {
+		if l.GetFlag() != lockPOSIX || int(l.GetPid()) != in.p.VPID {
+			continue
+		}
+		if in.table[int(l.GetFd())] != e.GetId() {
+			return fmt.Errorf("a lock of descriptor %d, which is another file", l.GetFd())
+		}
+		var b []byte // struct flock
+		b = binary.LittleEndian.AppendUint64(b, uint64(uint16(l.GetType())))
+		b = binary.LittleEndian.AppendUint64(b, uint64(l.GetStart()))
+		b = binary.LittleEndian.AppendUint64(b, uint64(l.GetLen()))
+		b = binary.LittleEndian.AppendUint64(b, 0)
+		in.call(fmt.Sprintf("lock of descriptor %d (does somebody else hold it?)", l.GetFd()), unix.SYS_FCNTL, int(l.GetFd()), unix.F_SETLK, in.batch.Bytes(b))
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,9 +55,25 @@ func setupRegular(h *half) {
 	open(gone, unix.O_RDONLY, 110)
 	h.must(os.Remove(gone))
 	open("/dev/zero", unix.O_RDONLY, 111)
+	lock := &unix.Flock_t{Type: unix.F_WRLCK, Start: 2, Len: 3}
+	h.must(unix.FcntlFlock(100, unix.F_SETLK, lock))
+	h.must(unix.FcntlFlock(102, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: 7}))
+	h.must(unix.Flock(103, unix.LOCK_EX))
 }
 
 func verifyRegular(h *half) {
+	var locks []string
+	for _, fd := range []int{100, 102, 103} {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); f[0] == "lock:" {
+				locks = append(locks, fmt.Sprintf("%d %s %s %s-%s", fd, f[2], f[4], f[7], f[8]))
+			}
+		}
+	}
+	if want := []string{"100 POSIX WRITE 2-4", "102 OFDLCK READ 7-EOF", "103 FLOCK WRITE 0-EOF"}; !slices.Equal(locks, want) {
+		h.errorf("locks %q, want %q", locks, want)
+	}
 	h.expectRead(100, "3456789")
 	h.expectRead(101, "") // the same description, at the same offset
 	h.expectRead(102, "89")

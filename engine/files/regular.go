@@ -21,11 +21,11 @@ const (
 
 var kindRegular = &Kind{
 	Name: "regular file", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note:  "by path, with offset and flags; the file must exist at the destination with the same size",
+	Note:  "by path, with offset, flags and locks; the file must exist at the destination with the same size; not with a lease",
 	match: func(d *description) bool { return d.format() == unix.S_IFREG },
 	check: checkRegular, dump: dumpPath,
 	mine: func(e *fdinfo.FileEntry) bool { return !e.Reg.GetExt() },
-	open: openPath,
+	open: openPath, settle: (*Restorer).settleLocks, inside: insideLocks,
 }
 
 var kindDirectory = &Kind{
