@@ -15,7 +15,7 @@ int main(void)
 	CHECK(!setrlimit(RLIMIT_NOFILE, &l), "setrlimit");
 	CHECK(!setpriority(PRIO_PROCESS, 0, 5), "setpriority");
 	prctl(PR_SET_NAME, "named");
-	prctl(PR_SET_PDEATHSIG, SIGUSR2);
+	prctl(PR_SET_PDEATHSIG, SIGURG);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	prctl(PR_SET_TIMERSLACK, 70000);
 	cpu_set_t one, got;
@@ -34,7 +34,7 @@ int main(void)
 	CHECK(!strcmp(name, "named"), "name %s", name);
 	int sig = 0;
 	prctl(PR_GET_PDEATHSIG, &sig);
-	CHECK(sig == SIGUSR2, "PDEATHSIG %d", sig);
+	CHECK(sig == SIGURG, "PDEATHSIG %d", sig);
 	CHECK(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1, "no_new_privs");
 	CHECK(prctl(PR_GET_TIMERSLACK) == 70000, "timer slack");
 	CHECK(!sched_getaffinity(0, sizeof got, &got) && CPU_EQUAL(&one, &got), "affinity");
