@@ -26,8 +26,8 @@ const (
 	heartbeatTimeout = 500 * time.Millisecond
 	electionTimeout  = 500 * time.Millisecond
 	leaseTimeout     = 400 * time.Millisecond
-	commitTimeout    = 20 * time.Millisecond
-	proposeTimeout   = 5 * time.Second // to get into raft's queue, not to be committed
+	commitTimeout    = 250 * time.Millisecond // until idle followers hear what was committed; nobody reads from them
+	proposeTimeout   = 5 * time.Second        // to get into raft's queue, not to be committed
 	barrierTimeout   = 5 * time.Second
 	raftIOTimeout    = 5 * time.Second
 )
