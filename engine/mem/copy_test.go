@@ -252,14 +252,15 @@ func (r *replica) populated(pid int, in Range) []Range {
 		r.Fatal(err)
 	}
 	defer f.Close()
-	s := scanner{pagemap: f}
-	extents, err := s.ask(scan{Range: in, anyOf: pagePresent, wants: pagePresent}, nil)
+	extents, err := population(f, Area{Range: in}, nil)
 	if err != nil {
 		r.Fatal(err)
 	}
 	var out []Range
 	for _, e := range extents {
-		out = append(out, e.Range)
+		if e.State == Written {
+			out = append(out, e.Range)
+		}
 	}
 	return out
 }
@@ -268,7 +269,7 @@ func TestCopyOfARunningProgram(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 8<<20)
 	p.fill(arena, 4<<20, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	first := r.round()
 	t.Logf("first round: %+v", first)
 	p.stamp(arena+1<<20, 16*PageSize, 2)

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/procfs"
-	"migrate/engine/remote"
 )
 
 // The five ways in which writes get lost, each with a real program.
@@ -23,7 +23,7 @@ func TestLossByFailedScan(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 1<<20)
 	p.fill(arena, 1<<20, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	r.round()
 	r.round()
 	p.stamp(arena, 64*PageSize, 2)
@@ -45,7 +45,7 @@ func TestLossInNewMappings(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 1<<20)
 	p.fill(arena, 1<<20, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	brk := p.do(order{Op: "call", NR: unix.SYS_BRK})
 	p.do(order{Op: "call", NR: unix.SYS_BRK, Args: [6]uintptr{uintptr(brk) + 1<<20}})
 	p.do(order{Op: "mmap", Addr: arena + 64<<20, Size: 64 << 10, Prot: rw, Flags: anon | unix.MAP_GROWSDOWN})
@@ -69,7 +69,8 @@ func TestLossInNewMappings(t *testing.T) {
 	r.round()
 	p.stamp(arena+PageSize, PageSize, 9)
 	r.final()
-	forked := newReplica(&target{TB: t, process: int(child)}, NewUserfault)
+	copied := &target{TB: t, process: int(child)}
+	forked := newReplica(copied, copied.userfault)
 	forked.round()
 	forked.final()
 }
@@ -80,7 +81,7 @@ func TestLossInSharedMemory(t *testing.T) {
 	const shared = unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_FIXED
 	p.do(order{Op: "mmap", Addr: arena, Size: 4 << 20, Prot: rw, Flags: shared})
 	p.fill(arena, 1<<20, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	first := r.round()
 	if second := r.round(); second.Pages > first.Pages/2 {
 		t.Errorf("%d of %d pages were sent again though nothing changed", second.Pages, first.Pages)
@@ -100,6 +101,15 @@ func TestLossInSharedMemory(t *testing.T) {
 	if err := r.sameAs(arena, 4<<20); err != nil {
 		t.Error(err)
 	}
+	child := int(p.do(order{Op: "fork"}))
+	defer unix.Kill(child, unix.SIGKILL)
+	copied := r.trap.PID()
+	for _, in := range [][]int{{p.pid()}, {p.pid(), child}} {
+		out, err := r.objects.Outside(testContext(t), func(pid int) bool { return slices.Contains(in, pid) || pid == copied })
+		if want := 2 - len(in); err != nil || len(out) != want || want == 1 && out[0].PID != child {
+			t.Errorf("outside of %v: %v, %v", in, out, err)
+		}
+	}
 	if a, b := r.objects.Sum(), r.shared[1].Sum(); a != b {
 		t.Errorf("the hash of the object is %v, of its copy %v", a, b)
 	}
@@ -110,7 +120,7 @@ func TestLossOfDiscardedPages(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 4<<20)
 	p.fill(arena, 4<<20, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	r.round()
 	r.round()
 	p.do(order{Op: "madvise", Addr: arena + 1<<20, Size: 1 << 20, Advice: unix.MADV_DONTNEED})
@@ -134,7 +144,7 @@ func TestReservationCostsNothing(t *testing.T) {
 	p.do(order{Op: "mmap", Addr: arena, Size: size, Prot: unix.PROT_NONE, Flags: anon | unix.MAP_NORESERVE})
 	p.do(order{Op: "mprotect", Addr: arena + 5<<30, Size: 4 << 20, Prot: rw})
 	p.stamp(arena+5<<30, 64<<10, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	tables := func(pid int) uint64 {
 		st, err := procfs.Host.Status(pid)
 		if err != nil {
@@ -166,7 +176,7 @@ func TestHashesSeeEverything(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 4<<20)
 	p.fill(arena, 2<<20, 1)
-	r := newReplica(p, func(c remote.Caller) Tracker { return NewHashes(c.PID()) })
+	r := newReplica(p, p.comparing)
 	r.round()
 	p.stamp(arena+PageSize, PageSize, 2)
 	p.do(order{Op: "madvise", Addr: arena + 1<<20, Size: 64 << 10, Advice: unix.MADV_DONTNEED})
@@ -187,7 +197,7 @@ func TestExecStartsAnew(t *testing.T) {
 	p := startTarget(t)
 	p.anon(arena, 1<<20)
 	p.fill(arena, 1<<20, 1)
-	r := newReplica(p, NewUserfault)
+	r := newReplica(p, p.userfault)
 	r.round()
 	u := r.source.tracker.(*userfault)
 	if err := uffdAlive(int(u.fd.Fd())); err != nil {
@@ -202,4 +212,22 @@ func TestExecStartsAnew(t *testing.T) {
 	if _, err := u.Collect(testContext(t), r.source.areas(), r.source.sent); !errors.Is(err, ErrReplaced) {
 		t.Errorf("after the end of the program: %v", err)
 	}
+}
+
+// TestSoftDirty does what the userfaultfd's tests do, by soft-dirty bits.
+func TestSoftDirty(t *testing.T) {
+	p := startTarget(t)
+	p.anon(arena, 4<<20)
+	p.fill(arena, 4<<20, 1)
+	r := newReplica(p, p.softDirtyBits)
+	first := r.round()
+	p.stamp(arena+PageSize, 4*PageSize, 2)
+	p.do(order{Op: "madvise", Addr: arena + 1<<20, Size: 64 << 10, Advice: unix.MADV_DONTNEED})
+	if stats := r.round(); stats.Pages < 4 || stats.Pages > first.Pages/2 || stats.ZeroPages < 16 {
+		t.Errorf("first %+v, then %+v", first, stats)
+	}
+	p.anon(arena+2<<20, 64<<10)
+	p.stamp(arena+2<<20, PageSize, 3)
+	p.do(order{Op: "mremap", Addr: arena + 3<<20, Size: 64 << 10, NewSize: 128 << 10, To: arena + 16<<20})
+	r.final()
 }

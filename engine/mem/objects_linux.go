@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -70,6 +72,41 @@ func (o *Objects) Size(shmid uint32) (uint64, error) {
 		return 0, fmt.Errorf("shared memory %d: %w", shmid, err)
 	}
 	return uint64(st.Size), nil
+}
+
+// Outside names the mappings of the objects by processes that are not in the tree: they would no longer share the memory.
+// It reads the mappings of every process of this host that it may read, unless there are no objects.
+func (o *Objects) Outside(ctx context.Context, inTree func(pid int) bool) ([]engine.Obstacle, error) {
+	o.mu.Lock()
+	ids := maps.Clone(o.ids)
+	o.mu.Unlock()
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	pids, err := procfs.Host.PIDs()
+	if err != nil {
+		return nil, err
+	}
+	var out []engine.Obstacle
+	for _, pid := range pids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if inTree(pid) {
+			continue
+		}
+		mapped, err := procfs.Host.Maps(pid)
+		if err != nil && !errors.Is(err, procfs.ErrGone) && !errors.Is(err, os.ErrPermission) {
+			return nil, err
+		}
+		for _, m := range mapped {
+			if ids[objectKey{m.Major, m.Minor, m.Inode}] != 0 {
+				out = append(out, engine.Obstacle{PID: pid, Kind: "shared-memory", Where: m.String(),
+					Reason: "a process outside the tree shares memory with it", Remedy: "move that process with it, by naming a common ancestor, or end it"})
+			}
+		}
+	}
+	return out, nil
 }
 
 // Sum is the hash over all pages of all objects that were sent.

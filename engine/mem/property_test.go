@@ -14,11 +14,16 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/kernel"
+	"migrate/engine/kernel/kerneltest"
+	"migrate/engine/remote"
 )
 
 var (
 	seeds    = flag.Int("seeds", 100, "how many random programs are copied")
 	oneSeed  = flag.Uint64("seed", 0, "copy only the random program of this seed")
+	tracker  = flag.String("tracker", "userfaultfd", "how the random programs are tracked: userfaultfd, soft-dirty, hashes")
 	seedOps  = flag.Int("ops", 80, "how much each random program does")
 	pagesOf  = uint64(1024) // of the arena
 	accesses = []int{unix.PROT_NONE, unix.PROT_READ, rw, rw, rw, unix.PROT_READ | unix.PROT_EXEC}
@@ -27,7 +32,10 @@ var (
 // TestRandomProgram copies programs that map, unmap, move, protect and write at random, while they do so, and compares
 // all of their memory in the end.
 func TestRandomProgram(t *testing.T) {
-	startTarget(t) // skips where that is not possible
+	kerneltest.Root(t)
+	if *tracker == "userfaultfd" {
+		kerneltest.Feature(t, kernel.UserfaultWP)
+	}
 	if *oneSeed != 0 {
 		randomProgram(t, *oneSeed)
 		return
@@ -61,7 +69,7 @@ func randomProgram(t *testing.T, seed uint64) {
 	for range 10 {
 		p.step()
 	}
-	r := newReplica(p.target, NewUserfault)
+	r := newReplica(p.target, map[string]func(remote.Caller) Tracker{"userfaultfd": p.userfault, "soft-dirty": p.softDirtyBits, "hashes": p.comparing}[*tracker])
 	r.round()
 	for range *seedOps / 8 {
 		switch p.IntN(3) {

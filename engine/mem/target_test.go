@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 		targetMain()
 		return
 	}
+	if os.Getpid() == 1 && os.Getenv(machineEnv) != "" {
+		machineMain(m)
+	}
 	os.Exit(m.Run())
 }
 
@@ -140,6 +143,7 @@ func obey(o order) (uint64, error) {
 type target struct {
 	testing.TB
 	process int
+	still   bool // inside stopped
 	in      io.WriteCloser
 	out     *json.Decoder
 }
@@ -147,7 +151,6 @@ type target struct {
 func startTarget(t testing.TB) *target {
 	t.Helper()
 	kerneltest.Root(t)
-	kerneltest.Feature(t, kernel.UserfaultWP)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), targetEnv+"=1", "GOMAXPROCS=1", "GOGC=off")
 	cmd.Stderr = os.Stderr
@@ -163,7 +166,7 @@ func startTarget(t testing.TB) *target {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in.Close(); cmd.Process.Kill(); cmd.Wait() })
-	return &target{t, cmd.Process.Pid, in, json.NewDecoder(out)}
+	return &target{TB: t, process: cmd.Process.Pid, in: in, out: json.NewDecoder(out)}
 }
 
 func (p *target) pid() int { return p.process }
@@ -217,6 +220,25 @@ func (p *target) stamp(at, size, seed uint64) {
 	p.do(order{Op: "stamp", Addr: at, Size: size, Seed: seed, Stride: PageSize})
 }
 
+// userfault, softDirtyBits and comparing make the trackers that there are.
+func (p *target) userfault(c remote.Caller) Tracker {
+	kerneltest.Feature(p, kernel.UserfaultWP)
+	return NewUserfault(c)
+}
+
+func (p *target) softDirtyBits(remote.Caller) Tracker {
+	kerneltest.Feature(p, kernel.SoftDirty)
+	return NewSoftDirty(p.pid(), func(_ context.Context, fn func() error) (err error) {
+		if p.still {
+			return fn()
+		}
+		p.stopped(func() { err = fn() })
+		return err
+	})
+}
+
+func (p *target) comparing(remote.Caller) Tracker { return NewHashes(p.pid()) }
+
 // borrow gives fn a Caller in the running target.
 func (p *target) borrow(fn func(remote.Caller) error) {
 	p.Helper()
@@ -244,7 +266,9 @@ func (p *target) stopped(fn func()) {
 	if err != nil {
 		p.Fatal(err)
 	}
+	p.still = true
 	fn()
+	p.still = false
 	for _, s := range stops {
 		if err := tracer.Detach(ctx, s.TID, 0); err != nil {
 			p.Error(err)

@@ -161,12 +161,44 @@ func (s *scanner) collect(a Area, sent *Digest, flags uint64) (out []Extent, err
 		q.Range, q.anyOf = part.Range, 0
 		if !part.known {
 			q.anyOf = pagePresent | pageSwapped
-		} else if !a.File {
-			q.inverted, q.mask = 0, pageWritten
 		}
-		if out, err = s.ask(q, out); err != nil {
+		if part.known && !a.File {
+			out, err = s.written(part.Range, flags, out)
+		} else {
+			out, err = s.ask(q, out)
+		}
+		if err != nil {
 			return nil, err
 		}
+	}
+	return out, nil
+}
+
+// classified is the length in bytes from which on it is worth a call to ask whether written pages are there at all.
+const classified = 16 * PageSize
+
+// written appends the written pages of anonymous memory in which pages were sent before. The kernel has a fast way to
+// answer the mere question for what was written (pagemap_scan_pmd_entry in fs/proc/task_mmu.c). Whether the pages are
+// present is asked afterwards, where it pays; what changes in between counts as written the next time.
+func (s *scanner) written(r Range, flags uint64, out []Extent) ([]Extent, error) {
+	first := len(out)
+	out, err := s.ask(scan{Range: r, flags: flags, mask: pageWritten, wants: pageWritten}, out)
+	if err != nil {
+		return nil, err
+	}
+	found := slices.Clone(out[first:])
+	out = out[:first]
+	for _, e := range found {
+		if e.Size() < classified {
+			out = append(out, Extent{e.Range, Written})
+			continue
+		}
+		const there = pagePresent | pageSwapped
+		present, err := s.ask(scan{Range: e.Range, anyOf: there, wants: there | pagePFNZero}, nil)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, fillGaps(e.Range, present)...)
 	}
 	return out, nil
 }
