@@ -3,9 +3,12 @@ package ptrace
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,14 +21,18 @@ import (
 // TestMain lets the test binary be its own tracee: many goroutines, each locked to a thread.
 func TestMain(m *testing.M) {
 	if os.Getenv("PTRACE_TEST_TARGET") != "" {
+		var locked sync.WaitGroup
+		locked.Add(20)
 		for range 20 {
 			go func() {
 				runtime.LockOSThread()
+				locked.Done()
 				for {
 					unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
 				}
 			}()
 		}
+		locked.Wait()
 		os.Stdout.WriteString("x")
 		for {
 			go func() { runtime.LockOSThread() }() // a thread that ends with its goroutine
@@ -58,7 +65,16 @@ func TestStopSleeper(t *testing.T) {
 	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
 	pid := start(t, "sleep", "100").Process.Pid
-	time.Sleep(20 * time.Millisecond) // until it sleeps
+	for { // until it sleeps
+		call, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(string(call), fmt.Sprint(unix.SYS_CLOCK_NANOSLEEP)+" ") {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	if err := tracer.Seize(ctx, pid, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +209,6 @@ func TestSeizeAllOfBusyProcess(t *testing.T) {
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	out.Read(make([]byte, 1))
-	time.Sleep(20 * time.Millisecond) // until its threads have started
 	for range 20 {
 		stops, err := tracer.SeizeAll(ctx, cmd.Process.Pid, 0)
 		if err != nil {

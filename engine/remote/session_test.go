@@ -314,6 +314,15 @@ func TestSessionOfAnOldServer(t *testing.T) {
 	g.ends(t, 0, 0, 690*time.Millisecond, 1500*time.Millisecond)
 }
 
+func TestSeccompIsRefused(t *testing.T) {
+	tracer, ctx := newTracer(t)
+	g := startTarget(t, "seccomp")
+	if _, err := Open(ctx, tracer, g.pid, Options{}); !errors.Is(err, ErrSeccomp) {
+		t.Errorf("%v", err)
+	}
+	g.counting(t)
+}
+
 func TestArchServerHasRoom(t *testing.T) {
 	if n := arch.ServerSize(); n > 1400 {
 		t.Errorf("the server has %d bytes; the vDSO's tail is some 1,500", n)

@@ -109,7 +109,7 @@ func startTarget(t testing.TB, mode string, args ...int) *target {
 	t.Cleanup(func() { g.cmd.Process.Kill(); g.cmd.Wait(); unix.Munmap(g.report) })
 	if mode != "stoploop" {
 		until(t, "ready", func() bool { return g.word(ready) != 0 })
-		if mode != "loop" {
+		if mode != "loop" && mode != "seccomp" {
 			until(t, "asleep", func() bool {
 				s, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", g.pid))
 				return strings.Contains(string(s), ") S ")

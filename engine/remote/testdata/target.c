@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -69,6 +70,7 @@ int main(int argc, char **argv) {
 	int ep = epoll_create1(0), word = 0;
 	char buf[64];
 	if (!strcmp(mode, "loop")) loop();
+	if (!strcmp(mode, "seccomp")) { prctl(PR_SET_SECCOMP, 1); loop(); }
 	if (!strcmp(mode, "stoploop")) { raise(SIGSTOP); loop(); }
 	int64_t start = now(), r = -99;
 	errno = 0;
