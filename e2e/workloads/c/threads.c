@@ -48,11 +48,16 @@ static void *thread(void *arg)
 int main(void)
 {
 	pthread_t t[n];
+	sigset_t term;
+	sigemptyset(&term);
+	sigaddset(&term, SIGTERM); /* it is for the main thread, which is not always inside sigsuspend */
+	pthread_sigmask(SIG_BLOCK, &term, NULL);
 	pthread_barrier_init(&up, NULL, n + 1);
 	for (long i = 0; i < n; i++)
 		CHECK(!pthread_create(&t[i], NULL, thread, (void *)i), "pthread_create");
 	pthread_barrier_wait(&up);
 	usleep(50000);
+	pthread_sigmask(SIG_UNBLOCK, &term, NULL);
 	ready();
 	pthread_mutex_lock(&lock);
 	__atomic_store_n(&go, 1, __ATOMIC_RELEASE);
