@@ -280,6 +280,9 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 			return fmt.Errorf("%s: %s (%s): %w", desc.where(), ps[0].reason, desc.kind.Name, ErrNotCarried)
 		}
 	}
+	if err := d.undelivered(); err != nil {
+		return err
+	}
 	if err := run.all(ctx); err != nil {
 		return err
 	}

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"migrate/engine"
 	"migrate/engine/sock"
 	"migrate/tcprepair"
 )
@@ -134,6 +133,13 @@ func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
 	if err != nil {
 		return notCarried(err)
 	}
+	half, err := tcprepair.HalfOpen(d.osFile())
+	if err != nil {
+		return err
+	}
+	if half > 0 {
+		return fmt.Errorf("%d connections to %v are being opened: %w", half, l.Local, ErrBusy)
+	}
 	e.SrcAddr, *e.SrcPort = words(l.Local.Addr()), uint32(l.Local.Port())
 	*e.Backlog = uint32(l.Backlog)
 	e.Opts = bareOptions(l.Buffers, l.ReuseAddr)
@@ -234,101 +240,4 @@ func connectTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	defer r.mu.Unlock()
 	r.held = append(r.held, heldConn{conn: h, state: s})
 	return nil
-}
-
-// A Connection is a TCP connection that moves, for the report.
-type Connection struct {
-	Local, Remote string
-	State         string
-	Unacked       int // bytes written by the program and not acknowledged by the peer
-	Unread        int // bytes received and not read by the program
-}
-
-func connectionOf(s *tcprepair.State) Connection {
-	return Connection{Local: s.Local.String(), Remote: s.Remote.String(), State: s.TCP.String(), Unacked: len(s.SendQueue), Unread: len(s.RecvQueue)}
-}
-
-// Connections tells of the connections that Dump has saved.
-func (d *Dumper) Connections() []Connection {
-	var out []Connection
-	for _, p := range d.paused {
-		if p.state != nil {
-			out = append(out, connectionOf(p.state))
-		}
-	}
-	return out
-}
-
-// States are the connections that Dump has saved, for the delivery of captured frames.
-func (d *Dumper) States() []*tcprepair.State {
-	var out []*tcprepair.State
-	for _, p := range d.paused {
-		if p.state != nil {
-			out = append(out, p.state)
-		}
-	}
-	return out
-}
-
-// Unchanged makes sure that no connection moved on since Dump.
-func (d *Dumper) Unchanged() error {
-	for _, p := range d.paused {
-		if err := p.conn.Unchanged(p.state); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Connections tells of the connections that Open has restored.
-func (r *Restorer) Connections() []Connection {
-	var out []Connection
-	for _, h := range r.held {
-		out = append(out, connectionOf(h.state))
-	}
-	return out
-}
-
-// States are the connections that Open has restored.
-func (r *Restorer) States() []*tcprepair.State {
-	var out []*tcprepair.State
-	for _, h := range r.held {
-		out = append(out, h.state)
-	}
-	return out
-}
-
-// heldConn is a restored connection before its release.
-type heldConn struct {
-	conn  *tcprepair.Held
-	state *tcprepair.State
-}
-
-// Recover takes all connections of a tree out of repair that a dead agent has left there. The tree must be stopped. It returns how
-// many there were.
-func (d *Dumper) Recover(ctx context.Context, procs []*engine.Process) (int, error) {
-	if err := d.prepare(procs); err != nil {
-		return 0, err
-	}
-	snap, err := d.collect(ctx, procs, 1)
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	var errs []error
-	for _, desc := range snap.list {
-		if desc.kind != kindTCP {
-			continue
-		}
-		if v, err := unix.GetsockoptInt(desc.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR); err != nil || v != unix.TCP_REPAIR_ON {
-			continue
-		}
-		p, err := tcprepair.Pause(desc.osFile())
-		if err == nil {
-			err = p.Resume()
-		}
-		errs = append(errs, err)
-		n++
-	}
-	return n, errors.Join(append(errs, snap.close())...)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +25,7 @@ import (
 func init() {
 	scenarios["tcp4"] = scenario{func(h *half) { setupTCP(h, "127.0.0.1:0") }, verifyTCP}
 	scenarios["tcp6"] = scenario{func(h *half) { setupTCP(h, "[::1]:0") }, verifyTCP}
+	scenarios["closed"] = scenario{setupClosed, func(*half) {}}
 	scenarios["many"] = scenario{setupMany, func(*half) {}}
 }
 
@@ -186,6 +188,9 @@ func TestDumpRefusesWaitingConnection(t *testing.T) {
 	if o, err := d.Check(ctx, procs); err != nil || len(o) > 0 {
 		t.Error("a connection that waits is no obstacle yet:", o, err)
 	}
+	if n, err := d.Pending(ctx, procs); err != nil || n != 1 {
+		t.Errorf("%d connections are pending (%v)", n, err)
+	}
 	p.stop(t)
 	err = d.Dump(ctx, procs, &images.Checkpoint{})
 	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "not yet accepted") {
@@ -193,6 +198,35 @@ func TestDumpRefusesWaitingConnection(t *testing.T) {
 	}
 	_ = p.cmd.Process.Signal(unix.SIGCONT)
 	p.finish(t)
+}
+
+func setupClosed(h *half) {
+	loopbackUp(h)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	h.must(err)
+	c, err := net.Dial("tcp", l.Addr().String())
+	h.must(err)
+	s, err := l.Accept()
+	h.must(err)
+	h.must(s.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)))
+	for err == nil { // until the client's window is full
+		_, err = s.Write(make([]byte, 1<<16))
+	}
+	h.must(s.Close())
+	h.must(l.Close())
+	runtime.KeepAlive(c)
+}
+
+func TestDumpRefusesUndeliveredData(t *testing.T) {
+	kerneltest.Root(t)
+	p := start(t, "setup", "closed", t.TempDir(), &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+	d := NewDumper(Options{External: runtimeFiles(t, p)})
+	defer d.Close()
+	p.stop(t)
+	err := d.Dump(context.Background(), []*engine.Process{p.process()}, &images.Checkpoint{})
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "not delivered yet") {
+		t.Errorf("dump: %v", err)
+	}
 }
 
 func listenerPort(t *testing.T, p *program, d *Dumper) int {

@@ -158,3 +158,10 @@ func FuzzUnixDiag(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{1}, 20))
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseUnixDiag(b) })
 }
+
+func FuzzClosing(f *testing.F) {
+	ok := make([]byte, 16+inetMsgSize)
+	ok[0], ok[4], ok[16] = byte(len(ok)), diagByFamily, unix.AF_INET
+	f.Add(ok)
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parseClosing(b) })
+}
