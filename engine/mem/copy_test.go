@@ -30,8 +30,6 @@ type replica struct {
 	paths   map[uint64]string
 	shared  map[uint64]*ObjectWriter
 	sharedF map[uint64]*os.File
-	total   RoundStats
-	last    RoundStats
 }
 
 // newReplica starts to track a target and makes a process for its copy.

@@ -54,10 +54,9 @@ func TestDiff(t *testing.T) {
 // TestDiffLeadsToTarget applies the steps between random address spaces to a model of pages.
 func TestDiffLeadsToTarget(t *testing.T) {
 	type page struct {
-		mapped         bool
-		prot, file     uint32
-		at, madv       uint64
-		born, survives int
+		mapped     bool
+		prot, file uint32
+		at, madv   uint64
 	}
 	const pages = 40
 	r := rand.New(rand.NewPCG(1, 2))

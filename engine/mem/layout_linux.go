@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,9 +35,27 @@ func NewLayoutReader(pid int, objects *Objects) *LayoutReader {
 	return &LayoutReader{pid: pid, objects: objects, files: map[fileKey]*File{}}
 }
 
+// smallEnough is the resident size, in pages, up to which smaps is read even of a stopped program: it takes a few
+// milliseconds.
+const smallEnough = 512 << 20 / PageSize
+
 // Read reads maps and, with marks set, smaps, which walks all page tables and is not for a stopped program. Without it,
-// the marks are those that the memory had when smaps was read last.
+// the marks are those that the memory had when smaps was read last; for a mapping that was not there yet, smaps is
+// read if the program is small.
 func (r *LayoutReader) Read(marks bool) (*Layout, error) {
+	before := r.last
+	l, err := r.read(marks)
+	if err != nil || marks || !slices.ContainsFunc(l.Mappings, func(m Mapping) bool { return m.Marks.Unknown }) {
+		return l, err
+	}
+	if st, err := procfs.Host.Stat(r.pid); err != nil || st.RSS > smallEnough {
+		return l, err
+	}
+	r.last = before
+	return r.read(true)
+}
+
+func (r *LayoutReader) read(marks bool) (*Layout, error) {
 	read := procfs.Host.Maps
 	if marks {
 		read = procfs.Host.Smaps
@@ -74,9 +93,25 @@ func (r *LayoutReader) Read(marks bool) (*Layout, error) {
 	}
 	r.last = l.Mappings
 	if marks {
-		err = r.findGuards(l)
+		err = errors.Join(r.findGuards(l), r.findPinned(l))
 	}
 	return l, err
+}
+
+// findPinned adds an obstacle when devices may write to the program's memory, which no tracker sees: its VmPin
+// (proc_pid_status(5)) counts the buffers that it registered with io_uring, RDMA or a device driver.
+func (r *LayoutReader) findPinned(l *Layout) error {
+	status, err := procfs.Host.Bytes(r.pid, "status")
+	if err != nil {
+		return err
+	}
+	_, line, _ := strings.Cut(string(status), "\nVmPin:")
+	line, _, _ = strings.Cut(line, "\n")
+	if size := strings.TrimSpace(line); size != "" && size != "0 kB" {
+		l.Obstacles = append(l.Obstacles, engine.Obstacle{PID: r.pid, Kind: "pinned-memory", Where: "memory", Reason: size + " are pinned for a device or io_uring, which writes to them unseen",
+			Remedy: "end what uses registered buffers"})
+	}
+	return nil
 }
 
 // findGuards adds obstacles for guard pages (MADV_GUARD_INSTALL, since Linux 6.13), which stand in page tables only.

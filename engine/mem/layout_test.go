@@ -3,6 +3,7 @@
 package mem
 
 import (
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"slices"
@@ -122,6 +123,15 @@ func TestLayoutRefuses(t *testing.T) {
 			p.anon(arena, PageSize)
 			p.do(order{Op: "call", NR: unix.SYS_IO_SETUP, Args: [6]uintptr{4, arena}})
 		}},
+		{"pinned-memory", func(t *testing.T, p *target) {
+			p.anon(arena, 64*PageSize)
+			fd, err := p.try(order{Op: "call", NR: unix.SYS_IO_URING_SETUP, Args: [6]uintptr{4, arena}})
+			if err != nil {
+				t.Skip(err)
+			}
+			p.poke(arena+PageSize, arena+2*PageSize, 16*PageSize) // struct iovec
+			p.do(order{Op: "call", NR: unix.SYS_IO_URING_REGISTER, Args: [6]uintptr{uintptr(fd), 0 /* IORING_REGISTER_BUFFERS */, arena + PageSize, 1}})
+		}},
 		{"guard-pages", func(t *testing.T, p *target) {
 			const guardInstall = 102 // MADV_GUARD_INSTALL, since 6.13
 			p.anon(arena, 64*PageSize)
@@ -157,13 +167,26 @@ func TestLayoutRefuses(t *testing.T) {
 func (p *target) text(s string) uint64 {
 	const at = arena + 1<<40
 	p.anon(at, PageSize)
+	p.write(at, append([]byte(s), 0))
+	return at
+}
+
+// poke places words in the target.
+func (p *target) poke(at uint64, words ...uint64) {
+	var b []byte
+	for _, w := range words {
+		b = binary.LittleEndian.AppendUint64(b, w)
+	}
+	p.write(at, b)
+}
+
+func (p *target) write(at uint64, b []byte) {
 	v, err := openView(p.pid())
 	if err != nil {
 		p.Fatal(err)
 	}
 	defer v.mem.Close()
-	if err := v.write(at, append([]byte(s), 0)); err != nil {
+	if err := v.write(at, b); err != nil {
 		p.Fatal(err)
 	}
-	return at
 }

@@ -60,12 +60,6 @@ func (s rangeSet) covers(r Range) bool {
 	return i < len(s) && s[i].Start <= r.Start && r.End <= s[i].End
 }
 
-// overlaps tells whether any of r is in the set.
-func (s rangeSet) overlaps(r Range) bool {
-	i := s.from(r.Start)
-	return i < len(s) && s[i].Start < r.End
-}
-
 // from is the index of the first range that ends beyond addr.
 func (s rangeSet) from(addr uint64) int {
 	lo, hi := 0, len(s)

@@ -13,9 +13,6 @@ import (
 // ErrGone means that the program ended.
 var ErrGone = fmt.Errorf("the program %w", procfs.ErrGone)
 
-// maxIovecs is what one call takes (UIO_MAXIOV, include/uapi/linux/uio.h).
-const maxIovecs = 1024
-
 // view is the memory of a process from outside.
 type view struct {
 	pid int
