@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 	"migrate/coordinator/pki"
 )
 
@@ -67,6 +68,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	_, out, err := types(info.FullMethod)
 	if err != nil {
 		return nil, err
+	}
+	if err := grpc.SetHeader(ctx, metadata.Pairs(client.LeaderHeader, s.Leader())); err != nil {
+		s.c.Log.Debug("the client will not learn who leads", "error", err)
 	}
 	return out, conn.Invoke(s.forwarding(ctx), info.FullMethod, req, out)
 }

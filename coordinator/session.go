@@ -25,13 +25,14 @@ type session struct {
 	events chan sessionEvent
 	done   chan struct{} // closed when run has returned
 
-	lead    handoff.Leader
-	m       *logpb.Migration // as the log has it
-	waiter  *waiter          // the destination's request
-	mail    map[handoff.Role]*mailbox
-	voted   time.Time // when the source's vote came
-	phaseAt time.Time // when this leader saw the phase begin
-	reason  string    // why the next entry ends something
+	lead     handoff.Leader
+	m        *logpb.Migration // as the log has it
+	waiter   *waiter          // the destination's request
+	mail     map[handoff.Role]*mailbox
+	voted    time.Time // when the source's vote came
+	overruns int       // switches that the leader had to end
+	phaseAt  time.Time // when this leader saw the phase begin
+	reason   string    // why the next entry ends something
 
 	mu   sync.Mutex
 	view live
@@ -298,7 +299,10 @@ func (s *session) overdue(now time.Time) {
 	switch {
 	case r.Phase == handoff.PhaseSwitching && !s.voted.IsZero() && s.waiter == nil && now.Sub(s.voted) > max(l.LoneVote, limit):
 		end(fmt.Sprintf("%s was silent after the source's vote", s.m.GetDestination()))
+	case r.Phase == handoff.PhaseSwitching && now.Sub(s.phaseAt) > limit+l.Switch && s.overruns > 0:
+		end(fmt.Sprintf("two switches took longer than %v each", limit+l.Switch))
 	case r.Phase == handoff.PhaseSwitching && now.Sub(s.phaseAt) > limit+l.Switch:
+		s.overruns++
 		s.reason = fmt.Sprintf("switch %d took longer than %v", r.Attempt, limit+l.Switch)
 		s.log(s.reason, s.feed(handoff.LeaderEvent{Kind: handoff.LeaderDeadline, Ref: r.Ref(handoff.RoleSource)}))
 		s.reason = ""

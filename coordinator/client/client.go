@@ -1,5 +1,5 @@
-// Package client is a connection to a cluster: to any of its servers, whichever answers. Servers forward to the leader,
-// so the client does not look for it.
+// Package client is a connection to a cluster: to any of its servers, whichever answers. Servers forward to the leader
+// and say who that is, so that the next call goes there and saves the detour.
 //
 // A Conn is a grpc.ClientConnInterface. A call that finds a server unreachable, or the cluster without a leader
 // (UNAVAILABLE), is made again at the next server until its context ends, if repeating it is harmless: reads, reports
@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	agentapi "migrate/agent/api"
@@ -42,9 +43,17 @@ type Conn struct {
 	servers []Server
 	conns   []*grpc.ClientConn
 
-	mu   sync.Mutex
-	good int // the server that answered last
+	mu     sync.Mutex
+	good   int         // the server that answered last, or the leader
+	failed []time.Time // when each server did not answer
 }
+
+// LeaderHeader is in the answers that a server has forwarded: the name of the leader.
+const LeaderHeader = "migrate-leader"
+
+// shun is how long a server that did not answer is not gone back to for being the leader: this client may be cut off
+// from it while others are not.
+const shun = 30 * time.Second
 
 // Times of one try. A server that is cut off does not say so.
 const (
@@ -62,7 +71,7 @@ func Dial(c Config) (*Conn, error) {
 	if c.Dialer == nil {
 		c.Dialer = new(net.Dialer).DialContext
 	}
-	out := &Conn{servers: c.Servers}
+	out := &Conn{servers: c.Servers, failed: make([]time.Time, len(c.Servers))}
 	for _, s := range c.Servers {
 		conf, err := c.TLS(s.Name)
 		if err != nil {
@@ -137,7 +146,25 @@ func (c *Conn) try(ctx context.Context, i int, name, method string, args, reply 
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	return c.conns[i].Invoke(ctx, method, args, reply, opts...)
+	var header metadata.MD
+	if err := c.conns[i].Invoke(ctx, method, args, reply, append(opts[:len(opts):len(opts)], grpc.Header(&header))...); err != nil {
+		return err
+	}
+	if l := header.Get(LeaderHeader); len(l) == 1 {
+		c.prefer(l[0])
+	}
+	return nil
+}
+
+// prefer goes to the leader with the next call, if it is one of our servers and has answered of late.
+func (c *Conn) prefer(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, s := range c.servers {
+		if s.Name == name && time.Since(c.failed[i]) > shun {
+			c.good = i
+		}
+	}
 }
 
 // again says whether a call may be made again. A deadline that was ours, not the caller's, is a silent server.
@@ -189,6 +216,7 @@ func (c *Conn) current() int {
 func (c *Conn) next(after int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.failed[after] = time.Now()
 	if c.good == after {
 		c.good = (after + 1) % len(c.conns)
 	}
