@@ -15,11 +15,13 @@
 // Nor is it mute: timers of the kernel may retransmit while it is in repair, so what it sends must be kept from
 // leaving once its state has been saved.
 //
-// Listening sockets have no connection to carry: SaveListener and RestoreListener.
+// Listening sockets have no connection to carry: SaveListener and RestoreListener. Connections that are on their way to one are not
+// carried; Waiting and HalfOpen count them, so that a mover can wait until there are none.
 //
 // Nothing is dropped in silence. State that is not carried yields a *NotCarriedError that names it; the few
 // things that no interface of the kernel can put back (negotiated ECN, the congestion control's own memory,
-// out-of-order segments, which the peer sends again as the standard allows) are listed by State.Losses.
+// out-of-order segments, which the peer sends again as the standard allows) are listed by State.Losses. One thing cannot be seen
+// through the socket: the keys of TCP_MD5SIG. Signed tells of them, and is to be asked beforehand.
 //
 // The package takes no locks and starts no goroutines that outlive a call. Every call works on one socket; many
 // sockets may be worked on at once. A failed Restore leaves a socket that the caller closes: it is in repair

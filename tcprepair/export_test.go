@@ -2,5 +2,8 @@
 
 package tcprepair
 
-// ParseDiag is for the fuzzer.
-var ParseDiag = parseDiag
+// For the fuzzer.
+var (
+	ParseDiag   = parseDiag
+	ParseSigned = parseSigned
+)

@@ -28,11 +28,9 @@ func HalfOpen(f *os.File) (int, error) {
 		if err != nil {
 			return err
 		}
-		diag, err := besides(fd, func() (int, error) {
-			return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-		})
+		diag, err := openDiag(fd)
 		if err != nil {
-			return fmt.Errorf("sock_diag socket: %w", err)
+			return err
 		}
 		defer unix.Close(diag) //nolint:errcheck // only asked
 		// A listener for both families has its IPv4 connections in the list of AF_INET6 too.
@@ -51,14 +49,10 @@ func HalfOpen(f *os.File) (int, error) {
 
 // countHalfOpen asks sock_diag(7) for the sockets in SYN_RECV with a local port.
 func countHalfOpen(diag int, family uint8, port uint16) (int, error) {
-	const (
-		byFamily = 20 // SOCK_DIAG_BY_FAMILY
-		reqLen   = 56 // struct inet_diag_req_v2
-	)
-	b := make([]byte, unix.NLMSG_HDRLEN+reqLen)
+	b := make([]byte, unix.NLMSG_HDRLEN+diagRequestLen)
 	ne := binary.NativeEndian
 	ne.PutUint32(b, uint32(len(b)))
-	ne.PutUint16(b[4:], byFamily)
+	ne.PutUint16(b[4:], diagByFamily)
 	ne.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	req := b[unix.NLMSG_HDRLEN:]
 	req[0], req[1] = family, unix.IPPROTO_TCP

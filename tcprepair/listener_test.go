@@ -183,7 +183,10 @@ func TestHalfOpen(t *testing.T) {
 func FuzzParseDiag(f *testing.F) {
 	f.Add(make([]byte, 16), uint16(1))
 	f.Add(binary.NativeEndian.AppendUint32(nil, 1<<31), uint16(1))
-	f.Fuzz(func(_ *testing.T, b []byte, port uint16) { _, _, _ = tcprepair.ParseDiag(b, port) })
+	f.Fuzz(func(_ *testing.T, b []byte, port uint16) {
+		_, _, _ = tcprepair.ParseDiag(b, port)
+		_, _ = tcprepair.ParseSigned(b)
+	})
 }
 
 func TestListenerOptions(t *testing.T) {
@@ -228,5 +231,60 @@ func TestListenerOptions(t *testing.T) {
 	}
 	if !reflect.DeepEqual(l, again) {
 		t.Errorf("restored listener differs:\n%+v\n%+v", l, again)
+	}
+}
+
+// TestSigned gives a key to a listener and to a connection.
+func TestSigned(t *testing.T) {
+	for _, fam := range families {
+		t.Run(fam.name, func(t *testing.T) {
+			w := newWorld(t)
+			_, s := w.pair(fam.network, fam.addr)
+			f := file(t, s)
+			defer f.Close()
+			l, err := net.Listen(fam.network, fam.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			lf, err := l.(*net.TCPListener).File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lf.Close()
+			if signed, err := tcprepair.Signed(lf); signed || err != nil {
+				t.Errorf("listener: signed %v, %v", signed, err)
+			}
+			if signed, err := tcprepair.Signed(f); signed || err != nil {
+				t.Errorf("connection: signed %v, %v", signed, err)
+			}
+			rc, err := f.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var key [216]byte // struct tcp_md5sig: an address of 128 bytes, flags, prefix length, key length, interface, key
+			_ = rc.Control(func(fd uintptr) {
+				peer, err := unix.Getpeername(int(fd))
+				if err != nil {
+					t.Error(err)
+				}
+				switch sa := peer.(type) {
+				case *unix.SockaddrInet4:
+					binary.NativeEndian.PutUint16(key[:], unix.AF_INET)
+					copy(key[4:], sa.Addr[:])
+				case *unix.SockaddrInet6:
+					binary.NativeEndian.PutUint16(key[:], unix.AF_INET6)
+					copy(key[8:], sa.Addr[:])
+				}
+				binary.NativeEndian.PutUint16(key[130:], 3)
+				copy(key[136:], "key")
+				if err := unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_MD5SIG, string(key[:])); err != nil {
+					t.Errorf("TCP_MD5SIG: %v", err)
+				}
+			})
+			if signed, err := tcprepair.Signed(f); !signed || err != nil {
+				t.Errorf("connection with a key: signed %v, %v", signed, err)
+			}
+		})
 	}
 }

@@ -143,7 +143,10 @@ func (s *State) Unacknowledged() uint32 {
 // Losses lists what of this connection another kernel cannot be told. None of it changes what the
 // programs at both ends see; it can cost speed for a while.
 func (s *State) Losses() []string {
-	out := []string{"the congestion control's measurements start anew"}
+	out := []string{
+		"the congestion control's measurements start anew",
+		"segments that arrived out of order are sent again by the peer",
+	}
 	if s.ECN {
 		out = append(out, "explicit congestion notification ends")
 	}
