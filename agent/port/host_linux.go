@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"github.com/vishvananda/netns"
 )
 
@@ -174,7 +175,8 @@ func (h *Host) removeLink(device string) error {
 	if err != nil {
 		return fmt.Errorf("device %s: %w", device, err)
 	}
-	if err := h.nl.LinkDel(l); err != nil {
+	// It goes by itself when the namespace of its other end does.
+	if err := h.nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove device %s: %w", device, err)
 	}
 	return nil
