@@ -46,7 +46,7 @@ const (
 )
 
 func (s *source) startCopy() error {
-	if s.tree == nil || s.sender == nil {
+	if s.tree == nil || s.sender == nil || s.peer == nil {
 		return errors.New("there is no tree or no way to the destination any more")
 	}
 	if s.begun.IsZero() {
@@ -56,28 +56,41 @@ func (s *source) startCopy() error {
 		s.copying = &copier{progress: newProgress(s.tree.Tracker())}
 	}
 	// The counters of earlier stretches go on.
-	c := &copier{halt: make(chan struct{}), sender: s.sender, progress: s.copying.progress}
+	c := &copier{halt: make(chan struct{}), progress: s.copying.progress}
 	s.copying = c
-	s.work.start(s.ctx, func(outer context.Context) {
-		ctx, cancel := context.WithCancel(outer)
-		defer cancel()
-		go func() { // a link that dies between two rounds must not wait for the next one
-			select {
-			case <-c.sender.Failed():
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
-		var told sync.WaitGroup
-		told.Go(func() { s.tell(ctx, c) })
-		err := s.copy(ctx, c)
-		cancel()
-		told.Wait()
+	s.work.start(s.ctx, func(ctx context.Context) {
+		var err error
+		if s.spent {
+			err = s.anew(ctx)
+		}
+		if err == nil {
+			err = s.stretch(ctx, c)
+		}
 		if err != nil {
-			s.copyFault(outer, c, err)
+			s.copyFault(ctx, c, err)
 		}
 	})
 	return nil
+}
+
+// stretch copies over the page stream that there is now.
+func (s *source) stretch(outer context.Context, c *copier) error {
+	ctx, cancel := context.WithCancel(outer)
+	defer cancel()
+	c.sender = s.sender
+	var told sync.WaitGroup
+	told.Go(func() { // a link that dies between two rounds must not wait for the next one
+		select {
+		case <-c.sender.Failed():
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	told.Go(func() { s.tell(ctx, c) })
+	err := s.copy(ctx, c)
+	cancel()
+	told.Wait()
+	return err
 }
 
 // copyFault tells the loop that copying has failed. When a freeze already waits for this stretch, the loop cannot take
@@ -136,6 +149,7 @@ func (s *source) linkError(ctx context.Context) error {
 // decide acts on a forecast and returns how long to wait before the next round.
 func (s *source) decide(ctx context.Context, c *copier, f policy.Forecast) (time.Duration, error) {
 	opts := s.opts()
+	c.sender.SetBandwidth(opts.bandwidth)
 	late := time.Since(s.begun) > opts.timeout
 	forced := opts.force && f.Blackout <= opts.hardLimit
 	switch {
@@ -159,15 +173,23 @@ func (s *source) offer(ctx context.Context, c *copier, f policy.Forecast, forced
 	if !c.progress.offerDue() {
 		return nil
 	}
+	if err := s.measureClock(ctx); err != nil {
+		return err
+	}
+	select {
+	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceConverged, Ref: s.id}, from: ctx}:
+	default: // the loop is busy, perhaps with the order to switch; the next round offers again
+	}
+	return nil
+}
+
+// measureClock takes the offset of the destination's clock anew.
+func (s *source) measureClock(ctx context.Context) error {
 	o, err := s.peer.measure(ctx, clockExchanges)
 	if err != nil {
 		return err
 	}
 	s.view.set(func(*view) { s.clock = o })
-	select {
-	case s.loop.inbox <- message[handoff.SourceEvent]{ev: handoff.SourceEvent{Kind: handoff.SourceConverged, Ref: s.id}, from: ctx}:
-	default: // the loop is busy, perhaps with the order to switch; the next round offers again
-	}
 	return nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -69,8 +68,7 @@ func (d *destination) do(ctx context.Context, a handoff.Action, next handoff.Des
 		d.work.start(d.ctx, func(ctx context.Context) { d.requestCommit(ctx, a) })
 	case handoff.ActRewind:
 		// A finished copy holds sockets, descriptors and registers that a later state need not have: there is no way
-		// back to a skeleton.
-		return errNoRewind
+		// back to a skeleton. It stays frozen until the source has another one built in its place (prepare).
 	case handoff.ActResume:
 		return d.resume(ctx)
 	case handoff.ActDestroy:
@@ -80,8 +78,6 @@ func (d *destination) do(ctx context.Context, a handoff.Action, next handoff.Des
 	}
 	return nil
 }
-
-var errNoRewind = errors.New("a completed copy cannot take another state: the move has to start anew")
 
 // failed: until `resuming` is ordered a destination that cannot go on declines. After it there is only trying again.
 func (d *destination) failed(ev handoff.DestinationEvent, a handoff.Action, next handoff.Destination, err error) (handoff.DestinationEvent, verdict) {
@@ -316,8 +312,17 @@ func (d *destination) prepare(ctx context.Context, req *agentapi.PrepareRequest)
 		return nil, err
 	}
 	defer leave()
-	if d.m.phaseOfDestination(d.id) != handoff.DestinationExpecting {
-		return nil, refuseCall("this host does not expect the copy")
+	first := false
+	switch d.m.phaseOfDestination(d.id) {
+	case handoff.DestinationExpecting:
+		first = true
+	case handoff.DestinationSkeleton:
+		if err := d.removeOld(ctx); err != nil {
+			d.broken(err)
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+	default:
+		return nil, refuseCall("this host does not expect the copy, or does not know yet that an attempt is over")
 	}
 	var clocks Clocks
 	if err := json.Unmarshal(req.GetExtra(), &clocks); err != nil {
@@ -343,11 +348,31 @@ func (d *destination) prepare(ctx context.Context, req *agentapi.PrepareRequest)
 			return nil, status.Error(codes.Internal, err.Error())
 		}
 	}
+	if !first {
+		return &agentapi.PrepareReply{PagesAddress: d.m.cfg.PagesAddress, Token: token}, nil
+	}
 	if err := d.loop.call(ctx, handoff.DestinationEvent{Kind: handoff.DestinationPeer, Ref: d.id}); err != nil {
 		// Ended meanwhile; whoever ended it has waited for this call and now removes the copy.
 		return nil, refuseCall("%v", err)
 	}
 	return &agentapi.PrepareReply{PagesAddress: d.m.cfg.PagesAddress, Token: token}, nil
+}
+
+// removeOld destroys a copy that was completed for an attempt that has ended, so that another can be built. The machine's
+// phase says that it does not run and has not been voted for.
+func (d *destination) removeOld(ctx context.Context) error {
+	d.mu.Lock()
+	d.skeleton, d.port, d.token, d.receiver = nil, nil, nil, nil
+	d.mu.Unlock()
+	d.arriving.take()
+	if d.held == nil {
+		return nil
+	}
+	if err := d.held.Destroy(ctx); err != nil {
+		return err
+	}
+	d.held = nil
+	return nil
 }
 
 // broken tells the machine that the copy cannot be completed.
@@ -391,7 +416,8 @@ func (d *destination) finish(ctx context.Context, h *agentapi.FinishHeader, chec
 	defer cancel()
 	digest, err := d.complete(ctx, extra, checkpoint)
 	if err != nil {
-		d.broken(err)
+		// The source ends the attempt. What has become of the copy is not known: the next attempt builds another.
+		d.log.Warn("the copy could not be completed", "error", err)
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	hash := stateHash(checkpoint, digest)

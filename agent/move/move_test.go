@@ -74,7 +74,7 @@ func TestFaultsBeforeTheVote(t *testing.T) {
 			if tr := w.tree(2); tr != nil && !tr.gone && f.step != "build" {
 				t.Error("the copy at the destination was left behind")
 			}
-			said := w.last["Failed"].GetFailed().GetReason() + w.last["Declined"].GetDeclined().GetReason()
+			said := w.last["AttemptEnded"].GetAttemptEnded().GetReason() + w.last["Failed"].GetFailed().GetReason() + w.last["Declined"].GetDeclined().GetReason()
 			if !strings.Contains(said, "it broke") {
 				t.Errorf("the reason was not reported: %q", said)
 			}
@@ -105,10 +105,6 @@ func TestAFailedAttemptThawsAndIsTriedAgain(t *testing.T) {
 			<-ended
 			if r := w.running(); !slices.Equal(r, []uint64{1}) {
 				t.Errorf("after the attempt copies %v run", r)
-			}
-			if step == "hold" { // the destination was complete by then, and cannot take another state
-				w.await("over", handoff.Record.Closed)
-				return
 			}
 			w.awaitPhase(handoff.PhaseReleased)
 			if step != "freeze" {

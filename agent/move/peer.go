@@ -50,8 +50,6 @@ type offset struct {
 	err time.Duration // at most so far off
 }
 
-func (o offset) theirs() time.Duration { return o.add }
-
 const clockExchanges = 8
 
 // measure estimates the offset of the peer's monotonic clock from the fastest of n exchanges: the peer read its clock
@@ -80,6 +78,16 @@ func clock(id int32) time.Duration {
 	}
 	return time.Duration(ts.Nano())
 }
+
+// peerError is an error of the peer's, with its code kept.
+type peerError struct {
+	what string
+	err  error
+}
+
+func (e *peerError) Error() string              { return e.what + ": " + plain(e.err).Error() }
+func (e *peerError) Unwrap() error              { return e.err }
+func (e *peerError) GRPCStatus() *status.Status { return status.Convert(e.err) }
 
 // plain takes the gRPC wrapping off an error that was meant for people.
 func plain(err error) error {

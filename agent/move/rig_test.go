@@ -105,6 +105,9 @@ func (h *host) start() {
 	}
 	server, l := grpc.NewServer(), listen
 	agentapi.RegisterPeerServer(server, m.Peer())
+	if err := m.Recover(context.Background()); err != nil {
+		h.w.t.Fatal(err)
+	}
 	h.w.mu.Lock()
 	h.m, h.listen, h.control, h.server = m, listen, control, server
 	h.w.mu.Unlock()
@@ -118,9 +121,6 @@ func (h *host) start() {
 			go func() { _ = m.ServePages(m.ctx, c) }()
 		}
 	}()
-	if err := h.m.Recover(context.Background()); err != nil {
-		h.w.t.Fatal(err)
-	}
 }
 
 func (h *host) stop() {
@@ -259,6 +259,9 @@ func (w *world) Report(_ context.Context, in *clusterapi.ReportRequest, _ ...grp
 		}
 		w.feed(handoff.LeaderEvent{Kind: handoff.LeaderReported, Role: roleOf(in.GetRole()), Report: kind, Ref: refOf(in.GetRef()),
 			Hash: handoff.Hash(in.GetVote().GetHash()), Ran: in.GetLostCopy().GetRan()})
+	}
+	if in.GetAttemptEnded().GetGiveUp() {
+		w.feed(handoff.LeaderEvent{Kind: handoff.LeaderTimeout})
 	}
 	return &clusterapi.ReportReply{State: w.state()}, nil
 }

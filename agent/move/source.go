@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	agentapi "migrate/agent/api"
@@ -46,6 +48,8 @@ type source struct {
 	copying    *copier
 	layout     []byte // as the destination knows it
 	neighbours []byte
+	spent      bool   // the destination was told to complete its copy: another attempt needs a new one
+	failures   int    // attempts that this side has ended
 	clock      offset // of the destination's monotonic clock
 	frozen     time.Duration
 	bound      time.Duration // of the attempt
@@ -143,9 +147,6 @@ func (s *source) fault(ctx context.Context, err error) {
 func (s *source) persist(next handoff.Source) error {
 	rec := s.rec
 	rec.Source = next.Disk
-	if s.tree != nil {
-		rec.Handle = s.tree.Handle()
-	}
 	if s.file == nil {
 		f, err := create(recordPath(s.m.cfg.Dir, next.Disk.Ref, handoff.RoleSource))
 		if err != nil {
@@ -176,7 +177,8 @@ func (s *source) report(a handoff.Action) {
 	case handoff.ReportVote:
 		req.Event = &clusterapi.ReportRequest_Vote{Vote: &clusterapi.Vote{Hash: []byte(a.Hash)}}
 	case handoff.ReportAttemptEnded:
-		req.Event = &clusterapi.ReportRequest_AttemptEnded{AttemptEnded: &clusterapi.AttemptEnded{Reason: reason, FrozenMs: frozenMS}}
+		s.failures++
+		req.Event = &clusterapi.ReportRequest_AttemptEnded{AttemptEnded: &clusterapi.AttemptEnded{Reason: reason, FrozenMs: frozenMS, GiveUp: s.failures >= maxFailures}}
 	case handoff.ReportFailed:
 		req.Event = &clusterapi.ReportRequest_Failed{Failed: &clusterapi.Failed{Reason: reason, FrozenMs: frozenMS}}
 	case handoff.ReportConfirmed:
@@ -201,6 +203,33 @@ func (s *source) build(ctx context.Context) {
 	s.loop.post(ctx, handoff.SourceEvent{Kind: handoff.SourceSkeleton, Ref: s.id})
 }
 
+// maxFailures is how many attempts may fail before the source asks for the end of the migration.
+const maxFailures = 5
+
+// anew has another skeleton built, in the place of one that was completed for an attempt that has ended, and starts to
+// track the tree from the beginning.
+func (s *source) anew(ctx context.Context) error {
+	s.log.Info("the copy at the destination was completed for an attempt that has ended: it is built anew")
+	if err := s.sender.Close(); err != nil {
+		s.log.Debug("the page stream had failed", "error", err)
+	}
+	if err := errors.Join(s.tree.Close(), s.peer.close()); err != nil {
+		return err
+	}
+	tree, port, err := s.m.cfg.Host.Open(ctx, s.id.Instance, s.spec)
+	if err != nil {
+		return err
+	}
+	s.tree, s.held, s.port, s.spent = tree, tree, port, false
+	// Until the destination has heard that the attempt is over, it refuses.
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := s.prepare(ctx)
+		if err == nil || status.Code(err) != codes.FailedPrecondition || !pause(ctx, wait) {
+			return err
+		}
+	}
+}
+
 // prepareTime bounds the building of a skeleton; what takes longer is a peer that is gone.
 const prepareTime = 60 * time.Second
 
@@ -217,14 +246,14 @@ func (s *source) prepare(ctx context.Context) error {
 	if s.peer, err = dialPeer(ctx, s.m.cfg.Peers, s.peerNode); err != nil {
 		return err
 	}
-	if s.clock, err = s.peer.measure(ctx, clockExchanges); err != nil {
+	if err := s.measureClock(ctx); err != nil {
 		return err
 	}
 	clocks, err := s.m.cfg.Host.Clocks(ctx, s.tree.Handle())
 	if err != nil {
 		return err
 	}
-	clocks.At += s.clock.theirs()
+	clocks.At += get(&s.view, func(*view) offset { return s.clock }).add
 	extra, err := json.Marshal(clocks)
 	if err != nil {
 		return err
@@ -239,7 +268,7 @@ func (s *source) prepare(ctx context.Context) error {
 	reply, err := s.peer.client.Prepare(ctx, &agentapi.PrepareRequest{Session: s.session(0), Layout: s.layout,
 		Streams: opts.streams, Compress: opts.codec.String(), Extra: extra})
 	if err != nil {
-		return fmt.Errorf("%s could not prepare the copy: %w", s.peerNode.GetName(), plain(err))
+		return &peerError{fmt.Sprintf("%s could not prepare the copy", s.peerNode.GetName()), err}
 	}
 	if o := reply.GetObstacles(); len(o) > 0 {
 		return fmt.Errorf("%s cannot take the copy: %s: %s", s.peerNode.GetName(), o[0].GetWhere(), o[0].GetReason())
@@ -331,10 +360,7 @@ func (s *source) opts() options { return get(&s.view, func(*view) options { retu
 
 // retune changes them.
 func (s *source) retune(o *agentapi.MoveOptions) {
-	s.view.set(func(*view) { s.options = s.options.retuned(o) })
-	if s.sender != nil {
-		s.sender.SetBandwidth(s.opts().bandwidth)
-	}
+	s.view.set(func(*view) { s.options = s.options.retuned(o) }) // the copy reads them after each round
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

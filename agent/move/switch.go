@@ -165,6 +165,7 @@ const quietTime = 2 * time.Millisecond
 
 // sendCheckpoint streams the state and waits until the destination is complete and stopped.
 func (s *source) sendCheckpoint(ctx context.Context, attempt uint32, checkpoint []byte) (*agentapi.FinishReply, error) {
+	s.spent = true
 	stream, err := s.peer.client.Finish(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("completing the copy on %s: %w", s.peerNode.GetName(), plain(err))
@@ -173,7 +174,7 @@ func (s *source) sendCheckpoint(ctx context.Context, attempt uint32, checkpoint 
 	if err != nil {
 		return nil, err
 	}
-	add := s.clock.theirs()
+	add := s.clock.add
 	part := &agentapi.FinishPart{Header: &agentapi.FinishHeader{
 		Session: s.session(attempt), CheckpointBytes: uint64(len(checkpoint)), StoppedAtNs: int64(s.stoppedAt + add),
 		DeadlineNs: int64(s.stoppedAt + s.bound + add), Extra: extra,
