@@ -221,11 +221,19 @@ func TestPython(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := s.script("threads.py")
-	s.workload("python", "", bin, script, "300")
+	var numbers strings.Builder
+	for i := range 4000 {
+		fmt.Fprintln(&numbers, i)
+	}
+	data := filepath.Join(share, "numbers")
+	if err := os.WriteFile(data, []byte(numbers.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.workload("python", "", bin, s.script("threads.py"), "1000", data)
 	s.logs("python", "up\n")
 	s.move("python", "host2")
-	s.logs("python", "done 1200\n")
+	s.move("python", "host3")
+	s.logs("python", "done 4000\n")
 }
 
 // TestShellPipeline moves a pipeline of several processes in one session.
