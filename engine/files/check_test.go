@@ -26,6 +26,7 @@ import (
 
 func init() {
 	scenarios["refused"] = scenario{setupRefused, func(*half) {}}
+	scenarios["service"] = scenario{setupService, verifyService}
 	scenarios["inflight"] = scenario{setupInFlight, func(*half) {}}
 	scenarios["inherit"] = scenario{setupInherit, verifyInherit}
 	scenarios["threads"] = scenario{setupThreads, func(*half) {}}
@@ -33,7 +34,7 @@ func init() {
 
 // refused tells what the descriptors of setupRefused are refused as.
 var refused = map[int]string{
-	100: "inotify", 101: "memfd", 102: "pidfd", 103: "netlink socket", 104: "packet socket", 105: "UDP socket", 106: "unix socket",
+	100: "inotify", 101: "memfd", 102: "pidfd", 103: "netlink socket", 104: "packet socket", 105: "socket", 106: "unix socket",
 	107: "FIFO", 109: "regular file", 110: "pipe", 111: "epoll", 112: "deleted file", 113: "namespace",
 	114: "terminal", 115: "fanotify", 116: "io_uring", 117: "userfaultfd", 118: "regular file", 119: "directory", 120: "device",
 	121: "perf event", 122: "bpf",
@@ -51,7 +52,7 @@ func setupRefused(h *half) {
 	h.at(fd, 103, err)
 	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	h.at(fd, 104, err)
-	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
 	h.at(fd, 105, err)
 	h.at(3, 106, nil) // one end of a pair of the test's
 	h.must(unix.Mkfifo(path("fifo"), 0o600))
@@ -189,6 +190,54 @@ func TestDumpRefusesDescriptorsInFlight(t *testing.T) {
 	after, _ := os.ReadDir("/proc/self/fd")
 	if len(after) > len(before)+2 { // the pidfd and the diag socket
 		t.Errorf("%d descriptors before, %d after", len(before), len(after))
+	}
+}
+
+func setupService(h *half) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	h.at(fd, 100, err)
+	h.must(unix.Connect(100, &unix.SockaddrUnix{Name: filepath.Join(h.dir, "log")}))
+}
+
+func verifyService(h *half) {
+	_, err := unix.Write(100, []byte("moved"))
+	h.expectErr("send to the service", err, nil)
+}
+
+// TestMoveDatagramsToService moves a socket that sends to a path outside of the tree, as syslog(3) does.
+func TestMoveDatagramsToService(t *testing.T) {
+	kerneltest.Root(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	dir := t.TempDir()
+	service := func() int {
+		_ = os.Remove(filepath.Join(dir, "log"))
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: filepath.Join(dir, "log")}); err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	service()
+	src := start(t, "setup", "service", dir, nil)
+	d, cp := dumped(t, ctx, src)
+	if n := d.Needed(); len(n) != 1 || n[0].Path != filepath.Join(dir, "log") {
+		t.Errorf("needed: %+v", n)
+	}
+	there := service() // that of the destination
+	dst := start(t, "verify", "service", dir, nil)
+	r := install(t, ctx, dst, cp, Env{})
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dst.finish(t)
+	buf := make([]byte, 16)
+	if n, err := unix.Read(there, buf); err != nil || string(buf[:n]) != "moved" {
+		t.Errorf("the service got %q (%v)", buf, err)
 	}
 }
 

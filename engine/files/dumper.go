@@ -123,7 +123,7 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 			out = append(out, engine.Obstacle{PID: h.proc.PID, Kind: desc.kind.Name, Where: fmt.Sprintf("fd %d", h.fd), Reason: p.reason, Remedy: p.remedy})
 		}
 	}
-	d.needed = neededOf(snap)
+	d.needed = d.neededOf(snap)
 	d.outsider, d.current, d.locked = nil, nil, nil
 	return out, snap.close()
 }

@@ -140,7 +140,7 @@ func typeName(mode uint32) string {
 func (d *Dumper) Needed() []Needed { return d.needed }
 
 // neededOf collects it from a snapshot.
-func neededOf(s *snapshot) []Needed {
+func (dm *Dumper) neededOf(s *snapshot) []Needed {
 	written := map[FileID]bool{}
 	for _, d := range s.list {
 		if d.flags&unix.O_ACCMODE != unix.O_RDONLY {
@@ -150,6 +150,10 @@ func neededOf(s *snapshot) []Needed {
 	seen := map[string]bool{}
 	var out []Needed
 	for _, d := range s.list {
+		if n, ok := dm.neededService(d); ok && !seen[n.Path] {
+			seen[n.Path] = true
+			out = append(out, n)
+		}
 		if d.kind != kindRegular && d.kind != kindDirectory && d.kind != kindPath && d.kind != kindDeleted {
 			continue
 		}
@@ -164,4 +168,17 @@ func neededOf(s *snapshot) []Needed {
 		}
 	}
 	return out
+}
+
+// neededService is the socket to which a datagram socket sends.
+func (dm *Dumper) neededService(d *description) (Needed, bool) {
+	if d.kind != kindUnix {
+		return Needed{}, false
+	}
+	u, err := dm.diag.Unix(uint32(d.stat.Ino))
+	if err != nil {
+		return Needed{}, false // Check has said so
+	}
+	name := dm.service(d, u)
+	return Needed{Path: string(name), Mode: unix.S_IFSOCK}, name != nil
 }

@@ -29,13 +29,11 @@ var kindTCP = &Kind{
 			(s.proto == unix.IPPROTO_TCP || s.proto == unix.IPPROTO_MPTCP)
 	},
 	parallel: true,
-	check:    checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP,
+	mine: func(e *fdinfo.FileEntry) bool {
+		return e.Isk.GetProto() == unix.IPPROTO_TCP || e.Isk.GetProto() == unix.IPPROTO_MPTCP
+	},
+	check: checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP,
 }
-
-var kindUDP = &Kind{Name: "UDP socket", Note: "it is a datagram socket of the internet protocols", match: func(d *description) bool {
-	s := d.socket()
-	return s != nil && (s.domain == unix.AF_INET || s.domain == unix.AF_INET6) && s.typ == unix.SOCK_DGRAM
-}}
 
 func tcpState(d *description) (tcprepair.ConnState, error) {
 	i, err := unix.GetsockoptTCPInfo(d.fd, unix.IPPROTO_TCP, unix.TCP_INFO)

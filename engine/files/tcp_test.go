@@ -26,6 +26,7 @@ func init() {
 	scenarios["tcp4"] = scenario{func(h *half) { setupTCP(h, "127.0.0.1:0") }, verifyTCP}
 	scenarios["tcp6"] = scenario{func(h *half) { setupTCP(h, "[::1]:0") }, verifyTCP}
 	scenarios["closed"] = scenario{setupClosed, func(*half) {}}
+	scenarios["udp"] = scenario{setupUDP, verifyUDP}
 	scenarios["many"] = scenario{setupMany, func(*half) {}}
 }
 
@@ -97,6 +98,40 @@ func verifyTCP(h *half) {
 	h.expectRead(102, "")
 }
 
+func setupUDP(h *half) {
+	loopbackUp(h)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	h.at(fd, 100, err)
+	h.must(unix.Bind(100, &unix.SockaddrInet4{Port: 5353, Addr: [4]byte{127, 0, 0, 1}}))
+	h.must(unix.SetsockoptInt(100, unix.IPPROTO_IP, unix.IP_TTL, 9))
+	h.must(unix.SetsockoptInt(100, unix.IPPROTO_IP, unix.IP_PKTINFO, 1))
+	fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+	h.at(fd, 101, err)
+	h.must(unix.Bind(101, &unix.SockaddrInet6{Port: 5354}))
+	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	h.at(fd, 102, err)
+	h.must(unix.Connect(102, &unix.SockaddrInet4{Port: 5353, Addr: [4]byte{127, 0, 0, 1}}))
+	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	h.at(fd, 103, err)
+}
+
+func verifyUDP(h *half) {
+	_, err := unix.Write(102, []byte("hello"))
+	h.expectErr("write", err, nil)
+	h.expectRead(100, "hello")
+	h.expectErr("sendto", unix.Sendto(100, []byte("v6"), 0, &unix.SockaddrInet4{Port: 5354, Addr: [4]byte{127, 0, 0, 1}}), nil)
+	h.expectRead(101, "v6")
+	for _, c := range []struct{ opt, want int }{{unix.IP_TTL, 9}, {unix.IP_PKTINFO, 1}} {
+		if v, err := unix.GetsockoptInt(100, unix.IPPROTO_IP, c.opt); err != nil || v != c.want {
+			h.errorf("option %d is %d (%v)", c.opt, v, err)
+		}
+	}
+	if sa, err := unix.Getsockname(103); err != nil || sa.(*unix.SockaddrInet4).Port != 0 {
+		h.errorf("the unbound socket has %v (%v)", sa, err)
+	}
+}
+
+func TestMoveUDP(t *testing.T)  { moveTCP(t, "udp") }
 func TestMoveTCP4(t *testing.T) { moveTCP(t, "tcp4") }
 func TestMoveTCP6(t *testing.T) { moveTCP(t, "tcp6") }
 

@@ -21,8 +21,8 @@ import (
 
 var kindUnix = &Kind{
 	Name: "unix socket", Type: fdinfo.FdTypes_UNIXSK, Carried: true,
-	Note: "pairs and connections within the tree with what waits in both directions, and listeners; not with a peer outside of the tree, not with " +
-		"descriptors or credentials in flight; SO_PEERCRED tells the agent afterwards",
+	Note: "pairs and connections within the tree with what waits in both directions, and listeners; datagrams to a path outside, such as /dev/log; " +
+		"not with another peer outside of the tree, not with descriptors or credentials in flight; SO_PEERCRED tells the agent afterwards",
 	match: func(d *description) bool { s := d.socket(); return s != nil && s.domain == unix.AF_UNIX },
 	check: checkUnix, dump: dumpUnix, open: openUnix, connect: connectUnix, settle: (*Restorer).finishUnix,
 }
@@ -53,7 +53,7 @@ func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
 		return []problem{{reason: err.Error()}}
 	}
 	var out []problem
-	if u.HasPeer && u.Peer != 0 && dm.current.bySocket(u.Peer) == nil {
+	if name := dm.service(d, u); name == nil && u.HasPeer && u.Peer != 0 && dm.current.bySocket(u.Peer) == nil {
 		name, _ := sock.UnixPeerName(d.fd) // only for the message
 		peer := fmt.Sprintf("socket %d", u.Peer)
 		if len(name) > 0 {
@@ -66,6 +66,25 @@ func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
 	}
 	return out
 }
+
+// service is the path of the peer of a datagram socket that is outside of the tree, such as /dev/log: the socket only ever
+// sends there, so at the destination it is connected to whoever has that path. nil for all other sockets.
+func (d *Dumper) service(desc *description, u *sock.UnixInfo) []byte {
+	if u.Type != unix.SOCK_DGRAM || !u.HasPeer || u.Peer == 0 || d.current.bySocket(u.Peer) != nil {
+		return nil
+	}
+	name, err := sock.UnixPeerName(desc.fd)
+	if err != nil || len(name) == 0 || name[0] != '/' {
+		return nil
+	}
+	if peer, err := d.diag.Unix(u.Peer); err != nil || peer.HasPeer && peer.Peer == u.Ino {
+		return nil // it answers: what is on its way would be lost
+	}
+	return name
+}
+
+// serviceBlob holds the path that service tells.
+func serviceBlob(id uint32) string { return fmt.Sprintf("unix-service-%d", id) }
 
 func unixBlob(id uint32) string { return fmt.Sprintf("unix-%d", id) }
 
@@ -90,6 +109,9 @@ func dumpUnix(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 		Flags: proto.Uint32(uint32(d.flags)), Uflags: proto.Uint32(0), Backlog: proto.Uint32(0), Peer: proto.Uint32(u.Peer), Fown: owner, Opts: opts, Name: append([]byte{}, name...)} // the record must have a name, if an empty one
 	if u.Shutdown != 0 {
 		e.Shutdown = sk_opts.SkShutdown(u.Shutdown & 3).Enum()
+	}
+	if name := r.service(d, u); name != nil {
+		r.blob(serviceBlob(d.id), name)
 	}
 	if u.HasFile {
 		if err := r.unixFile(d, u, e); err != nil {
@@ -128,8 +150,8 @@ func (r *dump) unixState(d *description, u *sock.UnixInfo, e *sk_unix.UnixSkEntr
 	if len(msgs) == 0 {
 		return nil
 	}
-	if !u.HasPeer {
-		return fmt.Errorf("%d datagrams wait and it has no peer that could have sent them: %w", len(msgs), ErrNotCarried)
+	if !u.HasPeer || r.service(d, u) != nil {
+		return fmt.Errorf("%d datagrams wait and it has no peer in the tree that could have sent them: %w", len(msgs), ErrNotCarried)
 	}
 	for i := range msgs {
 		if err := r.fromPeer(u, msgs[i].From); err != nil {

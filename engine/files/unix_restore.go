@@ -53,7 +53,7 @@ func openUnix(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 			return nil // connectUnix makes it when the listener is there
 		}
 		return r.unixPair(e, peer)
-	case u.GetState() == unixConnected && u.GetPeer() == 0:
+	case u.GetState() == unixConnected && u.GetPeer() == 0 && r.cp.Blobs[serviceBlob(e.GetId())] == nil:
 		return r.unixOrphan(e)
 	}
 	return r.unixSingle(e)
@@ -126,6 +126,10 @@ func connectUnix(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	fd, err := r.descriptor(e.GetId())
 	if err != nil {
 		return err
+	}
+	if name := r.cp.Blobs[serviceBlob(e.GetId())]; len(name) > 0 {
+		p := sock.Place{NetNS: r.env.NetNS, Root: r.rootPath(r.homes[e.GetId()].vpid)}
+		return sock.In(p, func() error { return sock.ConnectUnix(fd, name) })
 	}
 	if peer != nil && r.files[peer.GetId()] != nil {
 		from, err := r.descriptor(peer.GetId())

@@ -165,3 +165,16 @@ func FuzzClosing(f *testing.F) {
 	f.Add(ok)
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parseClosing(b) })
 }
+
+func TestMulticastGroups(t *testing.T) {
+	v4 := "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n" +
+		"\t\t\t\tFB0000E0     1 0:00000000\t\t0\n"
+	if g := igmp([]byte(v4)); len(g) != 1 || g[0] != "FB0000E0" {
+		t.Errorf("groups %q", g)
+	}
+	v6 := "1    lo              ff020000000000000000000000000001     1 0000000C 0\n2    eth0            ff0200000000000000000001ff000050     2 00000004 0\n" +
+		"2    eth0            ff010000000000000000000000000001     1 00000008 0\n2    eth0            ff0200000000000000000000000000fb     1 00000004 0\n"
+	if g := igmp6([]byte(v6)); len(g) != 1 || g[0] != "ff0200000000000000000000000000fb" {
+		t.Errorf("groups %q", g)
+	}
+}

@@ -79,6 +79,17 @@ func FuzzDecodeTCP(f *testing.F) {
 	})
 }
 
+func FuzzDecodeUDP(f *testing.F) {
+	f.Add(EncodeUDP(&UDP{Local: netip.MustParseAddrPort("127.0.0.1:53"), Remote: netip.MustParseAddrPort("0.0.0.0:0"), Options: map[string]int64{"IP_TTL": 3}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if u, err := DecodeUDP(b); err == nil {
+			if _, err := DecodeUDP(EncodeUDP(u)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func FuzzDecodeQueue(f *testing.F) {
 	f.Add(EncodeQueue([]Message{{Data: []byte("one")}, {}, {Data: []byte("x"), From: []byte("y")}}))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})

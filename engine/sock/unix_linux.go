@@ -40,8 +40,8 @@ func nameOf(raw []byte) []byte {
 
 // unixAddr is struct sockaddr_un for a name of UnixName; a path gets its final zero.
 func unixAddr(name []byte) ([]byte, error) {
-	if len(name) > 108 {
-		return nil, fmt.Errorf("a name of %d bytes, at most 108 are possible", len(name))
+	if len(name) == 0 || len(name) > 108 {
+		return nil, fmt.Errorf("a name of %d bytes, 1 to 108 are possible", len(name))
 	}
 	b := binary.NativeEndian.AppendUint16(nil, unix.AF_UNIX)
 	b = append(b, name...)
