@@ -203,10 +203,10 @@ func dumpStopped(d *dumper) error {
 	return nil
 }
 
-// StopBeforeDetach makes a process that was stopped by a signal stop again: call it when all its threads have their
-// registers and are still held by ptrace. Each of them takes the signal, before it runs anything, when it is
-// detached. The parent is told of the stop once more.
-func StopBeforeDetach(pid int, img *images.Process) error {
+// stopBeforeDetach makes a process that was stopped by a signal stop again. All its threads have their registers and
+// are held by ptrace; each takes the signal, before it runs anything, when it is detached (and thawed). The parent is
+// told of the stop once more.
+func stopBeforeDetach(pid int, img *images.Process) error {
 	if img.Leader().GetCore().GetTc().GetTaskState() != images.TaskStopped {
 		return nil
 	}

@@ -54,9 +54,19 @@ func (d *dumper) signalToHandle() bool {
 
 // RestoreRegisters gives a thread of a skeleton what must come last: what the kernel knows about its interrupted
 // wait, extended registers, signal mask, the rseq section that was in progress, and the general registers. The stub
-// must be gone, the thread stopped, and the memory in place; afterwards the thread only needs to be detached.
-// It reports how the wait goes on.
+// must be gone, all threads of the process stopped, and the memory in place; afterwards the thread only needs to be
+// detached. With its last thread, a process that was stopped by a signal is made to stop again when it is detached.
 func RestoreRegisters(ctx context.Context, t *Target, tid int, img *images.Thread) error {
+	if err := restoreRegisters(ctx, t, tid, img); err != nil {
+		return err
+	}
+	if t.complete++; t.complete < len(t.Image.Threads) {
+		return nil
+	}
+	return stopBeforeDetach(t.Proc.PID, t.Image)
+}
+
+func restoreRegisters(ctx context.Context, t *Target, tid int, img *images.Thread) error {
 	e := img.Extra
 	if e.GetGoarch() != goarch {
 		return fmt.Errorf("thread %d: registers are those of %s, this host is %s", img.TID, e.GetGoarch(), goarch)

@@ -76,18 +76,18 @@ func TestWaitsContinue(t *testing.T) {
 	}
 }
 
-// moveWait returns when the wait began and ended by the monotonic clock; begun is at most a little too early.
+// moveWait returns when the wait began and ended by the monotonic clock; begun is a little too early.
 func moveWait(t *testing.T, how string, exact, twice bool, wantErr unix.Errno) (begun, ended time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Second)
 	defer cancel()
 	a, b := start(t, "sleep"), start(t, "sleep")
 	waitAsleep(t, b.pid())
 	waitAsleep(t, a.pid())
+	begun = monotonic(t)
 	a.say(how)
 	if a.line() != "ready" {
 		t.Fatal("the target is not ready")
 	}
-	begun = monotonic(t)
 	waitAsleep(t, a.pid())
 	time.Sleep(500 * time.Millisecond) // the wait is to have lasted a while
 	if twice {

@@ -233,7 +233,8 @@ type Target struct {
 	// Path returns where a file of files.img is found inside the target's root.
 	Path func(id uint32) (string, error)
 
-	known *known
+	known    *known
+	complete int // threads that have their registers
 }
 
 // known is what all threads of a skeleton have in common before their restore.
