@@ -68,3 +68,13 @@ func OpenPath(b *remote.Batch, v *vma.VmaEntry, path string) *remote.Result {
 	}
 	return b.Call(unix.SYS_OPENAT, unix.AT_FDCWD, b.String(path), mode|unix.O_CLOEXEC, 0)
 }
+
+// AddNames appends the calls that give private mappings their names (PR_SET_VMA_ANON_NAME, prctl(2)). They come after the last
+// Diff has been applied. A kernel without CONFIG_ANON_VMA_NAME refuses; then the mappings stay without names, which no
+// program can tell but by reading its own maps.
+func AddNames(b *remote.Batch, names []NamedRange) {
+	const setVMA, setVMAAnonName = 0x53564d41, 0 // PR_SET_VMA, PR_SET_VMA_ANON_NAME
+	for _, n := range names {
+		b.Try(unix.SYS_PRCTL, setVMA, setVMAAnonName, n.Start, n.Size(), b.String(n.Name))
+	}
+}

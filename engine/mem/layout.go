@@ -160,3 +160,20 @@ func (m *Mapping) fill(e *vma.VmaEntry) *vma.VmaEntry {
 	}
 	return e
 }
+
+// A NamedRange is private memory to which the program gave a name.
+type NamedRange struct {
+	Range
+	Name string
+}
+
+// Names lists the memory that has a name.
+func (l *Layout) Names() []NamedRange {
+	var out []NamedRange
+	for i := range l.Mappings {
+		if m := &l.Mappings[i]; m.Name != "" && m.Kind == PrivateAnon {
+			out = append(out, NamedRange{m.Range, m.Name})
+		}
+	}
+	return out
+}

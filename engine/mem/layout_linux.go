@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"migrate/engine"
 	"migrate/engine/procfs"
 )
 
@@ -67,40 +66,41 @@ func (r *LayoutReader) read(marks bool) (*Layout, error) {
 	if len(maps) == 0 {
 		return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, ErrGone)
 	}
-	l := &Layout{Mappings: make([]Mapping, 0, len(maps))}
+	l, refused := &Layout{Mappings: make([]Mapping, 0, len(maps))}, newObstacles(r.pid)
 	next := 0
 	for i := range maps {
 		m := Mapping{Range: Range{maps[i].Start, maps[i].End}, Prot: maps[i].Prot, Offset: maps[i].Offset}
 		for next < len(r.last) && r.last[next].End <= m.Start {
 			next++
 		}
-		reason, err := r.classify(&m, &maps[i])
+		why, err := r.classify(&m, &maps[i])
 		if err != nil {
 			return nil, fmt.Errorf("pid %d: %v: %w", r.pid, maps[i], err)
 		}
 		if maps[i].Smaps != nil {
-			if why := m.setMarks(maps[i].Smaps); reason == "" && why != "" {
-				reason = why
+			if flag := m.setMarks(maps[i].Smaps); why == nil {
+				why = flag
 			}
 		} else {
 			m.inheritMarks(r.last[next:])
 		}
-		if reason != "" {
+		if why != nil {
 			m.Kind = Other
-			l.Obstacles = append(l.Obstacles, r.obstacle(maps[i], reason))
+			refused.add(why, maps[i].String())
 		}
 		l.Mappings = append(l.Mappings, m)
 	}
 	r.last = l.Mappings
 	if marks {
-		err = errors.Join(r.findGuards(l), r.findPinned(l))
+		err = errors.Join(r.findGuards(l, refused), r.findPinned(refused))
 	}
+	l.Obstacles = refused.list()
 	return l, err
 }
 
 // findPinned adds an obstacle when devices may write to the program's memory, which no tracker sees: its VmPin
 // (proc_pid_status(5)) counts the buffers that it registered with io_uring, RDMA or a device driver.
-func (r *LayoutReader) findPinned(l *Layout) error {
+func (r *LayoutReader) findPinned(refused *obstacles) error {
 	status, err := procfs.Host.Bytes(r.pid, "status")
 	if err != nil {
 		return err
@@ -108,14 +108,13 @@ func (r *LayoutReader) findPinned(l *Layout) error {
 	_, line, _ := strings.Cut(string(status), "\nVmPin:")
 	line, _, _ = strings.Cut(line, "\n")
 	if size := strings.TrimSpace(line); size != "" && size != "0 kB" {
-		l.Obstacles = append(l.Obstacles, engine.Obstacle{PID: r.pid, Kind: "pinned-memory", Where: "memory", Reason: size + " are pinned for a device or io_uring, which writes to them unseen",
-			Remedy: "end what uses registered buffers"})
+		refused.add(refusePinned, size)
 	}
 	return nil
 }
 
 // findGuards adds obstacles for guard pages (MADV_GUARD_INSTALL, since Linux 6.13), which stand in page tables only.
-func (r *LayoutReader) findGuards(l *Layout) (err error) {
+func (r *LayoutReader) findGuards(l *Layout, refused *obstacles) (err error) {
 	f, err := procfs.Host.Open(r.pid, "pagemap")
 	if err != nil {
 		return err
@@ -133,18 +132,12 @@ func (r *LayoutReader) findGuards(l *Layout) (err error) {
 		return nil // a kernel that cannot tell; reading such a page fails later
 	}
 	for _, g := range found[:n] {
-		l.Obstacles = append(l.Obstacles, engine.Obstacle{PID: r.pid, Kind: "guard-pages", Where: "memory " + g.String(), Reason: "guard pages"})
+		refused.add(refuseGuards, "memory "+g.String())
 	}
 	if err != nil {
 		err = fmt.Errorf("pid %d: looking for guard pages: %w", r.pid, err)
 	}
 	return err
-}
-
-// obstacle says why a mapping is not carried; reason is "kind: explanation".
-func (r *LayoutReader) obstacle(m procfs.Mapping, reason string) engine.Obstacle {
-	kind, why, _ := strings.Cut(reason, ": ")
-	return engine.Obstacle{PID: r.pid, Kind: kind, Where: m.String(), Reason: why}
 }
 
 // inheritMarks takes the marks of what was mapped there before; old begins with the first mapping that may overlap.
@@ -161,8 +154,8 @@ func (m *Mapping) inheritMarks(old []Mapping) {
 	m.Marks = Marks{Unknown: true, MayWrite: m.Prot&procfs.ProtWrite != 0, GrowsDown: m.Stack}
 }
 
-// setMarks takes over VmFlags. It returns a reason if one of them says that the mapping is not carried.
-func (m *Mapping) setMarks(s *procfs.Smaps) (reason string) {
+// setMarks takes over VmFlags. It returns a Refusal if one of them says that the mapping is not carried.
+func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
 	m.Marks = Marks{}
 	for _, f := range s.VMFlags {
 		switch f {
@@ -189,31 +182,31 @@ func (m *Mapping) setMarks(s *procfs.Smaps) (reason string) {
 		case "mw":
 			m.Marks.MayWrite = true
 		default:
-			if why := refusedFlags[f]; why != "" && m.Kind < VDSO {
-				reason = why
+			if why := refusedFlags[f]; why != nil && m.Kind < VDSO {
+				refused = why
 			}
 		}
 	}
-	return reason
+	return refused
 }
 
 // refusedFlags are the VmFlags of what is not carried (fs/proc/task_mmu.c, show_smap_vma_flags).
-var refusedFlags = map[string]string{
-	"lo": "locked-memory: memory locked by mlock(2) or mlockall(2)",
-	"ht": "hugetlb: huge pages of hugetlbfs",
-	"io": "device-mapping: memory of a device",
-	"pf": "device-mapping: page frames mapped by a driver",
-	"mm": "device-mapping: a mixed mapping by a driver",
-	"um": "userfaultfd: memory whose faults the program handles by a userfaultfd of its own",
-	"ui": "userfaultfd: memory whose faults the program handles by a userfaultfd of its own",
-	"ss": "shadow-stack: a shadow stack",
-	"sl": "mseal: memory sealed by mseal(2)",
-	"mt": "memory-tagging: memory with tags (MTE)",
-	"dp": "droppable: memory that the kernel may drop (MAP_DROPPABLE)",
+var refusedFlags = map[string]*Refusal{
+	"lo": refuseLocked,
+	"ht": refuseHugetlb,
+	"io": refuseDevice, // VM_IO
+	"pf": refuseDevice, // VM_PFNMAP
+	"mm": refuseDevice, // VM_MIXEDMAP
+	"um": refuseUffd,   // VM_UFFD_MISSING
+	"ui": refuseUffd,   // VM_UFFD_MINOR
+	"ss": refuseShadow,
+	"sl": refuseSealed,
+	"mt": refuseTags,
+	"dp": refuseDropped,
 }
 
-// classify finds out what stands behind a mapping. The reason, if any, is "kind: explanation" of why it is not carried.
-func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (reason string, err error) {
+// classify finds out what stands behind a mapping, and whether that is not carried.
+func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (refused *Refusal, err error) {
 	m.Kind = PrivateAnon
 	switch {
 	case p.Path == "[vdso]":
@@ -233,44 +226,44 @@ func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (reason string, e
 		m.Kind = SharedAnon
 		m.Object, err = r.objects.add(r.pid, p)
 	case strings.HasPrefix(p.Path, "/SYSV") && p.Deleted:
-		return "sysv-shm: System V shared memory", nil
+		return refuseSysV, nil
 	case strings.HasPrefix(p.Path, "/memfd:") && p.Deleted:
-		return "memfd: a mapping of a memfd", nil
+		return refuseMemfd, nil
 	case strings.HasPrefix(p.Path, "/anon_hugepage"):
-		return "hugetlb: huge pages of hugetlbfs", nil
+		return refuseHugetlb, nil
 	case strings.HasPrefix(p.Path, "/[aio]"):
-		return "aio: the ring of an io_setup(2)", nil
+		return refuseAIO, nil
 	case strings.HasPrefix(p.Path, "anon_inode:[io_uring]"):
-		return "io_uring: a ring of io_uring", nil
+		return refuseIOUring, nil
 	case strings.HasPrefix(p.Path, "socket:"):
-		return "packet-ring: the ring of a packet socket", nil
+		return refusePacket, nil
 	case p.Path == "[uprobes]":
-		return "uprobes: a probe that a tracer has set", nil
+		return refuseUprobes, nil
 	case strings.HasPrefix(p.Path, "/"):
 		return r.file(m, p)
 	default:
-		return fmt.Sprintf("special-mapping: %q is of no kind that is known", p.Path), nil
+		return refuseSpecial, nil
 	}
-	return "", err
+	return nil, err
 }
 
 // file fills in what is known of a mapped file.
-func (r *LayoutReader) file(m *Mapping, p *procfs.Mapping) (reason string, err error) {
+func (r *LayoutReader) file(m *Mapping, p *procfs.Mapping) (refused *Refusal, err error) {
 	if m.Kind = PrivateFile; p.Shared {
 		m.Kind = SharedFile
 	}
 	key := fileKey{p.Major, p.Minor, p.Inode, p.Path}
 	if m.File = r.files[key]; m.File == nil {
-		if m.File, reason, err = r.openFile(p); err != nil || reason != "" {
-			return reason, err
+		if m.File, refused, err = r.openFile(p); err != nil || refused != nil {
+			return refused, err
 		}
 		r.files[key] = m.File
 	}
-	return "", nil
+	return nil, nil
 }
 
 // openFile looks at a mapped file, by way of its path and not of the mapping, as the destination will.
-func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, reason string, err error) {
+func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, err error) {
 	path := p.Path
 	if p.Deleted { // or a file that is called so
 		path += " (deleted)"
@@ -278,34 +271,34 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, reason string, err 
 	f, err := os.OpenFile(procfs.Host.Path(r.pid, "root")+path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		if st, gone := procfs.Host.Stat(r.pid); gone != nil || st.State == 'Z' {
-			return nil, "", ErrGone
+			return nil, nil, ErrGone
 		}
-		return nil, "deleted-file: a mapping of a file that was deleted", nil
+		return nil, refuseDeleted, nil
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, "", fmt.Errorf("stat: %w", err)
+		return nil, nil, fmt.Errorf("stat: %w", err)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 	case unix.S_IFCHR:
 		const zeroDevice = 1<<8 | 5
 		if st.Rdev != zeroDevice || p.Shared {
-			return nil, "device-mapping: memory of a device", nil
+			return nil, refuseDevice, nil
 		}
 	default:
-		return nil, fmt.Sprintf("special-mapping: a file of mode 0%o", st.Mode), nil
+		return nil, refuseSpecial, nil
 	}
 	if st.Ino != p.Inode {
-		return nil, "replaced-file: a mapping of a file whose name leads to another file now", nil
+		return nil, refuseReplaced, nil
 	}
 	out := &File{Path: path, Major: p.Major, Minor: p.Minor, Inode: st.Ino, Size: st.Size, Mode: st.Mode}
 	out.BuildID = buildID(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	return out, "", nil
+	return out, nil, nil
 }
 
 // maxNote bounds the notes of an ELF file that are searched.

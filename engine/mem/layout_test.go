@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,7 @@ func TestLayout(t *testing.T) {
 	p.do(order{Op: "mmap", Addr: at(13), Size: size, Prot: rw, Flags: anon | unix.MAP_GROWSDOWN})
 	p.do(order{Op: "mmap", Addr: at(14), Size: size, Prot: rw, Flags: anon | unix.MAP_NORESERVE})
 	p.do(order{Op: "mmap", Addr: at(15), Size: size, Prot: rw, Flags: unix.MAP_PRIVATE | unix.MAP_FIXED, File: "/dev/zero"})
+	_, unnamed := p.try(order{Op: "call", NR: unix.SYS_PRCTL, Args: [6]uintptr{0x53564d41, 0, uintptr(at(14)), size, uintptr(p.text("a name"))}})
 	objects := NewObjects()
 	defer objects.Close()
 	reader := NewLayoutReader(p.pid(), objects)
@@ -70,6 +72,9 @@ func TestLayout(t *testing.T) {
 		}
 		if m := l.at(at(13)); !m.Marks.GrowsDown || l.at(at(14)).Marks.GrowsDown || !l.at(at(14)).Marks.NoReserve {
 			t.Errorf("%+v %+v", m, l.at(at(14)))
+		}
+		if unnamed == nil && !slices.Contains(l.Names(), NamedRange{Range{at(14), at(14) + size}, "a name"}) {
+			t.Errorf("names: %v", l.Names())
 		}
 		kinds := map[uint32]int{}
 		entries, err := l.Entries(func(f *File) (uint32, error) { return 3, nil })
@@ -118,6 +123,7 @@ func TestLayoutRefuses(t *testing.T) {
 		{"locked-memory", func(t *testing.T, p *target) {
 			p.anon(arena, 8*PageSize)
 			p.do(order{Op: "call", NR: unix.SYS_MLOCK, Args: [6]uintptr{arena, PageSize}})
+			p.do(order{Op: "call", NR: unix.SYS_MLOCK, Args: [6]uintptr{arena + 4*PageSize, PageSize}})
 		}},
 		{"aio", func(t *testing.T, p *target) {
 			p.anon(arena, PageSize)
@@ -155,6 +161,9 @@ func TestLayoutRefuses(t *testing.T) {
 				if o.PID != p.pid() || o.Where == "" || o.Reason == "" {
 					t.Errorf("%+v", o)
 				}
+			}
+			if c.kind == "locked-memory" && (len(kinds) != 1 || !strings.Contains(l.Obstacles[0].Where, "and 1 more")) {
+				t.Errorf("two mappings of one kind: %v", l.Obstacles)
 			}
 			if !slices.Contains(kinds, c.kind) {
 				t.Errorf("refused: %v; want %s", kinds, c.kind)

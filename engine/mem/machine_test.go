@@ -1,4 +1,4 @@
-//go:build linux && amd64
+//go:build linux
 
 package mem
 
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -46,6 +47,9 @@ func TestSoftDirtyOnDebianKernel(t *testing.T) {
 	kerneltest.Root(t)
 	if testing.Short() {
 		t.Skip("a virtual machine takes long")
+	}
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the machine is an amd64 one")
 	}
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {

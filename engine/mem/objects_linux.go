@@ -101,8 +101,8 @@ func (o *Objects) Outside(ctx context.Context, inTree func(pid int) bool) ([]eng
 		}
 		for _, m := range mapped {
 			if ids[objectKey{m.Major, m.Minor, m.Inode}] != 0 {
-				out = append(out, engine.Obstacle{PID: pid, Kind: "shared-memory", Where: m.String(),
-					Reason: "a process outside the tree shares memory with it", Remedy: "move that process with it, by naming a common ancestor, or end it"})
+				out = append(out, engine.Obstacle{PID: pid, Kind: refuseOutside.Kind, Where: m.String(), Reason: refuseOutside.About,
+					Remedy: "move that process with it, by naming a common ancestor, or end it"})
 			}
 		}
 	}

@@ -1,0 +1,75 @@
+package mem
+
+import (
+	"fmt"
+
+	"migrate/engine"
+)
+
+// A Refusal is a kind of memory that is not carried.
+type Refusal struct{ Kind, About string }
+
+// The kinds of memory that are not carried. Kind is what a plan prints.
+var (
+	refuseLocked   = &Refusal{"locked-memory", "memory locked by mlock(2) or mlockall(2)"}
+	refuseHugetlb  = &Refusal{"hugetlb", "huge pages of hugetlbfs"}
+	refuseDevice   = &Refusal{"device-mapping", "memory of a device or its driver"}
+	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a file that was deleted"}
+	refuseReplaced = &Refusal{"replaced-file", "a mapping of a file whose name leads to another file now"}
+	refuseMemfd    = &Refusal{"memfd", "a mapping of a memfd"}
+	refuseSysV     = &Refusal{"sysv-shm", "System V shared memory"}
+	refuseUffd     = &Refusal{"userfaultfd", "memory whose faults the program handles by a userfaultfd of its own"}
+	refuseAIO      = &Refusal{"aio", "the ring of an io_setup(2)"}
+	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
+	refusePacket   = &Refusal{"packet-ring", "the ring of a packet socket"}
+	refuseShadow   = &Refusal{"shadow-stack", "a shadow stack"}
+	refuseSealed   = &Refusal{"mseal", "memory sealed by mseal(2)"}
+	refuseTags     = &Refusal{"memory-tagging", "memory with tags (MTE)"}
+	refuseDropped  = &Refusal{"droppable", "memory that the kernel may drop (MAP_DROPPABLE)"}
+	refuseUprobes  = &Refusal{"uprobes", "a probe that a tracer has set"}
+	refuseSpecial  = &Refusal{"special-mapping", "a mapping of a kind that is not known"}
+	refuseGuards   = &Refusal{"guard-pages", "guard pages (MADV_GUARD_INSTALL)"}
+	refusePinned   = &Refusal{"pinned-memory", "memory that is pinned for a device or io_uring, which writes to it unseen"}
+	refuseOutside  = &Refusal{"shared-memory", "shared memory that a process outside of the tree has mapped"}
+)
+
+// Refusals lists all that is refused.
+func Refusals() []Refusal {
+	var out []Refusal
+	for _, r := range []*Refusal{refuseLocked, refuseHugetlb, refuseDevice, refuseDeleted, refuseReplaced, refuseMemfd, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
+		refusePacket, refuseShadow, refuseSealed, refuseTags, refuseDropped, refuseUprobes, refuseSpecial, refuseGuards, refusePinned, refuseOutside} {
+		out = append(out, *r)
+	}
+	return out
+}
+
+// obstacles collects what a process has of each Refusal: one Obstacle for a kind, which names the first place.
+type obstacles struct {
+	pid   int
+	order []*Refusal
+	first map[*Refusal]string
+	count map[*Refusal]int
+}
+
+func newObstacles(pid int) *obstacles {
+	return &obstacles{pid: pid, first: map[*Refusal]string{}, count: map[*Refusal]int{}}
+}
+
+func (o *obstacles) add(r *Refusal, where string) {
+	if o.count[r]++; o.count[r] == 1 {
+		o.order = append(o.order, r)
+		o.first[r] = where
+	}
+}
+
+func (o *obstacles) list() []engine.Obstacle {
+	var out []engine.Obstacle
+	for _, r := range o.order {
+		where := o.first[r]
+		if n := o.count[r] - 1; n > 0 {
+			where = fmt.Sprintf("%s and %d more", where, n)
+		}
+		out = append(out, engine.Obstacle{PID: o.pid, Kind: r.Kind, Where: where, Reason: r.About})
+	}
+	return out
+}
