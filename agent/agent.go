@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -94,11 +95,15 @@ func (a *Agent) openHost() error {
 	for _, s := range stale {
 		a.log.Warn("a copy of an earlier run is gone", "workload", s.Spec.GetName(), "instance", s.Record.Instance)
 	}
-	a.host = &host{log: a.log, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch}
-	if a.cfg.Bridge != "" {
-		if a.host.ports, err = port.Open(nil); err != nil {
-			return err
-		}
+	a.host = &host{log: a.log, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch, open: map[string]*gate{}}
+	if own, err := netip.ParseAddr(a.cfg.Bind); err == nil {
+		a.host.own = append(a.host.own, own)
+	}
+	if a.host.ports, err = port.Open(nil); err != nil && a.cfg.Bridge != "" {
+		return err
+	} else if err != nil {
+		a.log.Warn("workloads get no network of their own on this host", "error", err)
+		a.host.ports = nil
 	}
 	return nil
 }

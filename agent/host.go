@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	agentapi "migrate/agent/api"
 	"migrate/agent/move"
@@ -38,13 +40,14 @@ type host struct {
 	ports  *port.Host // nil without a bridge
 	bridge string
 	cgroup string
+	own    []netip.Addr // of this host, which never move
 	// leaving is told before a copy is ended on purpose, so that its end is not reported as the program's own.
 	leaving func(instance uint64)
 	// arrived is told when a copy runs here.
 	arrived func(e *workload.Env)
 
 	mu   sync.Mutex
-	open map[string]move.Port // by name: gates hold sockets, so there is one object each
+	open map[string]*gate // by name: gates hold sockets, so there is one object each
 }
 
 // outputFile is the name under which a workload's output travels.
@@ -105,7 +108,15 @@ func (h *host) openBare(ctx context.Context, instance uint64, spec *agentapi.Wor
 	if err != nil {
 		return nil, nil, errors.Join(err, removeCgroup(name))
 	}
-	return &source{h: h, src: src, instance: instance, cgroup: name, tree: cg}, nil, nil
+	s := &source{h: h, src: src, instance: instance, cgroup: name, tree: cg, name: spec.GetName()}
+	var p move.Port
+	if s.addrs, s.obstacles, err = h.floatingOf(ctx, src.Processes()); err == nil && len(s.obstacles) == 0 {
+		p, err = h.floatingPort(ctx, s.name, s.addrs, false)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, src.Close(ctx), removeCgroup(name))
+	}
+	return s, p, nil
 }
 
 func removeCgroup(name string) error {
@@ -157,7 +168,12 @@ func (h *host) Build(ctx context.Context, b move.Build) (_ move.Skeleton, _ move
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	env, err := h.set.New(ctx, workload.Options{Instance: b.Instance, Epoch: b.Epoch, Spec: b.Spec, Offsets: off})
+	spec := b.Spec
+	if spec.GetBare() { // from here on its record says which addresses it has
+		spec = proto.CloneOf(spec)
+		spec.Addr = strings.Join(b.Addrs, ",")
+	}
+	env, err := h.set.New(ctx, workload.Options{Instance: b.Instance, Epoch: b.Epoch, Spec: spec, Offsets: off})
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -268,36 +284,36 @@ func innerID(pid int) (int, error) {
 // remove takes a copy away with all that surrounds it.
 func (h *host) remove(ctx context.Context, env *workload.Env) error {
 	h.leaving(env.Instance())
-	err := h.removePort(ctx, env)
+	err := h.removePort(ctx, env, true)
 	return errors.Join(env.Remove(ctx), err)
 }
 
-// makePort gives a new environment its network: a port on the bridge, if the workload has an address, and loopback.
-func (h *host) makePort(ctx context.Context, env *workload.Env, shut bool) (move.Port, error) {
-	addr := env.Spec().GetAddr()
+// makePort gives a new environment its network: a port on the bridge, if the workload has an address, and loopback. A
+// bare process that arrives gets its addresses on this host's own device.
+func (h *host) makePort(ctx context.Context, env *workload.Env, arrives bool) (move.Port, error) {
+	prefixes, err := parsePrefixes(strings.Split(env.Spec().GetAddr(), ","))
+	if err != nil {
+		return nil, fmt.Errorf("workload %s: %w", env.Name(), err)
+	}
 	if env.Spec().GetBare() {
-		return nil, nil
+		return h.floatingPort(ctx, env.Name(), prefixes, arrives)
 	}
 	netNS, err := env.NetNS()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = netNS.Close() }() // the port keeps a reference of its own
-	if addr == "" {
+	if len(prefixes) == 0 {
 		return nil, loopbackUp(netNS)
 	}
-	prefix, err := netip.ParsePrefix(addr)
-	if err != nil {
-		return nil, fmt.Errorf("address of workload %s: %w", env.Name(), err)
-	}
-	if h.ports == nil {
-		return nil, fmt.Errorf("workload %s asks for the address %s, and this host has no bridge (bridge in the agent's configuration)", env.Name(), addr)
+	if h.ports == nil || h.bridge == "" {
+		return nil, fmt.Errorf("workload %s asks for the address %s, and this host has no bridge (bridge in the agent's configuration)", env.Name(), env.Spec().GetAddr())
 	}
 	// What a copy that is gone has left, such as one whose agent died between two steps.
 	if err := h.ports.Remove(ctx, env.Name()); err != nil {
 		return nil, err
 	}
-	p, err := h.ports.Create(ctx, port.Spec{Name: env.Name(), Addrs: []netip.Prefix{prefix}, Bridge: h.bridge, NetNS: netNS, Shut: shut})
+	p, err := h.ports.Create(ctx, port.Spec{Name: env.Name(), Addrs: prefixes, Bridge: h.bridge, NetNS: netNS, Shut: arrives})
 	if err != nil {
 		return nil, err
 	}
@@ -326,25 +342,29 @@ func loopbackUp(netNS *os.File) error {
 func (h *host) keep(p *port.Port) move.Port {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.open == nil {
-		h.open = map[string]move.Port{}
-	}
-	g := &gate{p: p, Gate: p.Gate}
+	g := &gate{Gate: p.Gate, end: func(ctx context.Context, _ bool) error { return p.Destroy(ctx) }}
 	h.open[p.Name] = g
 	return g
 }
 
 // portOf returns the port of an environment; nil where it has none.
 func (h *host) portOf(ctx context.Context, env *workload.Env) (move.Port, error) {
+	h.mu.Lock()
+	g := h.open[env.Name()]
+	h.mu.Unlock()
+	if g != nil {
+		return g, nil
+	}
+	if env.Spec().GetBare() {
+		prefixes, err := parsePrefixes(strings.Split(env.Spec().GetAddr(), ","))
+		if err != nil {
+			return nil, err
+		}
+		return h.floatingPort(ctx, env.Name(), prefixes, false)
+	}
 	name := env.Record().Port
 	if name == "" || h.ports == nil {
 		return nil, nil
-	}
-	h.mu.Lock()
-	p := h.open[name]
-	h.mu.Unlock()
-	if p != nil {
-		return p, nil
 	}
 	netNS, err := env.NetNS()
 	if err != nil {
@@ -358,25 +378,35 @@ func (h *host) portOf(ctx context.Context, env *workload.Env) (move.Port, error)
 	return h.keep(found), nil
 }
 
-func (h *host) removePort(ctx context.Context, env *workload.Env) error {
-	name := env.Record().Port
-	if name == "" || h.ports == nil {
-		return nil
+// removePort takes away the port of a copy. gone: the copy has left this host or never ran on it, so addresses of the
+// host's that belong to it leave too.
+func (h *host) removePort(ctx context.Context, env *workload.Env, gone bool) error {
+	if env.Spec().GetBare() && gone {
+		if _, err := h.portOf(ctx, env); err != nil { // after a restart it is known again only then
+			return err
+		}
 	}
+	return h.endPort(ctx, env.Name(), env.Record().Port, gone)
+}
+
+func (h *host) endPort(ctx context.Context, name, recorded string, gone bool) error {
 	h.mu.Lock()
-	p := h.open[name]
+	g := h.open[name]
 	delete(h.open, name)
 	h.mu.Unlock()
-	if g, ok := p.(*gate); ok {
-		return g.p.Destroy(ctx)
+	if g != nil {
+		return g.end(ctx, gone)
 	}
-	return h.ports.Remove(ctx, name)
+	if recorded == "" || h.ports == nil {
+		return nil
+	}
+	return h.ports.Remove(ctx, recorded)
 }
 
 // gate is a port as package move sees it: frames as bytes.
 type gate struct {
 	*port.Gate
-	p *port.Port
+	end func(ctx context.Context, gone bool) error
 }
 
 func (g *gate) Arm(context.Context) error { return g.Gate.Arm(0) }

@@ -52,11 +52,26 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 	if args, err := procfs.Host.Cmdline(tree[0].PID); err == nil { // only for people
 		reply.Command = strings.Join(args, " ")
 	}
-	if env != nil && env.Spec().GetAddr() != "" {
-		reply.Addresses = []string{env.Spec().GetAddr()}
+	switch {
+	case env != nil && env.Spec().GetAddr() != "":
+		reply.Addresses = strings.Split(env.Spec().GetAddr(), ",")
+	case env == nil:
+		addrs, against, err := a.host.floatingOf(ctx, tree)
+		if err != nil {
+			return nil, err
+		}
+		reply.Addresses = prefixStrings(addrs)
+		reply.Obstacles = append(reply.Obstacles, move.ObstaclesTo(a.cfg.Name, against)...)
 	}
 	if reply.Requirements, reply.Figures, err = survey(tree); err != nil {
 		return nil, planError(err)
+	}
+	if sockets, err := tcpSockets(tree); err == nil { // only for people
+		for _, s := range sockets {
+			if !s.listens {
+				reply.Figures.Connections++
+			}
+		}
 	}
 	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), needed
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
@@ -218,7 +233,7 @@ func (a *Agent) planAddresses(addresses []string, block func(kind, where, remedy
 		case err != nil:
 			block("address", s, "", "%v", err)
 		case a.host.ports == nil:
-			block("address", s, "set bridge in the agent's configuration there", "the host has no bridge for workloads")
+			block("address", s, "", "the host's network cannot be changed by its agent")
 		case !a.onLink(p):
 			block("address", s, "", "the host has no address in the network %v, so its link does not reach the workload's clients", p.Masked())
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,11 @@ type source struct {
 	cgroup   string     // of a bare process
 	tree     *ns.Cgroup // below it
 	before   *ns.Cgroup // where a bare process was
-	gone     bool
+	// Of a bare process: its name, the addresses that move with it, and what stands against that.
+	name      string
+	addrs     []netip.Prefix
+	obstacles []engine.Obstacle
+	gone      bool
 }
 
 // Handle says how to find the tree again.
@@ -52,10 +57,13 @@ func (s *source) Handle() move.Handle {
 		hd.PIDs = append(hd.PIDs, p.PID)
 	}
 	if s.env == nil {
-		hd.Bare, hd.Cgroup = true, s.cgroup
+		hd.Bare, hd.Cgroup, hd.Addrs = true, s.cgroup, prefixStrings(s.addrs)
 		return hd
 	}
 	hd.Cgroup, hd.Port, hd.Bare = s.env.Record().Cgroup, s.env.Record().Port, s.env.Spec().GetBare()
+	if hd.Bare && s.env.Spec().GetAddr() != "" {
+		hd.Addrs = strings.Split(s.env.Spec().GetAddr(), ",")
+	}
 	return hd
 }
 
@@ -182,7 +190,7 @@ func (s *source) Destroy(ctx context.Context) error {
 	if s.env != nil {
 		return s.h.remove(ctx, s.env)
 	}
-	return removeCgroup(s.cgroup)
+	return errors.Join(s.h.endPort(ctx, s.name, "", true), removeCgroup(s.cgroup))
 }
 
 // Close stops tracking. A bare process that runs on goes back to where it was.
@@ -191,6 +199,7 @@ func (s *source) Close() error {
 	if s.env != nil || s.gone {
 		return err
 	}
+	err = errors.Join(err, s.h.endPort(context.Background(), s.name, "", false))
 	if s.before != nil {
 		err = errors.Join(err, moveInto(s.before, s.src.Processes()))
 	}

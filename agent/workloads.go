@@ -133,7 +133,7 @@ func (a *Agent) watch(e *workload.Env) {
 			a.log.Error("the exit status of a workload", "workload", e.Name(), "error", err)
 		}
 		a.log.Info("workload ended", "workload", e.Name(), "instance", e.Instance(), "status", code)
-		if err := errors.Join(a.host.removePort(ctx, e), e.Stop(ctx, 0)); err != nil {
+		if err := errors.Join(a.host.removePort(ctx, e, false), e.Stop(ctx, 0)); err != nil {
 			a.log.Warn("what surrounded a workload that has ended stays behind", "workload", e.Name(), "error", err)
 		}
 		if _, _, moving := a.moves.Moving(e.Instance()); !moving {
@@ -224,7 +224,7 @@ func (a *Agent) StopWorkload(ctx context.Context, req *agentapi.StopWorkloadRequ
 		return nil, err
 	}
 	a.leaving(instance)
-	if err := errors.Join(e.Stop(ctx, grace), a.host.removePort(ctx, e)); err != nil {
+	if err := errors.Join(e.Stop(ctx, grace), a.host.removePort(ctx, e, false)); err != nil {
 		return nil, err
 	}
 	code, known, err := e.ExitStatus()

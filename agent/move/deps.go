@@ -16,13 +16,14 @@ import (
 // Handle is what has to be known of a copy to find it again after the agent was restarted. It is kept in the durable
 // record.
 type Handle struct {
-	Instance uint64 `json:"instance"`
-	PID      int    `json:"pid"`           // root of the tree, on this host
-	PIDs     []int  `json:"pids"`          // all of it, when it was claimed
-	Cgroup   string `json:"cgroup"`        // that holds it, below the v2 mount
-	Port     string `json:"port"`          // empty for none
-	Bare     bool   `json:"bare"`          // no environment of the agent's around it
-	Spec     []byte `json:"spec,omitzero"` // protojson of the WorkloadSpec
+	Instance uint64   `json:"instance"`
+	PID      int      `json:"pid"`             // root of the tree, on this host
+	PIDs     []int    `json:"pids"`            // all of it, when it was claimed
+	Cgroup   string   `json:"cgroup"`          // that holds it, below the v2 mount
+	Port     string   `json:"port"`            // empty for none
+	Bare     bool     `json:"bare"`            // no environment of the agent's around it
+	Addrs    []string `json:"addrs,omitempty"` // CIDRs of the host's that move with a bare process
+	Spec     []byte   `json:"spec,omitzero"`   // protojson of the WorkloadSpec
 }
 
 // PageSink is where a source's pages go; *pagexfer.Sender is one.
@@ -118,6 +119,7 @@ type Build struct {
 	Instance, Epoch uint64
 	Spec            *agentapi.WorkloadSpec
 	Layout          []byte
+	Addrs           []string // Handle.Addrs of the source
 	// Clocks of the tree, as its own time namespace shows them, when this host's CLOCK_MONOTONIC was At.
 	Clocks Clocks
 }

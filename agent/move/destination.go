@@ -324,12 +324,12 @@ func (d *destination) prepare(ctx context.Context, req *agentapi.PrepareRequest)
 	default:
 		return nil, refuseCall("this host does not expect the copy, or does not know yet that an attempt is over")
 	}
-	var clocks Clocks
-	if err := json.Unmarshal(req.GetExtra(), &clocks); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "clocks of the tree: %v", err)
+	var extra prepareExtra
+	if err := json.Unmarshal(req.GetExtra(), &extra); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "what goes with the layout: %v", err)
 	}
 	sk, port, obstacles, err := d.m.cfg.Host.Build(ctx, Build{Instance: d.id.Instance, Epoch: d.epoch, Spec: d.spec,
-		Layout: req.GetLayout(), Clocks: clocks})
+		Layout: req.GetLayout(), Clocks: extra.Clocks, Addrs: extra.Addrs})
 	if err != nil {
 		d.broken(err)
 		return nil, status.Error(codes.Internal, err.Error())

@@ -194,6 +194,12 @@ func (s *source) report(a handoff.Action) {
 	s.link.say(a.String()+string(a.Hash), req)
 }
 
+// prepareExtra is what agents tell each other beside the layout.
+type prepareExtra struct {
+	Clocks Clocks   `json:"clocks"`
+	Addrs  []string `json:"addrs,omitempty"`
+}
+
 // build claims nothing: the claim is durable by now. It checks the tree, has the skeleton made, and dials the pages.
 func (s *source) build(ctx context.Context) {
 	if err := s.prepare(ctx); err != nil {
@@ -254,7 +260,7 @@ func (s *source) prepare(ctx context.Context) error {
 		return err
 	}
 	clocks.At += get(&s.view, func(*view) offset { return s.clock }).add
-	extra, err := json.Marshal(clocks)
+	extra, err := json.Marshal(prepareExtra{Clocks: clocks, Addrs: s.tree.Handle().Addrs})
 	if err != nil {
 		return err
 	}
