@@ -19,9 +19,14 @@ import (
 )
 
 func dumpName(d *dumper) error {
-	name, err := d.FS.Comm(d.Proc.PID, d.tid())
-	if err != nil {
-		return err
+	var name string
+	if d.kernel != nil {
+		name = d.kernel.Name
+	} else {
+		var err error
+		if name, err = d.FS.Comm(d.Proc.PID, d.tid()); err != nil {
+			return err
+		}
 	}
 	d.thread.Core.ThreadCore.Comm = proto.String(name)
 	if d.leader {
@@ -37,23 +42,28 @@ func restoreName(r *restorer) error {
 
 // dumpPersonality takes the leader's: threads inherit it, and a thread that differs is not carried.
 func dumpPersonality(d *dumper) error {
-	b, err := d.FS.Bytes(d.Proc.PID, "task", d.tid(), "personality")
-	if err != nil {
-		return err
-	}
-	v, err := strconv.ParseUint(strings.TrimSpace(string(b)), 16, 32)
+	v, err := d.personality()
 	if err != nil {
 		return err
 	}
 	if d.leader {
-		d.thread.Core.Tc.Personality = proto.Uint32(uint32(v))
-		return nil
+		d.thread.Core.Tc.Personality = proto.Uint32(v)
+	} else if v != d.common.leader.thread.Core.Tc.GetPersonality() {
+		return fmt.Errorf("0x%x, unlike that of its process: %w", v, ErrNotCarried)
 	}
-	lead, err := d.FS.Bytes(d.Proc.PID, "personality")
-	if err == nil && string(lead) != string(b) {
-		err = fmt.Errorf("0x%x, unlike that of its process: %w", v, ErrNotCarried)
+	return nil
+}
+
+func (d *dumper) personality() (uint32, error) {
+	if d.kernel != nil {
+		return d.kernel.Personality, nil
 	}
-	return err
+	b, err := d.FS.Bytes(d.Proc.PID, "task", d.tid(), "personality")
+	if err != nil {
+		return 0, err
+	}
+	v, err := strconv.ParseUint(strings.TrimSpace(string(b)), 16, 32)
+	return uint32(v), err
 }
 
 func restorePersonality(r *restorer) error {

@@ -33,8 +33,18 @@ func capSet(w []uint32) uint64 {
 	return v
 }
 
-// dumpCreds reads ids and capabilities from /proc; only securebits and the parent-death signal need the thread.
+// dumpCreds reads ids and capabilities from /proc; only securebits and the parent-death signal need the thread, or the
+// kernel. Most threads share their credentials with the leader.
 func dumpCreds(d *dumper) error {
+	if lead := d.common.leader; d.kernel != nil && !d.leader && lead.kernel != nil && d.kernel.Cred == lead.kernel.Cred {
+		c := proto.CloneOf(lead.thread.Core.ThreadCore.Creds)
+		c.NoNewPrivs = nil
+		if d.kernel.NoNewPrivs {
+			c.NoNewPrivs = proto.Uint32(1)
+		}
+		d.thread.Core.ThreadCore.Creds, d.thread.Core.ThreadCore.PdeathSig = c, proto.Uint32(d.kernel.DeathSignal)
+		return nil
+	}
 	s, err := d.FS.ThreadStatus(d.Proc.PID, d.tid())
 	if err != nil {
 		return err

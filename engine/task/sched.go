@@ -30,7 +30,7 @@ func dumpSched(d *dumper) error {
 		return err
 	}
 	// Since 6.12 an ordinary thread's time slice is told too, and setting it would make the default a choice.
-	if own, err := unix.SchedGetAttr(0, 0); err == nil && fairPolicy(a.Policy) && fairPolicy(own.Policy) && own.Runtime == a.Runtime {
+	if fairPolicy(a.Policy) && a.Runtime == d.common.slice {
 		a.Runtime = 0
 	}
 	e := d.thread.Extra
@@ -44,26 +44,30 @@ func dumpSched(d *dumper) error {
 		return fmt.Errorf("I/O priority: %w", errno)
 	}
 	e.Ioprio = uint32(prio)
-	slack, err := d.FS.Bytes(d.tid(), "timerslack_ns")
-	if err != nil {
-		return err
-	}
-	if e.TimerSlack, err = strconv.ParseUint(strings.TrimSpace(string(slack)), 10, 64); err != nil {
+	if e.TimerSlack, err = d.timerSlack(); err != nil {
 		return fmt.Errorf("timer slack: %w", err)
 	}
 	mask, err := affinity(d.tid())
 	if err != nil {
 		return err
 	}
-	own, err := online()
-	if err != nil {
-		return err
-	}
 	// A thread that may run everywhere shall do so at the destination, however many processors that has.
-	if !bytes.Equal(mask, own) {
+	if !bytes.Equal(mask, d.common.online) {
 		e.Affinity = mask
 	}
 	return nil
+}
+
+// timerSlack returns by how many nanoseconds the kernel may be late with the thread's timers.
+func (d *dumper) timerSlack() (uint64, error) {
+	if d.kernel != nil {
+		return d.kernel.TimerSlack, nil
+	}
+	b, err := d.FS.Bytes(d.tid(), "timerslack_ns")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 }
 
 // fairPolicy reports whether a policy is SCHED_OTHER, SCHED_BATCH or SCHED_IDLE.

@@ -62,6 +62,15 @@ type Source struct {
 	// RestartBlocks reads what the kernel keeps of a thread; nil where the kernel cannot be asked (OpenThreadReader).
 	// Without it, every thread needs a Caller.
 	RestartBlocks *ThreadReader
+
+	common *common
+}
+
+// common is what need not be found out for each thread anew.
+type common struct {
+	online []byte // mask of processors
+	slice  uint64 // default time slice of ordinary threads; 0 if the kernel does not tell
+	leader *dumper
 }
 
 // ThreadState is a stopped thread as the freeze found it, before it was borrowed: a borrowed thread runs, so that
@@ -84,12 +93,30 @@ type ThreadState struct {
 
 // ReadThreadState takes from a stopped thread what ptrace tells. Call it before the thread is borrowed.
 func ReadThreadState(ctx context.Context, t *ptrace.Tracer, th engine.Thread, stop ptrace.Stop) (ThreadState, error) {
-	s := ThreadState{Thread: th, Held: stop.Held}
-	err := t.OnThread(ctx, func(ctx context.Context) error { return s.read(ctx, t) })
+	l, err := ReadThreadStates(ctx, t, []engine.Thread{th}, []ptrace.Stop{stop})
 	if err != nil {
-		err = fmt.Errorf("thread %d: %w", th.TID, err)
+		return ThreadState{}, err
 	}
-	return s, err
+	return l[0], nil
+}
+
+// ReadThreadStates does the same for many threads at a fraction of the cost; stops are those of the threads, in their
+// order.
+func ReadThreadStates(ctx context.Context, t *ptrace.Tracer, threads []engine.Thread, stops []ptrace.Stop) ([]ThreadState, error) {
+	if len(threads) != len(stops) {
+		return nil, fmt.Errorf("%d threads with %d stops", len(threads), len(stops))
+	}
+	out := make([]ThreadState, len(threads))
+	err := t.OnThread(ctx, func(ctx context.Context) error {
+		for i, th := range threads {
+			out[i] = ThreadState{Thread: th, Held: stops[i].Held}
+			if err := out[i].read(ctx, t); err != nil {
+				return fmt.Errorf("thread %d: %w", th.TID, err)
+			}
+		}
+		return nil
+	})
+	return out, err
 }
 
 func (s *ThreadState) read(ctx context.Context, t *ptrace.Tracer) (err error) {
@@ -147,6 +174,9 @@ func DumpProcess(ctx context.Context, s *Source, threads []ThreadState) (*images
 		return nil, fmt.Errorf("pid %d: no thread to dump", s.Proc.PID)
 	}
 	p := &images.Process{PID: uint32(s.Proc.VPID), MM: &mm.MmEntry{}, Extra: &imagespb.ProcessExtra{Pid: uint32(s.Proc.VPID)}}
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
 	for i, t := range threads {
 		var proc *images.Process
 		if i == 0 {
@@ -159,6 +189,19 @@ func DumpProcess(ctx context.Context, s *Source, threads []ThreadState) (*images
 		p.Threads = append(p.Threads, th)
 	}
 	return p, nil
+}
+
+// prepare fills common.
+func (s *Source) prepare() error {
+	s.common = &common{}
+	var err error
+	if s.common.online, err = online(); err != nil {
+		return err
+	}
+	if a, err := unix.SchedGetAttr(0, 0); err == nil && fairPolicy(a.Policy) {
+		s.common.slice = a.Runtime
+	}
+	return nil
 }
 
 // dumpThread records one thread and, if proc is not nil, its process.
@@ -183,6 +226,7 @@ func dumpThread(ctx context.Context, s *Source, t ThreadState, proc *images.Proc
 		d.kernel = &state
 	}
 	if d.leader {
+		s.common.leader = d
 		d.clock()
 	}
 	for i := range kinds {

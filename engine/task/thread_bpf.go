@@ -4,6 +4,7 @@ package task
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -50,6 +51,12 @@ type KernelState struct {
 	ClearTID             uint64
 	SecureBits           uint32
 	Keyrings             bool // the thread or its process has a keyring
+	Name                 string
+	Personality          uint32
+	TimerSlack           uint64
+	NoNewPrivs           bool
+	// Cred is the same for threads that share their credentials, and means nothing else.
+	Cred uint64
 }
 
 // ThreadReader reads the KernelState of threads by a BPF program that the kernel runs for one thread at a time (an
@@ -77,8 +84,15 @@ const (
 	atSecureBits  = atClearTID + 8
 	atThreadKeys  = atSecureBits + 8
 	atProcessKeys = atThreadKeys + 8
-	atCred        = atProcessKeys + 8 // the pointer, which is of no use outside the kernel
-	recordSize    = atCred + 8
+	atCred        = atProcessKeys + 8
+	atName        = atCred + 8
+	atPersonality = atName + commSize
+	atSlack       = atPersonality + 8
+	atFlags       = atSlack + 8
+	recordSize    = atFlags + 8
+
+	commSize   = 16 // TASK_COMM_LEN
+	noNewPrivs = 1  // of task_struct.atomic_flags: bit PFA_NO_NEW_PRIVS (include/linux/sched.h)
 )
 
 // threadFields lists the reads that the program makes: those of task_struct, then those of its cred.
@@ -95,6 +109,10 @@ func threadFields(t *kernelTypes) (task, cred []bpfRead, err error) {
 	add(&task, "task_struct", "pdeath_signal", 4, atDeathSignal)
 	add(&task, "task_struct", "clear_child_tid", 8, atClearTID)
 	add(&task, "task_struct", "cred", 8, atCred)
+	add(&task, "task_struct", "comm", commSize, atName)
+	add(&task, "task_struct", "personality", 4, atPersonality)
+	add(&task, "task_struct", "timer_slack_ns", 8, atSlack)
+	add(&task, "task_struct", "atomic_flags", 8, atFlags)
 	add(&cred, "cred", "securebits", 4, atSecureBits)
 	if _, e := t.member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
 		add(&cred, "cred", "thread_keyring", 8, atThreadKeys)
@@ -150,6 +168,7 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 	}
 	le := binary.LittleEndian
 	u := raw[16:restartBlockSize]
+	name, _, _ := bytes.Cut(raw[atName:atName+commSize], []byte{0})
 	return KernelState{
 		Restart: RestartState{
 			Kind:  r.functions[le.Uint64(raw[8:])],
@@ -161,6 +180,8 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 		StackAddr: le.Uint64(raw[atStackAddr:]), StackSize: le.Uint64(raw[atStackSize:]), StackFlags: le.Uint32(raw[atStackFlags:]),
 		DeathSignal: le.Uint32(raw[atDeathSignal:]), ClearTID: le.Uint64(raw[atClearTID:]), SecureBits: le.Uint32(raw[atSecureBits:]),
 		Keyrings: le.Uint64(raw[atThreadKeys:]) != 0 || le.Uint64(raw[atProcessKeys:]) != 0,
+		Name:     string(name), Personality: le.Uint32(raw[atPersonality:]), TimerSlack: le.Uint64(raw[atSlack:]),
+		NoNewPrivs: le.Uint64(raw[atFlags:])&noNewPrivs != 0, Cred: le.Uint64(raw[atCred:]),
 	}, nil
 }
 
