@@ -46,10 +46,14 @@ var kindPidfd = &Kind{
 	},
 	open: func(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 		vpid := int(e.Pidfd.GetNspid())
-		if r.env.PID == nil || r.cp.Process(uint32(vpid)) == nil {
+		if r.cp.Process(uint32(vpid)) == nil {
 			return fmt.Errorf("it refers to process %d, which is not in the tree", vpid)
 		}
-		fd, err := unix.PidfdOpen(r.env.PID(vpid), 0)
+		pid, err := r.pid(vpid)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {
 			return fmt.Errorf("pidfd of process %d: %w", vpid, err)
 		}

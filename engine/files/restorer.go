@@ -24,7 +24,8 @@ type Env struct {
 	// Root is the root directory of a process, by the id that the tree knows, as a path of this program such as
 	// /proc/4711/root. Paths are resolved there and never lead out of it.
 	Root func(vpid int) string
-	// PID is the process of the skeleton, in the pid namespace of this program.
+	// PID is the process of the skeleton, in the pid namespace of this program. If it is nil, Root must give paths of the
+	// form /proc/PID/root.
 	PID func(vpid int) int
 	// External opens what Options.External has named at the source. flags are open flags (fcntl(2), F_GETFL). nil
 	// means that there is nothing of the kind.
@@ -95,6 +96,18 @@ func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 
 // entries lists the records that descriptors name; files.img holds mapped files too.
 func (r *Restorer) entries() []*fdinfo.FileEntry { return r.list }
+
+// pid is the process of the skeleton, in the pid namespace of this program.
+func (r *Restorer) pid(vpid int) (int, error) {
+	if r.env.PID != nil {
+		return r.env.PID(vpid), nil
+	}
+	var pid int
+	if _, err := fmt.Sscanf(r.rootPath(vpid), "/proc/%d/root", &pid); err != nil {
+		return 0, fmt.Errorf("it is not known here which process stands for process %d", vpid)
+	}
+	return pid, nil
+}
 
 // put gives the Restorer the descriptor made for a record.
 func (r *Restorer) put(id uint32, fd int) *os.File {

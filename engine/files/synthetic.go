@@ -4,7 +4,6 @@ package files
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -62,11 +61,12 @@ func (r *Restorer) cgroupName(e *fdinfo.FileEntry) (string, error) {
 	if !ok {
 		return name, nil
 	}
-	if r.env.PID == nil {
-		return "", errors.New("the process's own cgroup is not known here")
-	}
 	vpid := r.homes[e.GetId()].vpid
-	groups, err := procfs.Host.Cgroups(r.env.PID(vpid))
+	pid, err := r.pid(vpid)
+	if err != nil {
+		return "", err
+	}
+	groups, err := procfs.Host.Cgroups(pid)
 	if err != nil {
 		return "", fmt.Errorf("cgroups of process %d: %w", vpid, err)
 	}
