@@ -60,7 +60,8 @@ func (s *scope) ps(name string) instance {
 	return instance{}
 }
 
-// unmoved checks that a workload is exactly as it was: the same process, of the same epoch, not stopped and not traced.
+// unmoved checks that a workload is exactly as it was: the same process, of the same epoch, not moving, not stopped and not
+// traced.
 func (s *scope) unmoved(before instance) {
 	s.Helper()
 	if now := s.ps(before.Name); now != before {
@@ -229,6 +230,7 @@ func TestMovingAlready(t *testing.T) {
 	s.refused([]string{"twice"}, "host2", "twice", "moving", id)
 	s.on("host3", migrate, "cancel", id)
 	g.stays(id, "cancelled")
+	s.unmoved(g.before)
 }
 
 // TestCtrlC interrupts the command during the copy.
@@ -252,6 +254,7 @@ func TestCtrlC(t *testing.T) {
 	}
 	s.mention(text.String(), "source_running", "interrupted")
 	g.stays(id, "interrupted")
+	s.unmoved(g.before)
 	s.move("interrupted", "host2") // what was cancelled is not in the way
 	g.goesOn()
 }
@@ -263,8 +266,9 @@ func TestCancel(t *testing.T) {
 	id := g.slowMove("host2")
 	s.on("host2", migrate, "cancel", id)
 	g.stays(id, "cancelled")
+	s.unmoved(g.before)
 	s.fails(0, "host1", migrate, "cancel", "m-nonsense")
-	s.fails(0, "host1", migrate, "cancel", id) // it has ended
-	s.move("cancelled", "host2")
+	r := s.move("cancelled", "host2")
+	s.mention(s.fails(0, "host1", migrate, "cancel", r.ID), r.ID) // the ownership has moved
 	g.goesOn()
 }

@@ -108,17 +108,24 @@ func (g *busyServer) ended(id string) migration {
 	return m
 }
 
-// stays waits for the end of a move and checks that the server runs on where it was, with its connections, and that no
-// client has waited for long. reason is a word of the move's error.
-func (g *busyServer) stays(id, reason string) {
+// stays waits for the end of a move and checks that the server runs on where it was, with its connections, and that no client
+// has waited for long. The move's error must hold one of the reasons. The workload may still be called moving: as long as
+// the other side has not said that its copy is gone, no other move may begin.
+func (g *busyServer) stays(id string, reasons ...string) {
 	g.s.Helper()
 	m := g.ended(id)
-	if m.Outcome != "source_running" || !strings.Contains(m.Error, reason) {
-		g.s.Errorf("the move ended as %+v, want source_running and an error with %q", m, reason)
+	if m.Outcome != "source_running" || !slices.ContainsFunc(reasons, func(r string) bool { return strings.Contains(m.Error, r) }) {
+		g.s.Errorf("the move ended as %+v, want source_running and an error with one of %q", m, reasons)
 	}
 	g.goesOn()
-	g.s.unmoved(g.before)
+	if now := g.s.ps(g.name); now.Host != g.before.Host || now.PID != g.before.PID || now.Epoch != g.before.Epoch {
+		g.s.Errorf("%s was %+v and is %+v", g.name, g.before, now)
+	}
+	g.s.runs(g.before.Host, g.before.PID)
 }
+
+// gone lists the words by which an error may call a host that is lost.
+func gone(host string) []string { return []string{host, hosts.Host(host).Addr().String()} }
 
 // goesOn checks that every client gets on, and that none has waited for a second or more since the last look.
 func (g *busyServer) goesOn() {
@@ -153,17 +160,25 @@ func (s *scope) exits(code int, err error) {
 	}
 }
 
-// repair puts the cluster right after a test.
-func (s *scope) repair(what func(ctx context.Context) error) {
-	s.Helper()
-	s.Cleanup(func() {
+// repaired puts the cluster right after a test, and waits until it is: all hosts are up, and the server's move is closed.
+func (g *busyServer) repaired(what func(ctx context.Context) error) {
+	g.s.Helper()
+	g.s.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := what(ctx); err != nil {
-			s.Errorf("putting the cluster right: %v", err)
+			g.s.Errorf("putting the cluster right: %v", err)
 		}
 		if err := awaitNodes(ctx, 3); err != nil {
-			s.Errorf("the cluster has not come back: %v", err)
+			g.s.Errorf("the cluster has not come back: %v", err)
+		}
+		for late := (&scope{g.s.T, ctx}); late.ps(g.name).Migration != ""; {
+			select {
+			case <-ctx.Done():
+				g.s.Errorf("%s is still called moving: %+v", g.name, late.ps(g.name))
+				return
+			case <-time.After(100 * time.Millisecond): // the last acknowledgement is not announced to anybody
+			}
 		}
 	})
 }
@@ -173,11 +188,11 @@ func TestAgentDiesDuringCopy(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	g := s.busy("widowed", "10.77.0.76")
 	id := g.slowMove("host2")
-	s.repair(func(ctx context.Context) error { return hosts.Host("host2").StartAgent(ctx) })
+	g.repaired(func(ctx context.Context) error { return hosts.Host("host2").StartAgent(ctx) })
 	if err := hosts.Host("host2").SignalAgent(s.ctx, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	g.stays(id, "host2")
+	g.stays(id, gone("host2")...)
 }
 
 // TestLinkDiesDuringCopy cuts the two hosts off from each other; the third one still reaches both.
@@ -191,12 +206,11 @@ func TestLinkDiesDuringCopy(t *testing.T) {
 			s := begin(t, 2*time.Minute)
 			g := s.busy("cut-"+name, map[string]string{"pages": "10.77.0.77", "all": "10.77.0.78"}[name])
 			id := g.slowMove("host2")
-			s.repair(func(ctx context.Context) error { return hosts.Heal(ctx) })
+			g.repaired(func(ctx context.Context) error { return hosts.Heal(ctx) })
 			if err := hosts.CutPair(s.ctx, "host1", "host2", false, plane); err != nil {
 				t.Fatal(err)
 			}
-			g.goesOn()
-			g.stays(id, "host2")
+			g.stays(id, gone("host2")...)
 		})
 	}
 }
@@ -206,11 +220,11 @@ func TestDestinationCutOff(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	g := s.busy("cut-off", "10.77.0.79")
 	id := g.slowMove("host3")
-	s.repair(func(ctx context.Context) error { return hosts.Heal(ctx) })
+	g.repaired(func(ctx context.Context) error { return hosts.Heal(ctx) })
 	if err := hosts.Cut(s.ctx, "host3"); err != nil {
 		t.Fatal(err)
 	}
-	g.stays(id, "host3")
+	g.stays(id, gone("host3")...)
 }
 
 // TestDestinationDown refuses a host that cannot be reached, and one whose agent does not answer.
@@ -226,7 +240,7 @@ func TestDestinationDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := begin(t, 2*time.Minute)
 			g := s.busy("homely-"+name, map[string]string{"cut": "10.77.0.80", "stalled": "10.77.0.81", "killed": "10.77.0.82"}[name])
-			s.repair(func(ctx context.Context) error { return c.up(ctx, hosts.Host("host3")) })
+			g.repaired(func(ctx context.Context) error { return c.up(ctx, hosts.Host("host3")) })
 			if err := c.down(s.ctx, hosts.Host("host3")); err != nil {
 				t.Fatal(err)
 			}
