@@ -16,7 +16,9 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
+	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
+	"migrate/engine/remote"
 )
 
 // memory is the memory of the tree: an address space for each process, and the objects that they share.
@@ -48,7 +50,7 @@ func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
 			return nil, err
 		}
 		layout, err := mem.NewLayoutReader(p.PID, m.objects).Read(true)
-		if errors.Is(err, mem.ErrGone) {
+		if errors.Is(err, procfs.ErrGone) {
 			continue
 		}
 		if err != nil {
@@ -73,7 +75,7 @@ func (m *memory) follow(ctx context.Context) error {
 			continue
 		}
 		sp, err := m.open(ctx, p)
-		if errors.Is(err, mem.ErrGone) || errors.Is(err, ptrace.ErrGone) {
+		if ended(err) {
 			continue // the next listing will not have it
 		}
 		if err != nil {
@@ -104,9 +106,27 @@ func (m *memory) open(ctx context.Context, p *engine.Process) (_ *space, err err
 	return sp, nil
 }
 
+// ended tells whether an error says that a process ended.
+func ended(err error) bool {
+	return errors.Is(err, procfs.ErrGone) || errors.Is(err, ptrace.ErrGone) || errors.Is(err, remote.ErrGone)
+}
+
+// maxListings bounds how often a running tree is listed anew because one of its processes ended meanwhile.
+const maxListings = 100
+
 // Layout describes the processes and their mappings as they are now: what the destination needs before the pages of the
 // next round.
 func (s *Source) Layout(ctx context.Context) (*images.Layout, error) {
+	for range maxListings {
+		l, err := s.layout(ctx)
+		if err == nil || s.frozen != nil || !ended(err) {
+			return l, err
+		}
+	}
+	return nil, fmt.Errorf("the processes of the tree of pid %d end faster than they can be described", s.target.PID)
+}
+
+func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	if s.frozen == nil {
 		if err := s.list(); err != nil {
 			return nil, err
@@ -123,7 +143,7 @@ func (s *Source) Layout(ctx context.Context) (*images.Layout, error) {
 	for _, p := range s.procs {
 		sp := s.memory.spaces[p.PID]
 		if sp == nil {
-			return nil, fmt.Errorf("pid %d ended while its mappings were read: %w", p.PID, mem.ErrGone)
+			return nil, fmt.Errorf("pid %d ended while its mappings were read: %w", p.PID, procfs.ErrGone)
 		}
 		if err := s.memory.describe(sp, s.frozen == nil); err != nil {
 			return nil, err
@@ -200,7 +220,11 @@ func (s *Source) Round(ctx context.Context, sink mem.Sink) (mem.RoundStats, erro
 			round = sp.source.Final
 		}
 		stats, err := round(ctx, sink)
-		if err = errors.Join(err, sp.caller.giveBack()); err != nil {
+		err = errors.Join(err, sp.caller.giveBack())
+		if s.frozen == nil && ended(err) {
+			continue // the next layout will not have it
+		}
+		if err != nil {
 			return total, fmt.Errorf("pid %d: %w", p.PID, err)
 		}
 		total.Add(stats)

@@ -21,7 +21,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/kernel/kerneltest"
+	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
@@ -34,7 +36,7 @@ func layoutOfProcess(t *testing.T, pid int, vpid uint32, threads ...uint32) *ima
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &images.Layout{Tree: []*pstree.PstreeEntry{{Pid: proto.Uint32(vpid), Ppid: proto.Uint32(1), Pgid: proto.Uint32(vpid), Sid: proto.Uint32(vpid), Threads: append([]uint32{vpid}, threads...)}}}
+	l := &images.Layout{Header: &imagespb.Header{}, Tree: []*pstree.PstreeEntry{{Pid: proto.Uint32(vpid), Ppid: proto.Uint32(1), Pgid: proto.Uint32(vpid), Sid: proto.Uint32(vpid), Threads: append([]uint32{vpid}, threads...)}}}
 	space := &images.Space{PID: vpid, MM: &mm.MmEntry{}}
 	ids := map[string]uint64{}
 	for _, m := range maps {
@@ -48,7 +50,8 @@ func layoutOfProcess(t *testing.T, pid int, vpid uint32, threads ...uint32) *ima
 		case strings.HasPrefix(m.Path, "[vvar"):
 			v.Status = proto.Uint32(images.VMAVvar)
 		case strings.HasPrefix(m.Path, "/dev/zero"):
-			v.Status, v.Flags, v.Shmid = proto.Uint32(images.VMAAnonShared), proto.Uint32(unix.MAP_SHARED), proto.Uint64(m.Inode)
+			v.Status, v.Flags, v.Shmid = proto.Uint32(images.VMAAnonShared), proto.Uint32(unix.MAP_SHARED), proto.Uint64(1)
+			l.Header.Files = []*imagespb.FileExtra{{Id: mem.ObjectSpace(1), Size: m.Size()}}
 		case strings.HasPrefix(m.Path, "/"):
 			if ids[m.Path] == 0 {
 				ids[m.Path] = uint64(len(ids) + 1)

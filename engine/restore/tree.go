@@ -13,7 +13,7 @@ import (
 
 	"migrate/engine"
 	"migrate/engine/images"
-	"migrate/engine/ptrace"
+	"migrate/engine/ns"
 	"migrate/engine/remote"
 )
 
@@ -129,7 +129,7 @@ func (p *process) simple(ctx context.Context, name string, nr int, args ...any) 
 
 // end kills a process of the skeleton and forgets it.
 func (s *Skeleton) end(ctx context.Context, p *process) error {
-	errs := []error{killTraced(ctx, s.tracer, p)}
+	errs := []error{killTraced(ctx, p)}
 	for _, t := range p.threads {
 		errs = append(errs, t.Close())
 	}
@@ -183,24 +183,18 @@ func (s *Skeleton) endThread(ctx context.Context, p *process, vtid int, t *remot
 	return t.Close()
 }
 
-// killTraced kills a process and all its threads and waits for their end, so that their ids are free again.
-func killTraced(ctx context.Context, tracer *ptrace.Tracer, p *process) error {
-	if err := unix.Kill(p.PID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+// killTraced kills a process and waits until all of its threads have ended. The tracer takes their ends as they come.
+func killTraced(ctx context.Context, p *process) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd_open: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	for _, t := range slices.Backward(p.Threads) { // the leader last: its end is told after that of the others
-		for {
-			stop, err := tracer.Wait(ctx, t.TID)
-			if errors.Is(err, ptrace.ErrNotTraced) || stop.Kind == ptrace.Exited {
-				break
-			}
-			if err != nil {
-				return err
-			}
-			if err := tracer.Cont(ctx, t.TID, 0); err != nil && !errors.Is(err, ptrace.ErrGone) {
-				return err
-			}
-		}
-	}
-	return nil
+	return ns.AwaitExit(ctx, fd)
 }
