@@ -29,6 +29,9 @@ type Source struct {
 	vmas  []*vma.VmaEntry // what the destination has mapped
 	whole rangeSet        // of which the destination has no page
 	retry []Range         // reported by the tracker, but not read
+
+	direct bool // devices write to the memory; see lookAgain
+	looks  []look
 }
 
 // NewSource opens the memory of a process, whose pages will go to space. Its tracker starts with Start.
@@ -86,7 +89,7 @@ func (s *Source) Restart() {
 
 // Final is a Round of a stopped program: nothing may be left over.
 func (s *Source) Final(ctx context.Context, sink Sink) (RoundStats, error) {
-	stats, err := s.Round(ctx, sink)
+	stats, err := s.round(ctx, sink, true)
 	if err == nil && len(s.retry) > 0 {
 		err = fmt.Errorf("pid %d: %d pages at %v and elsewhere: %w", s.view.pid, stats.Retry, s.retry[0], ErrUnreadable)
 	}
@@ -95,7 +98,11 @@ func (s *Source) Final(ctx context.Context, sink Sink) (RoundStats, error) {
 
 // Round sends what was written since the last round, or everything that there is. All of it has been handed to the sink when
 // it returns. When the process made an exec since, tracking starts anew, which needs the caller of the tracker.
-func (s *Source) Round(ctx context.Context, sink Sink) (stats RoundStats, err error) {
+func (s *Source) Round(ctx context.Context, sink Sink) (RoundStats, error) {
+	return s.round(ctx, sink, false)
+}
+
+func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundStats, err error) {
 	start := time.Now()
 	defer func() {
 		stats.Duration = time.Since(start)
@@ -103,6 +110,11 @@ func (s *Source) Round(ctx context.Context, sink Sink) (stats RoundStats, err er
 			s.Restart()
 		}
 	}()
+	if !final && !s.direct {
+		if s.direct, err = opensDirectly(s.view.pid); err != nil {
+			return stats, fmt.Errorf("descriptors of pid %d: %w", s.view.pid, err)
+		}
+	}
 	areas := s.areas()
 	extents, err := s.tracker.Collect(ctx, areas, s.sent)
 	if errors.Is(err, ErrReplaced) {
@@ -117,6 +129,10 @@ func (s *Source) Round(ctx context.Context, sink Sink) (stats RoundStats, err er
 	}
 	stats.ScanDuration, stats.Ranges = time.Since(start), uint64(len(extents))
 	zero, read := s.sortOut(areas, extents)
+	if s.direct {
+		read = s.lookAgain(start, areas, read)
+	}
+	read = without(read, zero) // a page travels once in a round
 	s.whole, s.retry = nil, nil
 	if err := s.sendZeros(ctx, sink, zero, &stats); err != nil {
 		return stats, err
@@ -193,6 +209,29 @@ func (s *Source) sortOut(areas []Area, extents []Extent) (zero, read []Range) {
 		}
 	}
 	return zero, merge(read, s.stillMapped(areas))
+}
+
+// without returns what is in a and not in b, both sorted and without overlaps.
+func without(a, b []Range) []Range {
+	var out []Range
+	for _, r := range a {
+		for len(b) > 0 && b[0].End <= r.Start {
+			b = b[1:]
+		}
+		for _, x := range b {
+			if x.Start >= r.End {
+				break
+			}
+			if r.Start < x.Start {
+				out = append(out, Range{r.Start, x.Start})
+			}
+			r.Start = min(x.End, r.End)
+		}
+		if r.Start < r.End {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // stillMapped returns what could not be read in the last round and is still part of an area.
