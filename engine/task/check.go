@@ -92,10 +92,13 @@ func refusals() []kind {
 		refusal("dead-leader", "a process whose first thread has ended while others run", checkDeadLeader),
 		refusal("controlling-terminal", "a session's controlling terminal", checkTerminal),
 		refusal("shadow-stack", "user shadow stacks (CET)", checkShadowStack),
+		refusal("speculation", "speculation that a thread has switched off for itself", checkSpeculation),
+		refusal("security-module", "a profile or context of a security module (AppArmor, SELinux); Landlock rules cannot be seen from outside and are lost", checkLSM),
+		{Kind: Kind{Name: "rare-attributes", About: "machine-check policy, I/O flusher state, forbidden time stamp counter, core scheduling cookie, NUMA memory policy: seen when the process is stopped, which ends the move without harm"}, process: true, dump: dumpRare},
 		refusal("coredump", "a process that is being dumped to a core file or is ending", checkEnding),
 		refusal("keyrings", "process and thread keyrings: seen when the process is stopped, which ends the move without harm; the session keyring is that of the destination", nil),
 		refusal("ldt", "entries in the local descriptor table: seen when the process is stopped, which ends the move without harm", nil),
-		refusal("accounting", "resource usage and start time: the kernel has no way to set them, they start anew", nil),
+		refusal("accounting", "resource usage, start time, audit login id: the kernel has no way to set them, they start anew", nil),
 	}
 }
 

@@ -4,6 +4,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"os/exec"
 	"strings"
 	"testing"
@@ -92,6 +93,25 @@ func waitState(t *testing.T, pid int, state byte) {
 		}
 	}
 	t.Fatalf("pid %d is not in state %c", pid, state)
+}
+
+// TestRareAttributes are seen only by asking the stopped process.
+func TestRareAttributes(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	g := start(t, "refused")
+	g.say("tsc")
+	g.line()
+	g.stop(ctx)
+	g.borrow(ctx)
+	clocks, err := Clocks(procfs.Host, g.pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DumpProcess(ctx, g.source(clocks), g.states); !errors.Is(err, ErrNotCarried) || !strings.Contains(err.Error(), "time stamp counter") {
+		t.Error(err)
+	}
+	g.giveBack(ctx)
 }
 
 func TestCheckNamesTheTracer(t *testing.T) {
@@ -203,4 +223,16 @@ func TestKindsAreNamedOnce(t *testing.T) {
 func FuzzBTF(f *testing.F) {
 	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4, 8, 0, 0, 0, 0, 'x', 0})
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseBTF(b) })
+}
+
+func TestCheckSpeculation(t *testing.T) {
+	for state, refused := range map[string]bool{
+		"vulnerable": false, "not vulnerable": false, "thread vulnerable": false, "globally mitigated": false, "always enabled": false,
+		"thread mitigated": true, "thread force mitigated": true, "conditional disabled": true, "conditional force disabled": true,
+	} {
+		c := &checker{p: &engine.Process{PID: 1}, tasks: map[int]*procfs.Status{1: {SpeculationStoreBypass: state}}}
+		if err := checkSpeculation(c); err != nil || (len(c.found) == 1) != refused {
+			t.Errorf("%q: %v, %v", state, c.found, err)
+		}
+	}
 }

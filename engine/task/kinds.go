@@ -43,7 +43,7 @@ func carried(name, about string) Kind { return Kind{Name: name, About: about, Ca
 
 func init() {
 	kinds = []kind{
-		{Kind: carried("registers", "general and extended registers (the whole xsave area); interrupted system calls restart"), dump: dumpRegisters},
+		{Kind: carried("registers", "general and extended registers (the whole xsave area); interrupted system calls restart. Those that a stop makes say EINTR (epoll_wait and others of signal(7)) start again with their whole time-out"), dump: dumpRegisters},
 		{Kind: carried("restart-block", "the time left of nanosleep, poll and futex waits that were interrupted; exact where the kernel tells (BPF with BTF), else such a wait may last longer, by at most its own length"), dump: dumpRestartBlock},
 		{Kind: carried("name", "the thread's name"), dump: dumpName, restore: restoreName},
 		{Kind: carried("personality", "execution domain and its flags"), dump: dumpPersonality, restore: restorePersonality},

@@ -229,13 +229,15 @@ func dumpThread(ctx context.Context, s *Source, t ThreadState, proc *images.Proc
 		s.common.leader = d
 		d.clock()
 	}
-	for i := range kinds {
-		k := &kinds[i]
-		if k.dump == nil || (k.process && !d.leader) {
-			continue
-		}
-		if err := k.dump(d); err != nil {
-			return nil, fmt.Errorf("%s: %w", k.Name, err)
+	for _, list := range [][]kind{kinds, refused} {
+		for i := range list {
+			k := &list[i]
+			if k.dump == nil || (k.process && !d.leader) {
+				continue
+			}
+			if err := k.dump(d); err != nil {
+				return nil, fmt.Errorf("%s: %w", k.Name, err)
+			}
 		}
 	}
 	if d.batch.Len() > 0 {
