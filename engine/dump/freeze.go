@@ -10,6 +10,7 @@ import (
 
 	"migrate/arch"
 	"migrate/engine"
+	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
 	"migrate/engine/task"
 )
@@ -19,6 +20,12 @@ type frozen struct {
 	*engine.Process
 	stops   []ptrace.Stop      // of the threads, in their order
 	threads []task.ThreadState // their registers, as the freeze found them
+	zombie  bool               // it has ended, and its parent does not know yet
+}
+
+func isZombie(fs procfs.FS, pid int) bool {
+	z, err := task.IsZombie(fs, pid)
+	return err == nil && z
 }
 
 // maxPasses bounds how often the tree is listed anew while it is being stopped. Each pass stops everything that it
@@ -52,13 +59,14 @@ func (s *Source) Freeze(ctx context.Context) (err error) {
 			}
 			fresh = true
 			stops, err := s.tracer.SeizeAll(ctx, p.PID, 0)
-			if errors.Is(err, ptrace.ErrGone) {
+			zombie := errors.Is(err, ptrace.ErrGone) || err == nil && len(stops) == 0
+			if zombie && !isZombie(s.fs, p.PID) {
 				continue
 			}
-			if err != nil {
+			if err != nil && !zombie {
 				return fmt.Errorf("freezing pid %d: %w", p.PID, err)
 			}
-			stopped[p.PID] = &frozen{stops: stops}
+			stopped[p.PID] = &frozen{stops: stops, zombie: zombie}
 		}
 		if !fresh {
 			return s.settle(ctx, tree, stopped)
@@ -73,6 +81,10 @@ func (s *Source) settle(ctx context.Context, tree []*engine.Process, stopped map
 	for _, p := range tree {
 		f := stopped[p.PID]
 		f.Process = p
+		if f.zombie {
+			list = append(list, f)
+			continue
+		}
 		if err := f.match(); err != nil {
 			return err
 		}

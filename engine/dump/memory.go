@@ -71,7 +71,7 @@ func (m *memory) follow(ctx context.Context) error {
 	here := map[int]bool{}
 	for _, p := range m.source.procs {
 		here[p.PID] = true
-		if m.spaces[p.PID] != nil || !alive(m.source.fs, p) {
+		if m.spaces[p.PID] != nil || isZombie(m.source.fs, p.PID) {
 			continue
 		}
 		sp, err := m.open(ctx, p)
@@ -142,6 +142,10 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	l := &images.Layout{Header: header, Tree: s.entries()}
 	for _, p := range s.procs {
 		sp := s.memory.spaces[p.PID]
+		if isZombie(s.fs, p.PID) {
+			l.Spaces = append(l.Spaces, &images.Space{PID: uint32(p.VPID)})
+			continue
+		}
 		if sp == nil {
 			return nil, fmt.Errorf("pid %d ended while its mappings were read: %w", p.PID, procfs.ErrGone)
 		}
@@ -212,7 +216,7 @@ func (s *Source) Round(ctx context.Context, sink mem.Sink) (mem.RoundStats, erro
 	var total mem.RoundStats
 	for _, p := range s.procs {
 		sp := s.memory.spaces[p.PID]
-		if sp == nil {
+		if sp == nil || isZombie(s.fs, p.PID) {
 			continue
 		}
 		round := sp.source.Round

@@ -15,10 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"migrate/engine"
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
-	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
 	"migrate/engine/task"
 )
@@ -89,6 +87,9 @@ func (s *Source) entries() []*pstree.PstreeEntry {
 
 // process records one process. Each of its threads is borrowed for the calls that only it can make.
 func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks) (_ *images.Process, err error) {
+	if f.zombie {
+		return task.DumpZombie(s.fs, f.Process)
+	}
 	for i, th := range f.Threads {
 		f.threads[i].Caller = &borrower{tracer: s.tracer, pid: f.PID, tid: th.TID, brief: true}
 	}
@@ -111,10 +112,4 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 	id := proto.Uint32(uint32(f.VPID))
 	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}
 	return img, nil
-}
-
-// children of the tree that are zombies have no memory.
-func alive(fs procfs.FS, p *engine.Process) bool {
-	st, err := fs.Stat(p.PID)
-	return err == nil && st.State != 'Z'
 }

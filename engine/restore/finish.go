@@ -26,6 +26,9 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 			return fmt.Errorf("checkpoint: process %d is not in the layout", img.PID)
 		}
 	}
+	if len(cp.Processes) != len(s.order) {
+		return fmt.Errorf("checkpoint: %d processes, the layout has %d", len(cp.Processes), len(s.order))
+	}
 	if err := s.openFiles(ctx, cp); err != nil {
 		return err
 	}
@@ -40,6 +43,9 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 
 func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error {
 	for _, pid := range s.order {
+		if cp.Process(uint32(pid)).Zombie() {
+			continue
+		}
 		if err := s.files.Install(ctx, &s.procs[pid].Process); err != nil {
 			return err
 		}
@@ -90,6 +96,9 @@ func (s *Skeleton) target(p *process, cp *images.Checkpoint, img *images.Process
 
 // finishProcess restores all but registers: the leader last, because its process-wide part comes after its threads.
 func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Checkpoint, img *images.Process) error {
+	if img.Zombie() {
+		return task.RestoreZombie(ctx, s.tracer, p.trap, img)
+	}
 	t := s.target(p, cp, img)
 	exe, err := t.Path(img.MM.GetExeFileId())
 	if err != nil {
@@ -112,6 +121,9 @@ func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Che
 
 // finishRegisters takes the stub away and gives every thread its registers.
 func (s *Skeleton) finishRegisters(ctx context.Context, p *process, cp *images.Checkpoint, img *images.Process) error {
+	if img.Zombie() {
+		return nil
+	}
 	if err := p.trap.Remove(ctx); err != nil {
 		return err
 	}
@@ -176,7 +188,10 @@ func (s *Skeleton) letGo(ctx context.Context) error {
 		for _, t := range p.threads {
 			errs = append(errs, s.tracer.Detach(ctx, t.TID(), 0), t.Close())
 		}
-		errs = append(errs, s.tracer.Detach(ctx, p.trap.TID(), 0), p.trap.Close(), p.writer.Close())
+		errs = append(errs, s.tracer.Detach(ctx, p.trap.TID(), 0), p.trap.Close())
+		if p.writer != nil {
+			errs = append(errs, p.writer.Close())
+		}
 	}
 	errs = append(errs, giveBack(ctx, s.parent))
 	s.parent = nil

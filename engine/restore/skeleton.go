@@ -126,6 +126,9 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 		if p == nil {
 			return fmt.Errorf("layout: the address space of process %d, which is not in the tree", space.PID)
 		}
+		if space.MM == nil {
+			continue // it has ended and waits for its parent
+		}
 		if err := s.followSpace(ctx, p, space, mapped); err != nil {
 			return fmt.Errorf("process %d: %w", space.PID, err)
 		}
@@ -223,7 +226,9 @@ func (s *Skeleton) Digest() mem.Sum {
 		sum = sum.Add(o.writer.Sum())
 	}
 	for _, p := range s.procs {
-		sum = sum.Add(p.writer.Sum())
+		if p.writer != nil {
+			sum = sum.Add(p.writer.Sum())
+		}
 	}
 	return sum
 }
