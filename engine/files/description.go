@@ -131,7 +131,8 @@ type snapshot struct {
 	byFD  map[fdKey]*description
 	roots map[int]int    // root directories that were opened meanwhile, by pid
 	root  map[int]string // their names, as this program sees them
-	count map[int]int    // open descriptors, by pid
+	// numbers are the open descriptors in ascending order, by pid.
+	numbers map[int][]int
 }
 
 type fdKey struct{ pid, fd int }
@@ -168,7 +169,7 @@ type collector struct {
 }
 
 func newCollector(firstID uint32) *collector {
-	return &collector{snapshot: &snapshot{byFD: map[fdKey]*description{}, roots: map[int]int{}, root: map[int]string{}, count: map[int]int{}}, groups: map[groupKey][]*description{}, self: os.Getpid(), nextID: firstID}
+	return &collector{snapshot: &snapshot{byFD: map[fdKey]*description{}, roots: map[int]int{}, root: map[int]string{}, numbers: map[int][]int{}}, groups: map[groupKey][]*description{}, self: os.Getpid(), nextID: firstID}
 }
 
 // add takes a duplicate of a descriptor. It closes it when the description is known already.

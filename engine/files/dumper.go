@@ -181,7 +181,7 @@ func (d *Dumper) collectProcess(ctx context.Context, c *collector, p *engine.Pro
 			if err := d.take(c, p, low); err != nil {
 				return err
 			}
-			if c.count[p.PID] == int(st.Size) {
+			if len(c.numbers[p.PID]) == int(st.Size) {
 				return nil
 			}
 		}
@@ -223,7 +223,7 @@ func (d *Dumper) take(c *collector, p *engine.Process, fd int) error {
 		}
 		c.root[p.PID] = root
 	}
-	c.count[p.PID]++
+	c.numbers[p.PID] = append(c.numbers[p.PID], fd)
 	return c.add(dup, holder{proc: p, fd: fd}, root)
 }
 
@@ -283,10 +283,23 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	if err := d.undelivered(); err != nil {
 		return err
 	}
-	if err := run.all(ctx); err != nil {
+	// The two halves use nothing in common but the processors.
+	type flags struct {
+		set map[fdKey]bool
+		err error
+	}
+	done := make(chan flags, 1)
+	go func() {
+		set, err := closeOnExec(ctx, procs, snap)
+		done <- flags{set, err}
+	}()
+	err = run.all(ctx)
+	cloexec := <-done
+	if err = errors.Join(err, cloexec.err); err != nil {
 		return err
 	}
-	return run.tables(ctx, procs)
+	run.tables(procs, cloexec.set)
+	return nil
 }
 
 // all dumps every description: the many connections of a server side by side, the others one by one.

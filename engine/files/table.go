@@ -23,7 +23,7 @@ import (
 func checkTables(procs []*engine.Process, s *snapshot) ([]engine.Obstacle, error) {
 	var out []engine.Obstacle
 	procs = slices.Clone(procs)
-	procs = slices.DeleteFunc(procs, func(p *engine.Process) bool { return s.count[p.PID] == 0 })
+	procs = slices.DeleteFunc(procs, func(p *engine.Process) bool { return len(s.numbers[p.PID]) == 0 })
 	for _, p := range procs {
 		for _, t := range p.Threads {
 			if t.TID == p.PID {
@@ -71,76 +71,93 @@ func refuseTables(procs []*engine.Process, s *snapshot) error {
 }
 
 // tables writes the descriptor table of each process.
-func (r *dump) tables(ctx context.Context, procs []*engine.Process) error {
-	byPID := map[int][]*fdinfo.FdinfoEntry{}
-	fds := map[int][]int{}
-	for key := range r.snap.byFD {
-		fds[key.pid] = append(fds[key.pid], key.fd)
-	}
+func (r *dump) tables(procs []*engine.Process, cloexec map[fdKey]bool) {
+	byVPID := map[uint32][]*fdinfo.FdinfoEntry{}
 	for _, p := range procs {
-		numbers := fds[p.PID]
-		slices.Sort(numbers)
-		cloexec, err := closeOnExec(ctx, p, numbers)
-		if err != nil {
-			return err
-		}
-		for _, fd := range numbers {
+		for _, fd := range r.snap.numbers[p.PID] {
 			desc := r.snap.byFD[fdKey{p.PID, fd}]
 			var flags uint32
-			if cloexec[fd] {
+			if cloexec[fdKey{p.PID, fd}] {
 				flags = unix.FD_CLOEXEC
 			}
-			byPID[p.VPID] = append(byPID[p.VPID], &fdinfo.FdinfoEntry{Id: proto.Uint32(desc.id), Flags: proto.Uint32(flags),
+			byVPID[uint32(p.VPID)] = append(byVPID[uint32(p.VPID)], &fdinfo.FdinfoEntry{Id: proto.Uint32(desc.id), Flags: proto.Uint32(flags),
 				Type: desc.kind.Type.Enum(), Fd: proto.Uint32(uint32(fd))})
 		}
 	}
 	for _, p := range r.cp.Processes {
-		if t, ok := byPID[int(p.PID)]; ok {
+		if t, ok := byVPID[p.PID]; ok {
 			p.FDs = t
 		}
 	}
-	return nil
 }
 
-// closeOnExec asks for FD_CLOEXEC of every descriptor: by one batch where the process is stopped under a Caller, else by
-// reading its fdinfo.
-func closeOnExec(ctx context.Context, p *engine.Process, fds []int) (map[int]bool, error) {
-	out := make(map[int]bool, len(fds))
-	if p.Caller == nil {
-		return out, readCloseOnExec(p.PID, fds, out)
+// chunk is how many descriptors are asked about at a time.
+const chunk = 64
+
+// closeOnExec asks for FD_CLOEXEC of every descriptor: by batches where a process is stopped under a Caller, else by
+// reading its fdinfo, which is slow: so on all processors.
+func closeOnExec(ctx context.Context, procs []*engine.Process, s *snapshot) (map[fdKey]bool, error) {
+	type job struct {
+		p   *engine.Process
+		fds []int
+		set []bool
 	}
-	const chunk = 128 // records of one batch
-	for len(fds) > 0 {
-		part := fds[:min(chunk, len(fds))]
-		fds = fds[len(part):]
-		var b remote.Batch
-		res := make([]*remote.Result, len(part))
-		for i, fd := range part {
-			res[i] = b.Call(unix.SYS_FCNTL, fd, unix.F_GETFD)
-		}
-		if err := p.Caller.Run(ctx, &b); err != nil {
-			return nil, fmt.Errorf("pid %d: F_GETFD of descriptors %d to %d: %w", p.PID, part[0], part[len(part)-1], err)
-		}
-		for i, fd := range part {
-			v, err := res[i].Value()
-			if err != nil {
-				return nil, fmt.Errorf("pid %d: F_GETFD of descriptor %d: %w", p.PID, fd, err)
+	var batches, reads []*job
+	for _, p := range procs {
+		for part := range slices.Chunk(s.numbers[p.PID], chunk) {
+			j := &job{p, part, make([]bool, len(part))}
+			if p.Caller != nil {
+				batches = append(batches, j)
+			} else {
+				reads = append(reads, j)
 			}
-			out[fd] = v&unix.FD_CLOEXEC != 0
+		}
+	}
+	for _, j := range batches {
+		if err := askCloseOnExec(ctx, j.p, j.fds, j.set); err != nil {
+			return nil, fmt.Errorf("pid %d: close-on-exec of descriptors %d to %d: %w", j.p.PID, j.fds[0], j.fds[len(j.fds)-1], err)
+		}
+	}
+	if err := parallel(len(reads), func(i int) error { return readCloseOnExec(reads[i].p.PID, reads[i].fds, reads[i].set) }); err != nil {
+		return nil, err
+	}
+	out := make(map[fdKey]bool, len(s.byFD))
+	for _, j := range append(batches, reads...) {
+		for i, fd := range j.fds {
+			out[fdKey{j.p.PID, fd}] = j.set[i]
 		}
 	}
 	return out, nil
 }
 
+func askCloseOnExec(ctx context.Context, p *engine.Process, fds []int, set []bool) error {
+	var b remote.Batch
+	res := make([]*remote.Result, len(fds))
+	for i, fd := range fds {
+		res[i] = b.Call(unix.SYS_FCNTL, fd, unix.F_GETFD)
+	}
+	if err := p.Caller.Run(ctx, &b); err != nil {
+		return err
+	}
+	for i := range fds {
+		v, err := res[i].Value()
+		if err != nil {
+			return err
+		}
+		set[i] = v&unix.FD_CLOEXEC != 0
+	}
+	return nil
+}
+
 // readCloseOnExec reads the second line of each /proc/PID/fdinfo/FD, "flags:\t" and an octal number.
-func readCloseOnExec(pid int, fds []int, out map[int]bool) (err error) {
-	dir, err := unix.Open(fmt.Sprintf("/proc/%d/fdinfo", pid), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func readCloseOnExec(pid int, fds []int, set []bool) (err error) {
+	dir, err := unix.Open(fmt.Sprintf("/proc/%d/fdinfo", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("fdinfo of process %d: %w", pid, err)
 	}
 	defer func() { err = errors.Join(err, unix.Close(dir)) }()
 	var buf [128]byte
-	for _, fd := range fds {
+	for i, fd := range fds {
 		n, err := readAt(dir, strconv.Itoa(fd), buf[:])
 		if err != nil {
 			return fmt.Errorf("fdinfo of descriptor %d of process %d: %w", fd, pid, err)
@@ -151,7 +168,7 @@ func readCloseOnExec(pid int, fds []int, out map[int]bool) (err error) {
 		if err != nil || !ok || !ok2 {
 			return fmt.Errorf("fdinfo of descriptor %d of process %d: no flags in %q", fd, pid, buf[:n])
 		}
-		out[fd] = flags&unix.O_CLOEXEC != 0
+		set[i] = flags&unix.O_CLOEXEC != 0
 	}
 	return nil
 }
