@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -61,8 +62,8 @@ type KernelState struct {
 
 // ThreadReader reads the KernelState of threads by a BPF program that the kernel runs for one thread at a time (an
 // iterator; Linux 6.1 with CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON). With it a thread need not be borrowed to
-// ask it about itself, and the time left of its interrupted wait is exact. Open it before the freeze: reading the
-// kernel's types takes some 30 ms. Its methods may be called from any goroutine.
+// ask it about itself, and the time left of its interrupted wait is exact. Open it before the freeze: the first time
+// costs some 50 ms. Its methods may be called from any goroutine.
 type ThreadReader struct {
 	prog      int
 	functions map[uint64]imagespb.RestartBlock_Kind
@@ -121,8 +122,17 @@ func threadFields(t *kernelTypes) (task, cred []bpfRead, err error) {
 	return task, cred, err
 }
 
-// OpenThreadReader loads the program. An error means that this kernel cannot be asked, and why.
-func OpenThreadReader() (*ThreadReader, error) {
+// kernelFacts is what the program needs to know of the running kernel. It never changes, and costs some 50 ms to find
+// out.
+type kernelFacts struct {
+	program   []byte
+	iterator  uint32 // id of the type of bpf_iter_task
+	functions map[uint64]imagespb.RestartBlock_Kind
+}
+
+var factsOfKernel = sync.OnceValues(readKernelFacts)
+
+func readKernelFacts() (*kernelFacts, error) {
 	types, err := readBTF("/sys/kernel/btf/vmlinux")
 	if err != nil {
 		return nil, fmt.Errorf("types of the kernel: %w", err)
@@ -134,18 +144,25 @@ func OpenThreadReader() (*ThreadReader, error) {
 	if size := types.structs["restart_block"]; size != restartBlockSize {
 		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", size, restartBlockSize)
 	}
-	iter := types.funcs["bpf_iter_task"]
-	if iter == 0 {
+	f := &kernelFacts{program: threadProgram(task, cred), iterator: types.funcs["bpf_iter_task"]}
+	if f.iterator == 0 {
 		return nil, errors.New("this kernel has no BPF iterator over threads (Linux 5.8 has)")
 	}
-	prog, err := loadIterator(iter, threadProgram(task, cred))
+	f.functions, err = restartFunctions("/proc/kallsyms")
+	return f, err
+}
+
+// OpenThreadReader loads the program. An error means that this kernel cannot be asked, and why.
+func OpenThreadReader() (*ThreadReader, error) {
+	facts, err := factsOfKernel()
+	if err != nil {
+		return nil, err
+	}
+	prog, err := loadIterator(facts.iterator, facts.program)
 	if err != nil {
 		return nil, fmt.Errorf("loading the BPF program: %w", err)
 	}
-	r := &ThreadReader{prog: prog}
-	if r.functions, err = restartFunctions("/proc/kallsyms"); err != nil {
-		return nil, errors.Join(err, r.Close())
-	}
+	r := &ThreadReader{prog: prog, functions: facts.functions}
 	// A kernel before 6.1 takes the thread's id for padding and would visit all threads.
 	if _, err := r.Read(unix.Gettid()); err != nil {
 		return nil, errors.Join(fmt.Errorf("reading one thread's state: %w", err), r.Close())
@@ -208,12 +225,11 @@ func restartFunctions(path string) (map[uint64]imagespb.RestartBlock_Kind, error
 	}
 	defer func() { _ = f.Close() }() // opened for reading: nothing is lost
 	out := map[uint64]imagespb.RestartBlock_Kind{}
-	for s := bufio.NewScanner(f); s.Scan(); {
-		line := s.Text()
-		if !strings.HasSuffix(line, "restart") && !strings.HasSuffix(line, "_poll") {
+	for s := bufio.NewScanner(f); len(out) < len(names) && s.Scan(); {
+		if line := s.Bytes(); !bytes.HasSuffix(line, []byte("restart")) && !bytes.HasSuffix(line, []byte("_poll")) {
 			continue
 		}
-		if w := strings.Fields(line); len(w) == 3 {
+		if w := strings.Fields(s.Text()); len(w) == 3 {
 			addr, err := strconv.ParseUint(w[0], 16, 64)
 			if kind, ok := names[w[2]]; ok && err == nil && addr != 0 {
 				out[addr] = kind
