@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -131,16 +132,16 @@ func TestCancelWhileCopying(t *testing.T) {
 // After the vote nothing but the log moves the source: it stays frozen while no server answers.
 func TestTheVoteIsKeptWhileTheClusterIsSilent(t *testing.T) {
 	w := newWorld(t)
-	voted := make(chan struct{}, 1)
+	voted := make(chan struct{})
+	var once sync.Once
 	w.hosts[handoff.RoleSource].points = func(p string) {
 		if strings.HasPrefix(p, "source.report vote") && strings.HasSuffix(p, ".before") {
-			w.mu.Lock()
-			w.down = true
-			w.mu.Unlock()
-			select {
-			case voted <- struct{}{}:
-			default:
-			}
+			once.Do(func() {
+				w.mu.Lock()
+				w.down = true
+				w.mu.Unlock()
+				close(voted)
+			})
 		}
 	}
 	w.begin()

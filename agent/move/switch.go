@@ -139,7 +139,8 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	if !bytes.Equal(digest, reply.GetDigest()) || !bytes.Equal([]byte(hash), reply.GetHash()) {
 		return "", fmt.Errorf("%w: here %x, at %s %x", errDigest, digest, s.peerNode.GetName(), reply.GetDigest())
 	}
-	s.m.tasks.Go(func() { s.tellOnce(s.ctx, s.copying) }) // the last round, for people
+	c := s.copying // a later stretch has one of its own
+	s.m.tasks.Go(func() { s.tellOnce(s.ctx, c) })
 	return hash, nil
 }
 
