@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -190,4 +191,57 @@ func BenchmarkFill(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkManyMappings follows a program with 50,000 mappings: reading them, comparing them with those of before, a round.
+func BenchmarkManyMappings(b *testing.B) {
+	const mappings = 50_000
+	p := startTarget(b)
+	p.anon(arena, mappings*PageSize)
+	p.stamp(arena, mappings*PageSize, 1)
+	for i := uint64(0); i < mappings; i += 2 {
+		p.do(order{Op: "mprotect", Addr: arena + i*PageSize, Size: PageSize, Prot: unix.PROT_READ})
+	}
+	var s *Source
+	p.borrow(func(c remote.Caller) (err error) {
+		if s, err = NewSource(p.pid(), 7, p.userfault(c)); err == nil {
+			err = s.Start(testContext(b))
+		}
+		return err
+	})
+	defer s.Close()
+	objects := NewObjects()
+	defer objects.Close()
+	reader := NewLayoutReader(p.pid(), objects)
+	var read, follow, round float64
+	step := func(marks bool) {
+		start := time.Now()
+		layout, err := reader.Read(marks)
+		if err != nil {
+			b.Fatal(err)
+		}
+		read += time.Since(start).Seconds()
+		start = time.Now()
+		vmas, err := layout.Entries(func(*File) (uint32, error) { return 1, nil })
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Follow(vmas)
+		follow += time.Since(start).Seconds()
+		stats, err := s.Round(testContext(b), newDiscard())
+		if err != nil {
+			b.Fatal(err)
+		}
+		round += stats.Duration.Seconds()
+	}
+	step(true)
+	b.Logf("first: smaps %.1f ms, follow %.1f ms, round %.1f ms", read*1e3, follow*1e3, round*1e3)
+	read, follow, round = 0, 0, 0
+	for b.Loop() {
+		step(false)
+	}
+	n := float64(b.N) / 1e3
+	b.ReportMetric(read/n, "ms-maps")
+	b.ReportMetric(follow/n, "ms-follow")
+	b.ReportMetric(round/n, "ms-round")
 }

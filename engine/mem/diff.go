@@ -166,6 +166,9 @@ var undo = map[int]int{
 // advise returns the advice that turns the marks old into the marks target, in which bit n stands for advice n: first
 // what is taken back, then what is new. ok is false when that is not possible.
 func advise(old, target uint64) (advice []int, ok bool) {
+	if old == target {
+		return nil, true
+	}
 	const huge = 1<<adviceHugePage | 1<<adviceNoHugePage
 	if old&huge != 0 && target&huge == 0 {
 		return nil, false

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
-	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
 	"migrate/engine/images"
@@ -83,7 +82,6 @@ const (
 	mapLocked    = 0x2000
 	mapNoReserve = 0x4000
 
-	openReadOnly  = 0 // O_RDONLY
 	openReadWrite = 2 // O_RDWR
 )
 
@@ -104,43 +102,45 @@ func (l *Layout) Entries(fileID func(*File) (uint32, error)) ([]*vma.VmaEntry, e
 	return out, nil
 }
 
+// record is an entry with all its optional fields in one piece of memory: there may be many thousands.
+type record struct {
+	vma.VmaEntry
+	start, end, pgoff, shmid, madv uint64
+	prot, flags, status, fdflags   uint32
+	fd                             int64
+}
+
 // entry returns CRIU's record of a mapping.
 func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, error) {
-	flags, status, shmid, access := uint32(mapPrivate), uint32(images.VMARegular), uint64(0), uint32(openReadOnly)
+	r := &record{start: m.Start, end: m.End, pgoff: m.Offset, prot: m.Prot, flags: mapPrivate, status: images.VMARegular, madv: m.Marks.Advice, fd: -1}
 	switch m.Kind {
 	case PrivateAnon:
-		flags |= mapAnonymous
-		status |= images.VMAAnonPrivate
+		r.flags |= mapAnonymous
+		r.status |= images.VMAAnonPrivate
 	case SharedAnon:
-		flags = mapShared | mapAnonymous
-		status |= images.VMAAnonShared
-		shmid = uint64(m.Object)
+		r.flags = mapShared | mapAnonymous
+		r.status |= images.VMAAnonShared
+		r.shmid = uint64(m.Object)
 	case PrivateFile, SharedFile:
 		id, err := fileID(m.File)
 		if err != nil {
 			return nil, err
 		}
-		shmid = uint64(id)
-		status |= images.VMAFilePrivate
+		r.shmid = uint64(id)
+		r.status |= images.VMAFilePrivate
 		if m.Kind == SharedFile {
-			flags, status = mapShared, images.VMARegular|images.VMAFileShared
+			r.flags, r.status = mapShared, images.VMARegular|images.VMAFileShared
 			if m.Marks.MayWrite {
-				access = openReadWrite
+				r.fdflags = openReadWrite
 			}
 		}
 	case VDSO:
-		status |= images.VMAVDSO | images.VMAAnonPrivate
+		r.status |= images.VMAVDSO | images.VMAAnonPrivate
 	case Vvar:
-		status |= images.VMAVvar | images.VMAAnonPrivate
+		r.status |= images.VMAVvar | images.VMAAnonPrivate
 	case Vsyscall:
-		flags, status = mapShared|mapAnonymous, images.VMAVsyscall|images.VMAAnonPrivate
+		r.flags, r.status = mapShared|mapAnonymous, images.VMAVsyscall|images.VMAAnonPrivate
 	}
-	return m.fill(&vma.VmaEntry{Flags: proto.Uint32(flags), Status: proto.Uint32(status), Shmid: proto.Uint64(shmid), Fdflags: proto.Uint32(access)}), nil
-}
-
-// fill adds what does not depend on the kind.
-func (m *Mapping) fill(e *vma.VmaEntry) *vma.VmaEntry {
-	flags, status := e.GetFlags(), e.GetStatus()
 	for _, f := range []struct {
 		set          bool
 		flag, status uint32
@@ -149,16 +149,16 @@ func (m *Mapping) fill(e *vma.VmaEntry) *vma.VmaEntry {
 		{m.Heap, 0, images.VMAHeap}, {m.Stack, 0, images.VMAStack},
 	} {
 		if f.set {
-			flags, status = flags|f.flag, status|f.status
+			r.flags, r.status = r.flags|f.flag, r.status|f.status
 		}
 	}
-	e.Start, e.End, e.Pgoff = proto.Uint64(m.Start), proto.Uint64(m.End), proto.Uint64(m.Offset)
-	e.Prot, e.Flags, e.Status = proto.Uint32(m.Prot), proto.Uint32(flags), proto.Uint32(status)
-	e.Fd = proto.Int64(-1)
-	if m.Marks.Advice != 0 {
-		e.Madv = proto.Uint64(m.Marks.Advice)
+	e := &r.VmaEntry
+	e.Start, e.End, e.Pgoff, e.Shmid = &r.start, &r.end, &r.pgoff, &r.shmid
+	e.Prot, e.Flags, e.Status, e.Fd, e.Fdflags = &r.prot, &r.flags, &r.status, &r.fd, &r.fdflags
+	if r.madv != 0 {
+		e.Madv = &r.madv
 	}
-	return e
+	return e, nil
 }
 
 // A NamedRange is private memory to which the program gave a name.

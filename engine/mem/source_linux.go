@@ -82,9 +82,11 @@ func (s *Source) addWhole(more []Range) {
 // Restart makes the next round send everything: the destination lost what it had, or a round failed half-way.
 func (s *Source) Restart() {
 	s.sent.distrust()
+	all := make([]Range, 0, len(s.vmas))
 	for _, v := range s.vmas {
-		s.addWhole([]Range{{v.GetStart(), v.GetEnd()}})
+		all = append(all, Range{v.GetStart(), v.GetEnd()})
 	}
+	s.addWhole(all)
 }
 
 // Final is a Round of a stopped program: nothing may be left over.

@@ -143,7 +143,7 @@ func (u *userfault) collect(a Area, sent *Digest) (_ []Extent, registered bool, 
 // scanner asks PAGEMAP_SCAN about areas.
 type scanner struct {
 	pagemap *os.File
-	regions [4096]region
+	regions [1024]region
 }
 
 // collect reports the pages of an area; flags are those of the scan.
