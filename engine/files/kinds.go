@@ -107,6 +107,8 @@ func complete(e *fdinfo.FileEntry) bool {
 		return e.Sgfd != nil
 	case fdinfo.FdTypes_TIMERFD:
 		return e.Tfd != nil
+	case fdinfo.FdTypes_FIFO:
+		return e.Fifo != nil && e.Reg != nil
 	case fdinfo.FdTypes_PIDFD:
 		return e.Pidfd != nil
 	}

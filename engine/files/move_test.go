@@ -127,6 +127,14 @@ func setupPipe(h *half) {
 	h.must(unix.Close(106))
 	fd, err := unix.Open("/proc/self/fd/100", unix.O_RDWR, 0)
 	h.at(fd, 108, err)
+	fifo := filepath.Join(h.dir, "fifo")
+	h.must(unix.Mkfifo(fifo, 0o600))
+	fd, err = unix.Open(fifo, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	h.at(fd, 110, err)
+	fd, err = unix.Open(fifo, unix.O_WRONLY|unix.O_APPEND, 0)
+	h.at(fd, 111, err)
+	_, err = unix.Write(111, []byte("by path"))
+	h.must(err)
 }
 
 func verifyPipe(h *half) {
@@ -146,6 +154,11 @@ func verifyPipe(h *half) {
 	h.expectRead(102, "two")
 	h.expectRead(102, "three")
 	h.expectFlags(103, unix.O_WRONLY|unix.O_DIRECT, unix.O_ACCMODE|unix.O_DIRECT)
+	h.expectFlags(110, unix.O_RDONLY|unix.O_NONBLOCK, unix.O_ACCMODE|unix.O_NONBLOCK)
+	h.expectFlags(111, unix.O_WRONLY|unix.O_APPEND, unix.O_ACCMODE|unix.O_NONBLOCK|unix.O_APPEND)
+	h.expectRead(110, "by path")
+	h.must(unix.Close(111))
+	h.expectRead(110, "")
 	h.expectRead(104, "last")
 	h.expectRead(104, "")
 	_, err = unix.Write(107, []byte("x"))

@@ -154,7 +154,7 @@ func (dm *Dumper) neededOf(s *snapshot) []Needed {
 			seen[n.Path] = true
 			out = append(out, n)
 		}
-		if d.kind != kindRegular && d.kind != kindDirectory && d.kind != kindPath && d.kind != kindDeleted {
+		if d.kind != kindRegular && d.kind != kindDirectory && d.kind != kindPath && d.kind != kindDeleted && d.kind != kindFifo {
 			continue
 		}
 		name, ok := inRoot(d.path(), d.root)

@@ -138,29 +138,31 @@ func dumpPipe(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 	id := uint32(d.stat.Ino)
 	if !r.pipes[id] {
 		r.pipes[id] = true
-		if err := r.pipeContents(id, d); err != nil {
+		blob, err := pipeContents(r.snap, d)
+		if err != nil {
 			return nil, err
 		}
+		r.blob(pipeBlob(id), blob)
 	}
 	return &fdinfo.FileEntry{Pipe: &pipe.PipeEntry{Id: proto.Uint32(d.id), PipeId: proto.Uint32(id), Flags: proto.Uint32(uint32(d.flags)), Fown: owner}}, nil
 }
 
-func (r *dump) pipeContents(id uint32, d *description) error {
+// pipeContents is the blob of a pipe or FIFO.
+func pipeContents(s *snapshot, d *description) ([]byte, error) {
 	size, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETPIPE_SZ, 0)
 	if err != nil {
-		return fmt.Errorf("F_GETPIPE_SZ: %w", err)
+		return nil, fmt.Errorf("F_GETPIPE_SZ: %w", err)
 	}
 	blob := binary.LittleEndian.AppendUint32(nil, uint32(size))
-	read, write := ends(r.snap, d)
-	if read != nil {
-		msgs, err := peekPipe(read.fd, size, write != nil && write.flags&unix.O_DIRECT != 0)
-		if err != nil {
-			return fmt.Errorf("contents of pipe %d: %w", id, err)
-		}
-		blob = append(blob, sock.EncodeQueue(msgs)...)
+	read, write := ends(s, d)
+	if read == nil {
+		return blob, nil
 	}
-	r.blob(pipeBlob(id), blob)
-	return nil
+	msgs, err := peekPipe(read.fd, size, write != nil && write.flags&unix.O_DIRECT != 0)
+	if err != nil {
+		return nil, fmt.Errorf("contents of pipe %d: %w", d.stat.Ino, err)
+	}
+	return append(blob, sock.EncodeQueue(msgs)...), nil
 }
 
 // peekPipe reads a pipe without consuming it: tee(2) lends its buffers to a pipe of our own.
@@ -243,36 +245,13 @@ func (r *Restorer) pipe(id uint32, packets bool) (*pipePair, error) {
 	if p := r.pipes[id]; p != nil {
 		return p, nil
 	}
-	blob := r.cp.Blobs[pipeBlob(id)]
-	if len(blob) < 4 {
-		return nil, fmt.Errorf("blob %s of %d bytes has no capacity", pipeBlob(id), len(blob))
-	}
-	size := int(binary.LittleEndian.Uint32(blob))
-	msgs, err := sock.DecodeQueue(blob[4:])
-	if err != nil {
-		return nil, fmt.Errorf("blob %s: %w", pipeBlob(id), err)
-	}
 	p := &pipePair{}
 	if err := unix.Pipe2(p.fd[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("pipe: %w", err)
 	}
 	r.pipes[id] = p
-	have, err := unix.FcntlInt(uintptr(p.fd[1]), unix.F_GETPIPE_SZ, 0)
-	if err == nil && have != size {
-		_, err = unix.FcntlInt(uintptr(p.fd[1]), unix.F_SETPIPE_SZ, size)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("capacity of %d bytes (/proc/sys/fs/pipe-max-size): %w", size, err)
-	}
-	if packets || len(msgs) > 1 {
-		if _, err := unix.FcntlInt(uintptr(p.fd[1]), unix.F_SETFL, unix.O_NONBLOCK|unix.O_DIRECT); err != nil {
-			return nil, fmt.Errorf("packet mode: %w", err)
-		}
-	}
-	for _, m := range msgs {
-		if n, err := unix.Write(p.fd[1], m.Data); err != nil || n < len(m.Data) {
-			return nil, fmt.Errorf("%d of %d bytes fit into pipe %d: %w", n, len(m.Data), id, err)
-		}
+	if err := fillPipe(p.fd[1], r.cp.Blobs[pipeBlob(id)], packets); err != nil {
+		return nil, fmt.Errorf("blob %s: %w", pipeBlob(id), err)
 	}
 	for _, fd := range p.fd {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0); err != nil {

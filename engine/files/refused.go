@@ -16,7 +16,6 @@ var (
 	kindSecret = &Kind{Name: "secret memory", Note: "it is memory that this program may not read (memfd_secret)", match: func(d *description) bool {
 		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/secretmem")
 	}}
-	kindFifo = &Kind{Name: "FIFO", Note: "it is a named pipe", match: func(d *description) bool { return d.format() == unix.S_IFIFO }}
 
 	kindInotify     = anonKind("inotify", "it watches files of this host (inotify)", "inotify", "")
 	kindFanotify    = anonKind("fanotify", "it watches file systems of this host (fanotify)", "[fanotify]", "")

@@ -42,6 +42,7 @@ type Restorer struct {
 	kinds   map[uint32]*Kind
 	homes   map[uint32]home
 	pipes   map[uint32]*pipePair
+	fifos   map[uint32]int // descriptors of FIFOs while they are being made, by the id of their first record
 	bound   []boundPath
 	ghosts  map[uint32]int // descriptors of deleted files, by the id of their first record
 	mu      sync.Mutex     // over held, which connections that are restored side by side write
@@ -58,7 +59,7 @@ type home struct{ vpid, fd int }
 // NewRestorer checks the records against each other; it touches nothing yet.
 func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 	r := &Restorer{cp: cp, env: env, files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
-		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, ghosts: map[uint32]int{}, fresh: map[uint32]*os.File{},
+		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, ghosts: map[uint32]int{}, fifos: map[uint32]int{}, fresh: map[uint32]*os.File{},
 		tables: map[int]map[int]uint32{}, holders: map[uint32][]int{}}
 	for _, p := range cp.Processes {
 		table := make(map[int]uint32, len(p.FDs))
@@ -291,7 +292,7 @@ func (r *Restorer) Close() error {
 	return errors.Join(errs...)
 }
 
-// closeSpares closes ends of pipes that no descriptor holds.
+// closeSpares closes ends of pipes and FIFOs that no descriptor holds.
 func (r *Restorer) closeSpares() error {
 	var errs []error
 	for id, p := range r.pipes {
@@ -299,5 +300,11 @@ func (r *Restorer) closeSpares() error {
 			errs = append(errs, fmt.Errorf("pipe %d: %w", id, err))
 		}
 	}
+	for id, fd := range r.fifos {
+		if err := unix.Close(fd); err != nil {
+			errs = append(errs, fmt.Errorf("close FIFO %d: %w", id, err))
+		}
+	}
+	r.fifos = map[uint32]int{}
 	return errors.Join(errs...)
 }
