@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine/procfs"
+	"migrate/engine/remote"
 )
 
 // Securebits (include/uapi/linux/securebits.h).
@@ -107,7 +108,7 @@ func restoreCreds(r *restorer) error {
 	step("supplementary groups", unix.SYS_SETGROUPS, len(c.GetGroups()), b.Bytes(groups))
 	step("group ids", unix.SYS_SETRESGID, c.GetGid(), c.GetEgid(), c.GetSgid())
 	step("user ids", unix.SYS_SETRESUID, c.GetUid(), c.GetEuid(), c.GetSuid())
-	// These two report no error; checkCreds looks at the result.
+	// These two report no error; checkCreds asks for the result.
 	b.Try(unix.SYS_SETFSGID, c.GetFsgid())
 	b.Try(unix.SYS_SETFSUID, c.GetFsuid())
 	step("inheritable capabilities", unix.SYS_CAPSET, b.Bytes(capHeader()), b.Bytes(capData(have.permitted, have.permitted, inh)))
@@ -137,35 +138,55 @@ func restoreCreds(r *restorer) error {
 		}
 		step("dumpable flag", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, dumpable, 0, 0, 0)
 	}
-	r.then(func() error { return checkCreds(r, c) })
+	r.checkCreds(c)
 	return nil
 }
 
-// checkCreds compares what came out with what was asked for: a wrong credential must never run.
-func checkCreds(r *restorer, c *creds.CredsEntry) error {
-	s, err := r.FS.ThreadStatus(r.caller.PID(), r.tid())
-	if err != nil {
-		return err
-	}
+// checkCreds lets the thread say what came out and compares it with what was asked for: a wrong credential must never
+// run. The calls that set ambient and bounding capabilities say by themselves whether they did.
+func (r *restorer) checkCreds(c *creds.CredsEntry) {
 	type check struct {
-		name      string
-		got, want uint64
+		name string
+		word *remote.Data
+		at   int
+		want uint32
 	}
-	for _, x := range []check{
-		{"effective user id", uint64(s.UID[1]), uint64(c.GetEuid())}, {"filesystem user id", uint64(s.UID[3]), uint64(c.GetFsuid())},
-		{"effective group id", uint64(s.GID[1]), uint64(c.GetEgid())}, {"filesystem group id", uint64(s.GID[3]), uint64(c.GetFsgid())},
-		{"inheritable capabilities", uint64(s.CapInh), capSet(c.GetCapInh())}, {"permitted capabilities", uint64(s.CapPrm), capSet(c.GetCapPrm())},
-		{"effective capabilities", uint64(s.CapEff), capSet(c.GetCapEff())}, {"ambient capabilities", uint64(s.CapAmb), capSet(c.GetCapAmb())},
-	} {
-		if x.got != x.want {
-			return fmt.Errorf("credentials: %s: 0x%x instead of 0x%x", x.name, x.got, x.want)
+	var checks []check
+	b := r.batch
+	ask := func(nr int, names []string, want []uint32) {
+		var args []any
+		for i, name := range names {
+			d := b.Buffer(4)
+			args = append(args, d)
+			checks = append(checks, check{name, d, 0, want[i]})
 		}
+		b.Call(nr, args...)
 	}
-	// A capability that this host does not have at all cannot be bounded; more than was had must not be.
-	if more := uint64(s.CapBnd) &^ capSet(c.GetCapBnd()); more != 0 {
-		return fmt.Errorf("credentials: bounding set: 0x%x too much", more)
+	ask(unix.SYS_GETRESUID, []string{"user id", "effective user id", "saved user id"}, []uint32{c.GetUid(), c.GetEuid(), c.GetSuid()})
+	ask(unix.SYS_GETRESGID, []string{"group id", "effective group id", "saved group id"}, []uint32{c.GetGid(), c.GetEgid(), c.GetSgid()})
+	caps := b.Buffer(24)
+	b.Call(unix.SYS_CAPGET, b.Bytes(capHeader()), caps)
+	for i := range 2 {
+		checks = append(checks,
+			check{"effective capabilities", caps, 12 * i, c.GetCapEff()[i]}, check{"permitted capabilities", caps, 12*i + 4, c.GetCapPrm()[i]},
+			check{"inheritable capabilities", caps, 12*i + 8, c.GetCapInh()[i]})
 	}
-	return nil
+	const keep = 1<<32 - 1 // no id: the call only answers
+	fsuid, fsgid := b.Call(unix.SYS_SETFSUID, keep), b.Call(unix.SYS_SETFSGID, keep)
+	r.then(func() error {
+		for _, x := range checks {
+			if got := binary.LittleEndian.Uint32(x.word.Bytes()[x.at:]); got != x.want {
+				return fmt.Errorf("credentials: %s: 0x%x instead of 0x%x", x.name, got, x.want)
+			}
+		}
+		if v, err := fsuid.Value(); err != nil || uint32(v) != c.GetFsuid() {
+			return fmt.Errorf("credentials: filesystem user id: %d instead of %d, %v", v, c.GetFsuid(), err)
+		}
+		if v, err := fsgid.Value(); err != nil || uint32(v) != c.GetFsgid() {
+			return fmt.Errorf("credentials: filesystem group id: %d instead of %d, %v", v, c.GetFsgid(), err)
+		}
+		return nil
+	})
 }
 
 // capHeader is struct __user_cap_header_struct for the calling thread.

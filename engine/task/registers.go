@@ -57,7 +57,8 @@ func (d *dumper) signalToHandle() bool {
 // must be gone, all threads of the process stopped, and the memory in place; afterwards the thread only needs to be
 // detached. With its last thread, a process that was stopped by a signal is made to stop again when it is detached.
 func RestoreRegisters(ctx context.Context, t *Target, tid int, img *images.Thread) error {
-	if err := restoreRegisters(ctx, t, tid, img); err != nil {
+	err := t.Tracer.OnThread(ctx, func(ctx context.Context) error { return restoreRegisters(ctx, t, tid, img) })
+	if err != nil {
 		return err
 	}
 	if t.complete++; t.complete < len(t.Image.Threads) {

@@ -359,6 +359,10 @@ func (r *restorer) require(res *remote.Result, format string, args ...any) {
 // limits the whole process; all other threads must exist by then, since timers may notify them. Memory and
 // descriptors of the process must be in place.
 func RestoreThread(ctx context.Context, t *Target, caller remote.Caller, img *images.Thread) error {
+	return t.Tracer.OnThread(ctx, func(ctx context.Context) error { return restoreThread(ctx, t, caller, img) })
+}
+
+func restoreThread(ctx context.Context, t *Target, caller remote.Caller, img *images.Thread) error {
 	r := &restorer{ctx: ctx, Target: t, caller: caller, thread: img, leader: img == t.Image.Leader(), batch: &remote.Batch{}}
 	if err := t.learn(caller); err != nil {
 		return err
