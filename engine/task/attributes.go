@@ -213,10 +213,10 @@ func dumpStopped(d *dumper) error {
 	return nil
 }
 
-// stopBeforeDetach makes a process that was stopped by a signal stop again. All its threads have their registers and
+// StopBeforeDetach makes a process that was stopped by a signal stop again. All its threads have their registers and
 // are held by ptrace; each takes the signal, before it runs anything, when it is detached (and thawed). The parent is
-// told of the stop once more.
-func stopBeforeDetach(pid int, img *images.Process) error {
+// told of the stop once more. RestoreRegisters calls it with the last thread of a process; to call it again does no harm.
+func StopBeforeDetach(pid int, img *images.Process) error {
 	if img.Leader().GetCore().GetTc().GetTaskState() != images.TaskStopped {
 		return nil
 	}

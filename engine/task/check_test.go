@@ -195,7 +195,7 @@ func TestStopped(t *testing.T) {
 	h.say("plain")
 	h.line()
 	h.stop(ctx)
-	if err := stopBeforeDetach(h.pid(), p); err != nil {
+	if err := StopBeforeDetach(h.pid(), p); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range h.states {

@@ -64,7 +64,7 @@ func RestoreRegisters(ctx context.Context, t *Target, tid int, img *images.Threa
 	if t.complete++; t.complete < len(t.Image.Threads) {
 		return nil
 	}
-	return stopBeforeDetach(t.Proc.PID, t.Image)
+	return StopBeforeDetach(t.Proc.PID, t.Image)
 }
 
 func restoreRegisters(ctx context.Context, t *Target, tid int, img *images.Thread) error {
