@@ -65,6 +65,9 @@ func dial(cred *pki.Credentials, name, address string) (*grpc.ClientConn, error)
 // silence is after how long without an acknowledgement a connection counts as lost.
 const silence = 4 * time.Second
 
+// Dial connects for the servers of the cluster beside the agent, as the agent itself does.
+func Dial(ctx context.Context, _, address string) (net.Conn, error) { return dialTCP(ctx, address) }
+
 // dialTCP connects, such that a peer that vanishes is noticed within some seconds (tcp(7), TCP_USER_TIMEOUT).
 func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: time.Second, Count: 2}}

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +22,7 @@ import (
 	"migrate/agent/workload"
 	"migrate/engine"
 	"migrate/engine/dump"
+	"migrate/engine/files"
 	"migrate/engine/procfs"
 	"migrate/pagexfer"
 )
@@ -73,9 +76,27 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 			}
 		}
 	}
+	if reply.Requirements.Extra, err = openFiles(ctx, opts, tree); err != nil {
+		return nil, planError(err)
+	}
 	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), needed
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
 	return reply, nil
+}
+
+// extraNeeds is what agents tell each other beside the requirements.
+type extraNeeds struct {
+	Files []files.Needed `json:"files"`
+}
+
+// openFiles lists the files that the copy will have to open.
+func openFiles(ctx context.Context, opts dump.Options, tree []*engine.Process) (_ []byte, err error) {
+	d := files.NewDumper(files.Options{External: opts.External})
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if _, err := d.Check(ctx, tree); err != nil {
+		return nil, err
+	}
+	return json.Marshal(extraNeeds{Files: d.Needed()})
 }
 
 // needed are the kernel features without which a copy cannot be built, as engine/kernel names them.
@@ -213,6 +234,15 @@ func (a *Agent) PlanDestination(_ context.Context, req *agentapi.PlanDestination
 			block("file", f.GetPath(), "install the same version there", "%s", why)
 		}
 	}
+	var extra extraNeeds
+	if b := needs.GetExtra(); len(b) > 0 {
+		if err := json.Unmarshal(b, &extra); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "what the tree needs: %v", err)
+		}
+	}
+	for _, err := range files.Precheck("/", extra.Files) {
+		block("file", "open file", "", "%v", err)
+	}
 	for _, e := range a.host.set.Named(req.GetWorkload()) {
 		if req.GetWorkload() != "" && !a.over(e) {
 			block("workload", req.GetWorkload(), "", "a copy of %s is here already", req.GetWorkload())
@@ -234,10 +264,24 @@ func (a *Agent) planAddresses(addresses []string, block func(kind, where, remedy
 			block("address", s, "", "%v", err)
 		case a.host.ports == nil:
 			block("address", s, "", "the host's network cannot be changed by its agent")
+		case ownAddress(p.Addr()):
+			block("address", s, "take it off this host's device", "the address is in use there: it is one of the host's own")
 		case !a.onLink(p):
 			block("address", s, "", "the host has no address in the network %v, so its link does not reach the workload's clients", p.Masked())
 		}
 	}
+}
+
+// ownAddress says that a device of this host has the address.
+func ownAddress(a netip.Addr) bool {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return false // building the port will say so
+	}
+	return slices.ContainsFunc(list, func(x net.Addr) bool {
+		p, err := netip.ParsePrefix(x.String())
+		return err == nil && p.Addr().Unmap() == a.Unmap()
+	})
 }
 
 // onLink says that the host has an address in the same network.

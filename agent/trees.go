@@ -21,6 +21,7 @@ import (
 	clusterapi "migrate/coordinator/api"
 	"migrate/engine"
 	"migrate/engine/dump"
+	"migrate/engine/files"
 	"migrate/engine/images"
 	"migrate/engine/kernel"
 	"migrate/engine/mem"
@@ -141,6 +142,13 @@ func (s sink) Send(ctx context.Context, space uint32, runs []mem.Run, data []byt
 func (s *source) Round(ctx context.Context, to move.PageSink) (move.RoundStats, error) {
 	st, err := s.src.Round(ctx, sink{to})
 	return move.RoundStats{Pages: st.Pages, ZeroPages: st.ZeroPages, Scan: st.ScanDuration, DirtyAfter: -1}, err
+}
+
+// Pending counts connections that a freeze cannot carry.
+func (s *source) Pending(ctx context.Context) (n int, err error) {
+	d := files.NewDumper(files.Options{})
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return d.Pending(ctx, s.src.Processes())
 }
 
 func (s *source) Freeze(ctx context.Context) error { return s.src.Freeze(ctx) }
@@ -312,15 +320,19 @@ type heldTree struct {
 }
 
 // Thaw lets the tree run. Its sockets may still be in repair, as the agent that died has left them.
-func (t *heldTree) Thaw(context.Context) error {
+func (t *heldTree) Thaw(ctx context.Context) error {
 	pids, err := t.cgroup.Processes()
 	if err != nil {
 		return err
 	}
+	tree := make([]*engine.Process, 0, len(pids))
 	for _, pid := range pids {
-		if err := leaveRepair(pid); err != nil {
-			return err
-		}
+		tree = append(tree, &engine.Process{PID: pid})
+	}
+	d := files.NewDumper(files.Options{})
+	_, err = d.Recover(ctx, tree)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return err
 	}
 	return t.cgroup.Thaw()
 }
@@ -334,50 +346,6 @@ func (t *heldTree) Destroy(ctx context.Context) error {
 		return err
 	}
 	return removeCgroup(filepath.Dir(t.cgroup.Path()))
-}
-
-// leaveRepair takes the TCP sockets of a stopped process out of repair (tcp(7), TCP_REPAIR).
-func leaveRepair(pid int) error {
-	fds, err := procfs.Host.FDs(pid)
-	if errors.Is(err, procfs.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
-	}
-	defer func() { _ = unix.Close(pidfd) }()
-	for _, fd := range fds {
-		if link, err := procfs.Host.Link(pid, "fd", fd); err != nil || len(link) < 8 || link[:8] != "socket:[" {
-			continue // closed meanwhile, or no socket
-		}
-		if err := leaveRepairOne(pidfd, fd); err != nil {
-			return fmt.Errorf("pid %d, fd %d: %w", pid, fd, err)
-		}
-	}
-	return nil
-}
-
-func leaveRepairOne(pidfd, fd int) error {
-	own, err := unix.PidfdGetfd(pidfd, fd, 0)
-	if errors.Is(err, unix.EBADF) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("pidfd_getfd: %w", err)
-	}
-	defer func() { _ = unix.Close(own) }()
-	on, err := unix.GetsockoptInt(own, unix.IPPROTO_TCP, unix.TCP_REPAIR)
-	if err != nil || on == 0 {
-		return nil //nolint:nilerr // no TCP socket
-	}
-	if err := unix.SetsockoptInt(own, unix.IPPROTO_TCP, unix.TCP_REPAIR, 0); err != nil {
-		return fmt.Errorf("TCP_REPAIR: %w", err)
-	}
-	return nil
 }
 
 // savedTCP decodes the TCP connections of a checkpoint.

@@ -115,7 +115,7 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 	if c.Server {
 		s, err := coordinator.Start(ctx, coordinator.Config{
 			Name: c.Name, Bind: c.Bind, Ports: coordinator.Ports{Control: c.Ports.Control, Raft: c.Ports.Raft, Gossip: c.Ports.Gossip},
-			Servers: c.Servers, BootstrapExpect: c.BootstrapExpect, DataDir: c.DataDir, TLS: cred, Log: log,
+			Servers: c.Servers, BootstrapExpect: c.BootstrapExpect, DataDir: c.DataDir, TLS: cred, Log: log, Dialer: agent.Dial,
 		})
 		if err != nil {
 			return err

@@ -140,7 +140,7 @@ func (s *source) linkError(ctx context.Context) error {
 	select {
 	case <-s.sender.Failed():
 		_, err := s.sender.Flush(context.WithoutCancel(ctx)) // returns the reason at once
-		return err
+		return fmt.Errorf("the pages to %s: %w", s.peerNode.GetName(), err)
 	default:
 		return context.Cause(ctx)
 	}
@@ -207,13 +207,21 @@ func (s *source) round(ctx context.Context, c *copier) error {
 	c.progress.begin(s.tree.Resident())
 	stats, err := s.tree.Round(ctx, c.progress.counting(s.sender))
 	if err != nil {
-		return errors.Join(err, s.senderError())
+		return s.better(err)
 	}
 	if _, err := s.sender.Flush(ctx); err != nil {
 		return err
 	}
 	c.progress.end(stats, time.Since(start), s.sender.Stats(), false)
 	return nil
+}
+
+// better is the page stream's own error, if it has failed, in the place of one that follows from it.
+func (s *source) better(err error) error {
+	if e := s.senderError(); e != nil {
+		return e
+	}
+	return err
 }
 
 func (s *source) senderError() error {

@@ -61,6 +61,8 @@ type Source interface {
 	Layout(ctx context.Context) ([]byte, error)
 	// Round sends what was written since the round before. A round that fails leaves its pages dirty.
 	Round(ctx context.Context, sink PageSink) (RoundStats, error)
+	// Pending counts connections that wait to be accepted or are being opened: a freeze cannot carry them.
+	Pending(ctx context.Context) (int, error)
 	// Freeze stops every thread.
 	Freeze(ctx context.Context) error
 	// Final sends the last pages and returns the state (images.Checkpoint, marshalled).
@@ -100,6 +102,7 @@ type Skeleton interface {
 // outlive the agent.
 type Port interface {
 	Arm(ctx context.Context) error
+	ShutNew() error
 	ShutIngress() error
 	ShutEgress() error
 	// Take returns what was captured since the last call, in order; it does not wait.

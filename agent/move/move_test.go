@@ -85,7 +85,7 @@ func TestFaultsBeforeTheVote(t *testing.T) {
 
 // An attempt that fails while the tree is frozen thaws it, gives the frames back, and the next one succeeds.
 func TestAFailedAttemptThawsAndIsTriedAgain(t *testing.T) {
-	for _, step := range []string{"freeze", "final", "hold", "shut egress"} {
+	for _, step := range []string{"shut new", "shut ingress", "freeze", "final", "hold", "shut egress"} {
 		t.Run(step, func(t *testing.T) {
 			w := newWorld(t)
 			h := w.hosts[handoff.RoleSource]
@@ -108,7 +108,11 @@ func TestAFailedAttemptThawsAndIsTriedAgain(t *testing.T) {
 				t.Errorf("after the attempt copies %v run", r)
 			}
 			w.awaitPhase(handoff.PhaseReleased)
-			if step != "freeze" {
+			if step == "shut new" {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				inOrder(t, w.trace, "source shut new", "source open ingress", "log commit")
+			} else if step != "freeze" && step != "shut ingress" {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				inOrder(t, w.trace, "source shut ingress", "source thaw", "source open egress", "source deliver frame", "source open ingress")

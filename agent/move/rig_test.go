@@ -422,9 +422,10 @@ func (s *fakeSource) Track(context.Context) error { return s.tr.host.err("track"
 func (s *fakeSource) Layout(context.Context) ([]byte, error) {
 	return fmt.Appendf(nil, "layout %d", s.tr.rounds/2), nil
 }
-func (s *fakeSource) Resident() uint64 { return 1000 }
-func (s *fakeSource) Tracker() string  { return "hash" }
-func (s *fakeSource) Close() error     { return s.tr.host.err("close") }
+func (s *fakeSource) Pending(context.Context) (int, error) { return 0, nil }
+func (s *fakeSource) Resident() uint64                     { return 1000 }
+func (s *fakeSource) Tracker() string                      { return "hash" }
+func (s *fakeSource) Close() error                         { return s.tr.host.err("close") }
 func (s *fakeSource) Digest(context.Context) ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(nil, s.tr.state), s.tr.host.err("digest")
 }
@@ -518,6 +519,7 @@ type fakePort struct {
 }
 
 func (p *fakePort) Arm(context.Context) error { return p.h.err("arm") }
+func (p *fakePort) ShutNew() error            { return p.h.err("shut new") }
 func (p *fakePort) ShutIngress() error {
 	p.mu.Lock()
 	p.captured = true

@@ -290,18 +290,20 @@ func (s *source) prepare(ctx context.Context) error {
 // thaw ends whatever holds the tree still. Frames that were captured meanwhile are given back to it.
 func (s *source) thaw(ctx context.Context) error {
 	s.work.stop(errSuperseded)
-	if s.held == nil || s.tree != nil && s.stopped.IsZero() {
-		return nil // it was never stopped
+	if s.held == nil {
+		return nil // it was never opened
 	}
-	if err := s.held.Thaw(ctx); err != nil {
-		return fmt.Errorf("letting the tree run: %w", err)
+	if s.tree == nil || !s.stopped.IsZero() { // else it was never stopped
+		if err := s.held.Thaw(ctx); err != nil {
+			return fmt.Errorf("letting the tree run: %w", err)
+		}
 	}
 	if !s.stopped.IsZero() {
 		s.frozen += time.Since(s.stopped)
 		s.stopped = time.Time{}
 		s.view.set(func(v *view) { v.frozen = s.frozen })
 	}
-	if s.port == nil {
+	if s.port == nil || s.tree != nil && !s.shut {
 		return nil
 	}
 	return s.reopen()
@@ -317,6 +319,7 @@ func (s *source) reopen() error {
 	if err := errors.Join(err, s.port.OpenIngress()); err != nil {
 		return fmt.Errorf("opening the tree's port: %w", err)
 	}
+	s.shut = false
 	return nil
 }
 

@@ -64,6 +64,10 @@ func (s *source) shutIn(ctx context.Context) error {
 	if err := s.port.Arm(ctx); err != nil {
 		return err
 	}
+	s.shut = true
+	if err := s.emptyQueues(ctx); err != nil {
+		return err
+	}
 	if s.frames, err = s.peer.forward(s.ctx, s.port, s.session(s.loop.state.Ref.Attempt)); err != nil {
 		return err
 	}
@@ -72,6 +76,29 @@ func (s *source) shutIn(ctx context.Context) error {
 		return fmt.Errorf("shutting the tree's port: %w", err)
 	}
 	return nil
+}
+
+const (
+	// queueTime is how long the program gets to accept the connections that wait for it.
+	queueTime = 50 * time.Millisecond
+	queueLook = time.Millisecond
+)
+
+// emptyQueues keeps new connections out, the program still running, until it has accepted those that wait. Their first
+// segments are captured. What is not accepted in time is left to the freeze, which refuses it.
+func (s *source) emptyQueues(ctx context.Context) error {
+	if err := s.port.ShutNew(); err != nil {
+		return fmt.Errorf("shutting the tree's port to new connections: %w", err)
+	}
+	for end := time.Now().Add(queueTime); ; {
+		n, err := s.tree.Pending(ctx)
+		if err != nil || n == 0 || time.Now().After(end) {
+			return err
+		}
+		if !pause(ctx, queueLook) { // the kernel tells nobody that a queue has become empty
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // finish sends the rest and has the destination complete its copy. It runs beside the loop, so that an order can end it.
@@ -102,7 +129,7 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	p.begin(0)
 	checkpoint, stats, err := s.tree.Final(ctx, p.counting(s.sender))
 	if err != nil {
-		return "", errors.Join(err, s.senderError())
+		return "", s.better(err)
 	}
 	lap.mark("pages and state")
 	if s.port != nil { // until the sockets are saved and in repair, their acknowledgements may leave
