@@ -48,6 +48,7 @@ type source struct {
 	copying    *copier
 	layout     []byte // as the destination knows it
 	neighbours []byte
+	shut       bool   // the port, in whole or in part
 	spent      bool   // the destination was told to complete its copy: another attempt needs a new one
 	failures   int    // attempts that this side has ended
 	clock      offset // of the destination's monotonic clock
