@@ -60,14 +60,11 @@ func setupRefused(h *half) {
 	h.at(fd, 109, err)
 	_, err = unix.FcntlInt(109, unix.F_SETOWN, os.Getppid())
 	h.must(err)
-	h.at(4, 110, nil) // one end of a pipe of the test's
-	fd, err = unix.EpollCreate1(0)
+	h.at(4, 110, nil)              // one end of a pipe of the test's
+	fd, err = unix.EpollCreate1(0) // its target is open in the test only
 	h.at(fd, 111, err)
-	fd, err = unix.Eventfd(0, 0)
-	h.at(fd, 130, err)
-	h.must(unix.Dup3(130, 131, 0))
-	h.must(unix.EpollCtl(111, unix.EPOLL_CTL_ADD, 131, &unix.EpollEvent{Events: unix.EPOLLIN}))
-	h.must(unix.Close(131))
+	h.must(unix.EpollCtl(111, unix.EPOLL_CTL_ADD, 5, &unix.EpollEvent{Events: unix.EPOLLIN}))
+	h.must(unix.Close(5))
 	h.must(os.WriteFile(path("linked"), nil, 0o600))
 	h.must(os.Link(path("linked"), path("other")))
 	fd, err = unix.Open(path("linked"), unix.O_RDONLY, 0)
@@ -129,7 +126,13 @@ func TestCheckRefuses(t *testing.T) {
 	}
 	defer r.Close()
 	theirs := os.NewFile(uintptr(pair[1]), "pair")
-	p := start(t, "setup", "refused", t.TempDir(), nil, theirs, w)
+	e, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := os.NewFile(uintptr(e), "eventfd")
+	defer shared.Close()
+	p := start(t, "setup", "refused", t.TempDir(), nil, theirs, w, shared)
 	_, _ = theirs.Close(), w.Close()
 	d := NewDumper(Options{External: runtimeFiles(t, p)})
 	defer d.Close()

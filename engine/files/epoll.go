@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/eventpoll"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -14,15 +15,17 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine/procfs"
+	"migrate/engine/remote"
 )
 
 // A registration in an epoll set is a pair of a description and the number under which it was registered, and outlives the
-// closing of that number while the description is open elsewhere (epoll(7), Q6). It is carried when the number still means that
-// description in the first process that holds the set and has the number open. What is ready is polled anew by
-// the restore, so an edge-triggered event may be reported once more than it would have been, never once less.
+// closing of that number while the description is open elsewhere (epoll(7), Q6). When the number means something else by
+// now, or nothing, in the first process that holds the set and has the number open, a blob says which description is meant.
+// What is ready is polled anew by the restore, so an edge-triggered event may be reported once more than it would have
+// been, never once less.
 var kindEpoll = &Kind{
 	Name: "epoll", Type: fdinfo.FdTypes_EVENTPOLL, Carried: true,
-	Note:  "with its targets; not a target whose number was closed or reused while its file stayed open",
+	Note:  "with its targets, also those whose number was closed or reused while their file stayed open in the tree",
 	match: func(d *description) bool { return d.anon("[eventpoll]") },
 	check: checkEpoll, dump: dumpEpoll, open: openEpoll, inside: registerEpoll,
 }
@@ -38,8 +41,9 @@ func checkEpoll(_ context.Context, dm *Dumper, d *description) []problem {
 		}
 		out = nil
 		for n, t := range i.Epoll {
-			if target, _ := resolve(dm.current, d, i.Epoll, n); target == nil {
-				out = append(out, problem{reason: staleReason(dm.current, d, i.Epoll, n, t)})
+			if target, _ := resolve(dm.current, d, i.Epoll, n); target == nil && stale(dm.current, d, i.Epoll, n) == nil {
+				out = append(out, problem{reason: fmt.Sprintf("a target was registered as descriptor %d, which was closed or reused since; "+
+					"its file (inode %d) is still open outside of the tree or in flight", t.FD, t.Ino)})
 			}
 		}
 		if len(out) == 0 || dm.frozen {
@@ -80,17 +84,22 @@ func ordinal(all []procfs.EpollTarget, n int) int {
 	return k
 }
 
-func staleReason(s *snapshot, d *description, all []procfs.EpollTarget, n int, t procfs.EpollTarget) string {
+// stale finds the description of the n-th registration among all, when its number does not lead there.
+func stale(s *snapshot, d *description, all []procfs.EpollTarget, n int) *description {
 	for _, o := range s.list {
-		if o.stat.Ino != t.Ino {
+		if o.stat.Ino != all[n].Ino {
 			continue
 		}
-		if same, err := kcmpEpoll(os.Getpid(), o.fd, d.fd, t.FD, ordinal(all, n)); err == nil && same {
-			return fmt.Sprintf("a target was registered as descriptor %d, which was closed or reused since; its file is still open (%s)", t.FD, o.where())
+		if same, err := kcmpEpoll(os.Getpid(), o.fd, d.fd, all[n].FD, ordinal(all, n)); err == nil && same {
+			return o
 		}
 	}
-	return fmt.Sprintf("a target was registered as descriptor %d, which was closed or reused since; its file (inode %d) is still open outside of the tree or in flight", t.FD, t.Ino)
+	return nil
 }
+
+// staleBlob holds pairs of numbers (4 bytes each, little-endian): the index of a target in the record and the id of the
+// description that is meant.
+func staleBlob(id uint32) string { return fmt.Sprintf("epoll-%d", id) }
 
 func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
 	i, err := d.fdinfo()
@@ -102,9 +111,23 @@ func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, e
 		return nil, err
 	}
 	e := &eventpoll.EventpollFileEntry{Id: proto.Uint32(d.id), Flags: proto.Uint32(uint32(d.flags)), Fown: owner}
-	for _, t := range i.Epoll { // all resolved by checkEpoll, which has just run on the stopped tree
+	var closed []byte
+	for n, t := range i.Epoll {
+		target, err := resolve(r.snap, d, i.Epoll, n)
+		if err != nil {
+			return nil, err
+		}
+		if target == nil {
+			if target = stale(r.snap, d, i.Epoll, n); target == nil {
+				return nil, fmt.Errorf("target %d: its file is not open in the tree: %w", t.FD, ErrNotCarried)
+			}
+			closed = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(closed, uint32(n)), target.id)
+		}
 		e.Tfd = append(e.Tfd, &eventpoll.EventpollTfdEntry{Id: proto.Uint32(d.id), Tfd: proto.Uint32(uint32(t.FD)), Events: proto.Uint32(t.Events),
 			Data: proto.Uint64(t.Data), Dev: proto.Uint32(t.Dev), Inode: proto.Uint64(t.Ino), Pos: proto.Uint64(uint64(t.Pos))})
+	}
+	if closed != nil {
+		r.blob(staleBlob(d.id), closed)
 	}
 	return &fdinfo.FileEntry{Epfd: e}, nil
 }
@@ -145,8 +168,18 @@ func registerEpoll(in *inside, e *fdinfo.FileEntry) error {
 	if set < 0 {
 		return nil
 	}
-	for _, t := range e.Epfd.GetTfd() {
+	meant, err := in.r.staleTargets(e)
+	if err != nil {
+		return err
+	}
+	for n, t := range e.Epfd.GetTfd() {
 		tfd := int(t.GetTfd())
+		if id, ok := meant[n]; ok {
+			if err := in.registerStale(e.GetId(), set, tfd, id, epollEvent(t.GetEvents(), t.GetData())); err != nil {
+				return err
+			}
+			continue
+		}
 		switch in.r.registrar(e.GetId(), tfd) {
 		case 0:
 			return fmt.Errorf("target %d is open in no process that holds the set", tfd)
@@ -163,6 +196,79 @@ func registerEpoll(in *inside, e *fdinfo.FileEntry) error {
 		}
 		in.call(what, unix.SYS_EPOLL_CTL, set, unix.EPOLL_CTL_ADD, tfd, in.batch.Bytes(epollEvent(t.GetEvents(), t.GetData())))
 	}
+	return nil
+}
+
+// staleTargets reads the blob of a set: the record that each of those targets means.
+func (r *Restorer) staleTargets(e *fdinfo.FileEntry) (map[int]uint32, error) {
+	b := r.cp.Blobs[staleBlob(e.GetId())]
+	if len(b)%8 != 0 || len(b)/8 > len(e.Epfd.GetTfd()) {
+		return nil, fmt.Errorf("blob %s has %d bytes for %d targets", staleBlob(e.GetId()), len(b), len(e.Epfd.GetTfd()))
+	}
+	out := make(map[int]uint32, len(b)/8)
+	for ; len(b) > 0; b = b[8:] {
+		id := binary.LittleEndian.Uint32(b[4:])
+		if r.files[id] == nil {
+			return nil, fmt.Errorf("blob %s names file %d, which no descriptor holds", staleBlob(e.GetId()), id)
+		}
+		out[int(binary.LittleEndian.Uint32(b))] = id
+	}
+	return out, nil
+}
+
+// extras are the records that a process needs for a moment, to register them under numbers that mean something else.
+func (r *Restorer) extras(vpid int) (ids []uint32, err error) {
+	for _, e := range r.entries() {
+		if e.Epfd == nil || r.holders[e.GetId()][0] != vpid {
+			continue
+		}
+		meant, err := r.staleTargets(e)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range meant {
+			if !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids, nil
+}
+
+// registerStale lends the number to the target while it is registered, and then gives it back or closes it.
+func (in *inside) registerStale(epoll uint32, set, tfd int, id uint32, event []byte) error {
+	if in.r.holders[epoll][0] != in.p.VPID {
+		return nil
+	}
+	spare, ok := in.spare[id]
+	if !ok {
+		return fmt.Errorf("target %d: file %d is not at hand", tfd, id)
+	}
+	call := func(nr int, args ...any) *remote.Result {
+		c := in.second.Call(nr, args...)
+		in.steps = append(in.steps, step{c, fmt.Sprintf("register file %d as descriptor %d with epoll set %d", id, tfd, set)})
+		return c
+	}
+	var kept *remote.Result
+	var through any = set
+	if _, used := in.table[tfd]; used {
+		kept = call(unix.SYS_FCNTL, tfd, unix.F_DUPFD_CLOEXEC, 0)
+		if tfd == set {
+			through = kept
+		}
+	}
+	call(unix.SYS_DUP3, spare, tfd, 0)
+	call(unix.SYS_EPOLL_CTL, through, unix.EPOLL_CTL_ADD, tfd, in.second.Bytes(event))
+	if kept == nil {
+		call(unix.SYS_CLOSE, tfd)
+		return nil
+	}
+	flags := 0
+	if in.cloexec[tfd] {
+		flags = unix.O_CLOEXEC
+	}
+	call(unix.SYS_DUP3, kept, tfd, flags)
+	call(unix.SYS_CLOSE, kept)
 	return nil
 }
 

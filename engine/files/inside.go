@@ -26,6 +26,33 @@ type inside struct {
 	// first runs before batch; between them, as many events as harvest says are taken out of the epoll sets.
 	first   *remote.Batch
 	harvest map[uint32]int
+	// second runs after first: epoll targets whose number means something else. They are at hand under spare numbers.
+	second  *remote.Batch
+	spare   map[uint32]int // by record
+	cloexec map[int]bool   // descriptors
+}
+
+// lend gives the process the records that registerStale needs, under numbers above all of its own.
+func (in *inside) lend(push []remote.PushFile) ([]remote.PushFile, error) {
+	ids, err := in.r.extras(in.p.VPID)
+	if err != nil || len(ids) == 0 {
+		return push, err
+	}
+	next := 0
+	for fd := range in.table {
+		next = max(next, fd+1)
+	}
+	for _, e := range in.r.entries() { // a lent number must not be one that is registered
+		for _, t := range e.Epfd.GetTfd() {
+			next = max(next, int(t.GetTfd())+1)
+		}
+	}
+	for _, id := range ids {
+		in.spare[id] = next
+		push = append(push, remote.PushFile{File: in.r.files[id], FD: next, CloseOnExec: true})
+		next++
+	}
+	return push, nil
 }
 
 // step names a call of the batch, for errors.
@@ -52,6 +79,15 @@ func (in *inside) run(ctx context.Context) error {
 		}
 		if err := in.disarm(); err != nil {
 			return err
+		}
+	}
+	for _, fd := range in.spare {
+		c := in.second.Call(unix.SYS_CLOSE, fd)
+		in.steps = append(in.steps, step{c, fmt.Sprintf("close spare descriptor %d", fd)})
+	}
+	if in.second.Len() > 0 {
+		if err := in.p.Caller.Run(ctx, in.second); err != nil {
+			return in.explain(err)
 		}
 	}
 	if in.batch.Len() == 0 {

@@ -247,6 +247,21 @@ func setupEpoll(h *half) {
 	add(100, 101, unix.EPOLLIN, 1)
 	add(100, 102, unix.EPOLLIN|unix.EPOLLET, 2)
 	add(104, 100, unix.EPOLLIN, 4)
+	fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC) // its targets' numbers are reused or closed
+	h.at(fd, 105, err)
+	for i, number := range []int{110, 111, 105} {
+		fd, err = unix.Eventfd(uint(i), 0)
+		h.at(fd, 120+i, err)
+		if number == 105 {
+			h.must(unix.Dup3(105, 106, 0))
+		}
+		h.must(unix.Dup3(120+i, number, 0))
+		add(map[bool]int{false: 105, true: 106}[number == 105], number, unix.EPOLLIN, int32(10+i))
+	}
+	h.must(unix.Dup3(106, 105, unix.O_CLOEXEC))
+	h.must(unix.Close(106))
+	h.must(unix.Close(111))
+	h.must(unix.Dup3(102, 110, unix.O_CLOEXEC))
 }
 
 func verifyEpoll(h *half) {
@@ -277,6 +292,18 @@ func verifyEpoll(h *half) {
 	if e := wait(100); len(e) != 1 {
 		h.errorf("edge-triggered again: %v", e)
 	}
+	if e := wait(105); len(e) != 2 || e[11] != unix.EPOLLIN || e[12] != unix.EPOLLIN {
+		h.errorf("targets under other numbers: %v", e)
+	}
+	h.expectCloexec(105, true)
+	h.expectCloexec(110, true)
+	for _, fd := range []int{111, 123, 124, 125} {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		h.expectErr(fmt.Sprintf("descriptor %d", fd), err, unix.EBADF)
+	}
+	h.must(unix.Dup3(121, 111, 0)) // the registration is under the number that it had
+	h.expectErr("removal", unix.EpollCtl(105, unix.EPOLL_CTL_DEL, 111, nil), nil)
+	h.must(unix.Close(111))
 	h.expectErr("arm again", unix.EpollCtl(100, unix.EPOLL_CTL_MOD, 103, &unix.EpollEvent{Events: unix.EPOLLOUT, Fd: 3, Pad: 77}), nil)
 	if e := wait(100); e[3] != unix.EPOLLOUT {
 		h.errorf("armed again: %v", e)

@@ -203,16 +203,21 @@ func (r *Restorer) Install(ctx context.Context, p *engine.Process) error {
 	}
 	push := make([]remote.PushFile, 0, len(ip.FDs))
 	in := &inside{r: r, p: p, table: r.tables[p.VPID], batch: &remote.Batch{},
-		first: &remote.Batch{}, harvest: map[uint32]int{}}
+		first: &remote.Batch{}, harvest: map[uint32]int{}, second: &remote.Batch{}, spare: map[uint32]int{}, cloexec: map[int]bool{}}
 	for _, e := range ip.FDs {
 		f := r.files[e.GetId()]
 		if f == nil {
 			return fmt.Errorf("descriptor %d of process %d: file %d has not been made", e.GetFd(), p.VPID, e.GetId())
 		}
 		push = append(push, remote.PushFile{File: f, FD: int(e.GetFd()), CloseOnExec: e.GetFlags()&unix.FD_CLOEXEC != 0})
+		in.cloexec[int(e.GetFd())] = e.GetFlags()&unix.FD_CLOEXEC != 0
 	}
 	if len(push) == 0 {
 		return nil
+	}
+	push, err := in.lend(push)
+	if err != nil {
+		return fmt.Errorf("descriptors of process %d: %w", p.VPID, err)
 	}
 	if err := p.Caller.Push(ctx, push); err != nil {
 		return fmt.Errorf("descriptors of process %d: %w", p.VPID, err)
