@@ -21,6 +21,9 @@ type frozen struct {
 	stops   []ptrace.Stop      // of the threads, in their order
 	threads []task.ThreadState // their registers, as the freeze found them
 	zombie  bool               // it has ended, and its parent does not know yet
+
+	source *task.Source // after State
+	memory *ptrace.Memory
 }
 
 func isZombie(fs procfs.FS, pid int) bool {
@@ -88,13 +91,11 @@ func (s *Source) settle(ctx context.Context, tree []*engine.Process, stopped map
 		if err := f.match(); err != nil {
 			return err
 		}
-		for i, th := range p.Threads {
-			state, err := task.ReadThreadState(ctx, s.tracer, th, f.stops[i])
-			if err != nil {
-				return fmt.Errorf("pid %d: %w", p.PID, err)
-			}
-			f.threads = append(f.threads, state)
+		states, err := task.ReadThreadStates(ctx, s.tracer, p.Threads, f.stops)
+		if err != nil {
+			return fmt.Errorf("pid %d: %w", p.PID, err)
 		}
+		f.threads = states
 		list = append(list, f)
 	}
 	s.frozen = list
@@ -126,7 +127,7 @@ const restartUnlessHandled = -514
 // letGo lets the threads of a process run on as if they had never been stopped: a system call that says EINTR only because
 // of the stop is made again.
 func (s *Source) letGo(ctx context.Context, f *frozen) error {
-	var errs []error
+	errs := []error{f.close()}
 	for _, th := range f.threads {
 		if r := th.Regs; r.Restart() == arch.RestartSpurious {
 			r.SetReturn(restartUnlessHandled)
@@ -137,4 +138,14 @@ func (s *Source) letGo(ctx context.Context, f *frozen) error {
 		errs = append(errs, s.tracer.Detach(ctx, st.TID, 0))
 	}
 	return errors.Join(errs...)
+}
+
+// close gives back what State has opened.
+func (f *frozen) close() error {
+	if f.memory == nil {
+		return nil
+	}
+	err := f.memory.Close()
+	f.memory = nil
+	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
@@ -35,6 +36,7 @@ type space struct {
 	reader *mem.LayoutReader
 	source *mem.Source
 	vmas   []*vma.VmaEntry // as last described
+	names  []*imagespb.VmaName
 	caller *borrower
 }
 
@@ -58,7 +60,10 @@ func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
 		}
 		all = append(all, layout.Obstacles...)
 	}
-	return all, nil
+	outside, err := m.objects.Outside(ctx, func(pid int) bool {
+		return slices.ContainsFunc(m.source.procs, func(p *engine.Process) bool { return p.PID == pid })
+	})
+	return append(all, outside...), err
 }
 
 // Track begins to watch what the tree writes. Each process is borrowed for a moment.
@@ -96,7 +101,7 @@ func (m *memory) follow(ctx context.Context) error {
 // open starts reading, and tracking if it is asked for, of one process.
 func (m *memory) open(ctx context.Context, p *engine.Process) (_ *space, err error) {
 	sp := &space{pid: p.PID, reader: mem.NewLayoutReader(p.PID, m.objects), caller: &borrower{tracer: m.source.tracer, pid: p.PID, tid: p.PID}}
-	if sp.source, err = mem.NewSource(p.PID, uint32(p.VPID), mem.NewUserfault(sp.caller)); err != nil {
+	if sp.source, err = mem.NewSource(p.PID, uint32(p.VPID), m.tracker(sp)); err != nil {
 		return nil, err
 	}
 	err = sp.source.Start(ctx)
@@ -106,9 +111,29 @@ func (m *memory) open(ctx context.Context, p *engine.Process) (_ *space, err err
 	return sp, nil
 }
 
+// tracker is how the writes of a space are found: a stopped program makes none.
+func (m *memory) tracker(sp *space) mem.Tracker {
+	if m.source.frozen != nil {
+		return mem.NewHashes(sp.pid)
+	}
+	return mem.NewTracker(sp.caller, func(ctx context.Context, fn func() error) error {
+		if m.source.frozen != nil {
+			return fn()
+		}
+		stops, err := m.source.tracer.SeizeAll(ctx, sp.pid, 0)
+		if err == nil {
+			err = fn()
+		}
+		for _, st := range stops {
+			err = errors.Join(err, m.source.tracer.Detach(ctx, st.TID, 0))
+		}
+		return err
+	})
+}
+
 // ended tells whether an error says that a process ended.
 func ended(err error) bool {
-	return errors.Is(err, procfs.ErrGone) || errors.Is(err, ptrace.ErrGone) || errors.Is(err, remote.ErrGone)
+	return errors.Is(err, procfs.ErrGone) || errors.Is(err, ptrace.ErrGone) || errors.Is(err, remote.ErrGone) || errors.Is(err, unix.ESRCH)
 }
 
 // maxListings bounds how often a running tree is listed anew because one of its processes ended meanwhile.
@@ -185,7 +210,10 @@ func (m *memory) describe(sp *space, marks bool) error {
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", sp.pid, err)
 	}
-	sp.vmas = vmas
+	sp.vmas, sp.names = vmas, nil
+	for _, n := range layout.Names() {
+		sp.names = append(sp.names, &imagespb.VmaName{Start: n.Start, End: n.End, Name: n.Name})
+	}
 	sp.source.Follow(vmas)
 	return nil
 }
@@ -245,14 +273,6 @@ func (s *Source) Digest() mem.Sum {
 		sum = sum.Add(sp.source.Sum())
 	}
 	return sum
-}
-
-// vmas are the mappings of a process, as described last.
-func (m *memory) vmas(pid int) []*vma.VmaEntry {
-	if sp := m.spaces[pid]; sp != nil {
-		return sp.vmas
-	}
-	return nil
 }
 
 func (m *memory) close(context.Context) error {

@@ -43,8 +43,8 @@ type Source struct {
 	tracer *ptrace.Tracer
 	files  *files.Dumper
 	memory *memory
-	// restarts reads the kernel's restart blocks; nil where this kernel cannot be asked.
-	restarts *task.RestartReader
+	// asker reads what the kernel keeps of a thread; nil where this kernel cannot be asked.
+	asker *task.ThreadReader
 
 	target    Target
 	procs     []*engine.Process // as last listed
@@ -65,7 +65,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.files = files.NewDumper(files.Options{External: o.External})
 	s.memory = newMemory(s)
-	s.restarts, _ = task.OpenRestartReader() // without it the time left of some waits is not exact (see package task)
+	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }
 
@@ -80,15 +80,25 @@ func (s *Source) Processes() []*engine.Process { return s.procs }
 
 // Obstacles names everything of the tree that is not carried. The tree is not touched.
 func (s *Source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
-	if err := s.list(); err != nil {
+	for range maxListings {
+		if err := s.list(); err != nil {
+			return nil, err
+		}
+		all, err := s.obstacles(ctx)
+		if err == nil || !ended(err) {
+			return all, err
+		}
+	}
+	return nil, fmt.Errorf("the processes of the tree of pid %d end faster than they can be examined", s.target.PID)
+}
+
+func (s *Source) obstacles(ctx context.Context) ([]engine.Obstacle, error) {
+	all, err := task.CheckTree(s.fs, s.procs)
+	if err != nil {
 		return nil, err
 	}
-	var all []engine.Obstacle
 	for _, p := range s.procs {
 		list, err := task.Check(ctx, s.fs, p)
-		if errors.Is(err, procfs.ErrGone) {
-			continue
-		}
 		if err != nil {
 			return nil, err
 		}
@@ -142,6 +152,9 @@ func (s *Source) Hold(ctx context.Context) error {
 // Destroy ends the stopped or held tree. Its connections vanish without a packet.
 func (s *Source) Destroy(ctx context.Context) error {
 	var errs []error
+	for _, f := range s.frozen {
+		errs = append(errs, f.close())
+	}
 	for _, p := range s.procs {
 		errs = append(errs, kill(ctx, p.PID))
 	}
@@ -174,8 +187,8 @@ func (s *Source) Close(ctx context.Context) error {
 	if s.frozen != nil && !s.held {
 		errs = append(errs, s.Thaw(ctx))
 	}
-	if s.restarts != nil {
-		errs = append(errs, s.restarts.Close())
+	if s.asker != nil {
+		errs = append(errs, s.asker.Close())
 	}
 	return errors.Join(append(errs, s.files.Close(), s.tracer.Close())...)
 }

@@ -43,11 +43,37 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	if header.Files, err = s.memory.extras(); err != nil {
 		return nil, err
 	}
-	if err := s.files.Dump(ctx, s.procs, cp); err != nil {
+	if err := s.dumpFiles(ctx, cp); err != nil {
 		return nil, err
+	}
+	// Signals and expirations that came since the freeze, now that no thread is borrowed any more.
+	for i, f := range s.frozen {
+		if f.zombie {
+			continue
+		}
+		if err := task.CatchUp(ctx, f.source, cp.Processes[i]); err != nil {
+			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
+		}
 	}
 	cp.Inventory = images.NewInventory(cp.Processes[0].IDs, uint64(header.Clocks.GetBoottime()/1000))
 	return cp, nil
+}
+
+// dumpFiles records the descriptors. The leader of each process is borrowed for it: its own word on close-on-exec flags costs
+// a hundredth of the kernel's in /proc.
+func (s *Source) dumpFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
+	for _, f := range s.frozen {
+		if f.zombie {
+			continue
+		}
+		b := &borrower{tracer: s.tracer, pid: f.PID, tid: f.PID}
+		f.Caller = b
+		defer func() {
+			f.Caller = nil
+			err = errors.Join(err, b.giveBack())
+		}()
+	}
+	return s.files.Dump(ctx, s.procs, cp)
 }
 
 // header says where and when the state was taken. The clocks are those of the tree.
@@ -91,23 +117,26 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		return task.DumpZombie(s.fs, f.Process)
 	}
 	for i, th := range f.Threads {
-		f.threads[i].Caller = &borrower{tracer: s.tracer, pid: f.PID, tid: th.TID, brief: true}
+		if i == 0 || s.asker == nil {
+			f.threads[i].Caller = &borrower{tracer: s.tracer, pid: f.PID, tid: th.TID, brief: true}
+		}
 	}
 	memory, err := ptrace.OpenMemory(f.PID)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, memory.Close()) }()
-	src := &task.Source{
+	f.memory = memory
+	f.source = &task.Source{
 		FS: s.fs, Tracer: s.tracer, Memory: memory, Proc: f.Process, Tree: s.procs, Clocks: clocks,
 		AddPath:       func(_ context.Context, link string) (uint32, error) { return s.memory.files.addLink(s.fs, link) },
-		RestartBlocks: s.restarts,
+		RestartBlocks: s.asker,
 	}
-	img, err := task.DumpProcess(ctx, src, f.threads)
+	img, err := task.DumpProcess(ctx, f.source, f.threads)
 	if err != nil {
 		return nil, err
 	}
-	img.MM.Vmas = s.memory.vmas(f.PID)
+	sp := s.memory.spaces[f.PID]
+	img.MM.Vmas, img.Extra.VmaNames = sp.vmas, sp.names
 	// Nothing of these is shared between processes (see task.Check), so the process's own id tells them apart.
 	id := proto.Uint32(uint32(f.VPID))
 	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}

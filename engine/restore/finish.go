@@ -29,6 +29,13 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 	if len(cp.Processes) != len(s.order) {
 		return fmt.Errorf("checkpoint: %d processes, the layout has %d", len(cp.Processes), len(s.order))
 	}
+	for _, p := range s.procs {
+		if p.writer != nil {
+			if err := p.writer.Settle(); err != nil {
+				return fmt.Errorf("process %d: %w", p.VPID, err)
+			}
+		}
+	}
 	if err := s.openFiles(ctx, cp); err != nil {
 		return err
 	}
@@ -59,7 +66,8 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 		}
 	}
 	for _, img := range cp.Processes {
-		if err := s.finishRegisters(ctx, s.procs[int(img.PID)], cp, img); err != nil {
+		p := s.procs[int(img.PID)]
+		if err := s.finishRegisters(ctx, p, cp, img); err != nil {
 			return fmt.Errorf("process %d: %w", img.PID, err)
 		}
 	}
@@ -67,7 +75,7 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 }
 
 func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
-	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root})
+	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root, PID: func(vpid int) int { return s.procs[vpid].PID }})
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func (s *Skeleton) followSpace(ctx context.Context, p *process, space *images.Sp
 		old = p.space.MM.GetVmas()
 	}
 	ops := mem.Diff(old, target)
-	for chunk := range slices.Chunk(ops, maxOps) {
+	for _, chunk := range mem.Batches(ops, maxOps) {
 		if err := s.apply(ctx, p, chunk, files); err != nil {
 			return err
 		}
@@ -45,6 +45,9 @@ func (s *Skeleton) followSpace(ctx context.Context, p *process, space *images.Sp
 			return err
 		}
 		p.writer = w
+		if err := w.Accelerate(ctx, p.trap); err != nil {
+			return err
+		}
 	}
 	p.writer.Follow(target)
 	p.space = space
