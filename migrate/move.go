@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
@@ -170,23 +172,48 @@ func (m *moveFlags) watch(ctx context.Context, cmd *cobra.Command, a *api, id st
 	return last, nil
 }
 
-// watchMigration follows a migration until nothing more will happen, and returns how it ended.
+// watchMigration follows a migration until nothing more will happen, and returns how it ended. A stream ends with its
+// server or with that server's leadership; the migration does not, so the watch is taken up again, at whatever server
+// answers.
 func watchMigration(ctx context.Context, a *api, id string, view *progress) (*clusterapi.Migration, error) {
-	stream, err := a.cluster.WatchMigration(ctx, &clusterapi.WatchMigrationRequest{Id: id})
-	if err != nil {
-		return nil, err
-	}
 	var last *clusterapi.Migration
 	for {
-		ev, err := stream.Recv()
-		if errors.Is(err, io.EOF) && last != nil {
+		err := watchOnce(ctx, a, id, func(ev *clusterapi.MigrationEvent) {
+			last = ev.GetMigration()
+			view.show(ev)
+		})
+		switch {
+		case last.GetFinal():
 			return last, nil
-		}
-		if err != nil {
+		case err != nil && status.Code(err) != codes.Unavailable:
 			return nil, err
 		}
-		last = ev.GetMigration()
-		view.show(ev)
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(watchPause):
+		}
+	}
+}
+
+// watchPause is how long a watch that was broken waits before it is taken up again: an election takes longer.
+const watchPause = 100 * time.Millisecond
+
+// watchOnce follows a migration until its stream ends.
+func watchOnce(ctx context.Context, a *api, id string, show func(*clusterapi.MigrationEvent)) error {
+	stream, err := a.cluster.WatchMigration(ctx, &clusterapi.WatchMigrationRequest{Id: id})
+	if err != nil {
+		return err
+	}
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		show(ev)
 	}
 }
 

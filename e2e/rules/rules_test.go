@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"engine":              {"engine", "arch", "tcprepair"},
 	"coordinator/handoff": {},
 	"coordinator/pki":     {},
-	"coordinator/api":     {},
+	"coordinator/api":     {"agent/api"},
 	"agent/api":           {},
 	"agent/port":          {},
 	"agent":               {"agent", "engine", "pagexfer", "coordinator/handoff", "coordinator/api", "coordinator/client", "coordinator/pki"},

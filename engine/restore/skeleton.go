@@ -1,5 +1,14 @@
 //go:build linux
 
+// Package restore brings a process tree into a host: it builds a skeleton of it (processes, threads and mappings, all stopped),
+// takes its pages while the source still runs, gives it its state, holds it, and lets it run. It holds only the order of
+// things; the things are in the packages of the resources (mem, task, files).
+//
+//	Prepare -> { Follow, WritePages... }* -> Finish -> Hold -> Release -> Resume -> Close
+//	   \-------------------------------------------------> Destroy
+//
+// Until Hold, all of it dies with this program; afterwards it stands still in a frozen cgroup until somebody thaws or
+// ends it.
 package restore
 
 import (
