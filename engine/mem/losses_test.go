@@ -137,6 +137,29 @@ func TestLossOfDiscardedPages(t *testing.T) {
 	}
 }
 
+// In a private mapping of a file the protection outlives the page.
+func TestLossOfDiscardedFilePages(t *testing.T) {
+	p := startTarget(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, bytes.Repeat([]byte("file"), 1<<18), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.do(order{Op: "mmap", Addr: arena, Size: 1 << 20, Prot: rw, Flags: unix.MAP_PRIVATE | unix.MAP_FIXED, File: file})
+	p.stamp(arena, 64*PageSize, 1)
+	r := newReplica(p, p.userfault)
+	first := r.round()
+	r.round()
+	p.do(order{Op: "madvise", Addr: arena, Size: 16 * PageSize, Advice: unix.MADV_DONTNEED})
+	p.do(order{Op: "madvise", Addr: arena + 32*PageSize, Size: 16 * PageSize, Advice: unix.MADV_DONTNEED})
+	p.stamp(arena+47*PageSize, 2*PageSize, 2) // and a fault maps what is around
+	if second := r.round(); second.Pages < 32 || second.Pages > first.Pages {
+		t.Errorf("first %+v, then %+v", first, second)
+	}
+	if third := r.final(); third.Pages > 32 {
+		t.Errorf("at last %+v", third)
+	}
+}
+
 // Asking for written pages where none ever was would fill page tables with markers.
 func TestReservationCostsNothing(t *testing.T) {
 	p := startTarget(t)

@@ -18,7 +18,7 @@ import (
 // and PAGEMAP_SCAN tells, from outside, which pages are not protected, and protects them again in the same step
 // (Documentation/admin-guide/mm/pagemap.rst). Nothing happens to the program when this process ends.
 //
-// Five ways in which writes would get lost, and what is done:
+// Ways in which writes would get lost, and what is done:
 //
 //   - A scan that meets a mapping which is not registered gives EPERM, has protected what it walked before, and tells
 //     nothing of it. So each mapping is scanned alone, and after EPERM it is registered and reported whole.
@@ -27,6 +27,9 @@ import (
 //     given to a Tracker (see Objects); devices and pinned memory are obstacles.
 //   - A page that the program gave back (MADV_DONTNEED) counts as written without being present. Where pages were sent before,
 //     pages are asked for whether they are present or not; an absent one is reported as such.
+//   - In a private mapping of a file, a page that the program gave back keeps its protection, as a marker, and does not even
+//     count as written (pte_install_uffd_wp_if_needed in include/linux/mm_inline.h). Where pages of it were sent before, the
+//     scan tells of every page, and those that are not there any more are compared.
 //   - Asking so where nothing was ever populated would write a marker for each page of a reservation. There, only
 //     present pages are asked for.
 type userfault struct {
@@ -158,14 +161,13 @@ func (s *scanner) collect(a Area, sent *Digest, flags uint64) (out []Extent, err
 	}
 	q.mask |= pageWritten
 	for _, part := range parts(a.Range, sent) {
-		q.Range, q.anyOf = part.Range, 0
-		if !part.known {
-			q.anyOf = pagePresent | pageSwapped
-		}
-		if part.known && !a.File {
-			out, err = s.written(part.Range, flags, out)
-		} else {
+		switch q.Range = part.Range; {
+		case !part.known:
 			out, err = s.ask(q, out)
+		case a.File:
+			out, err = s.every(part.Range, flags, out)
+		default:
+			out, err = s.written(part.Range, flags, out)
 		}
 		if err != nil {
 			return nil, err
@@ -203,19 +205,42 @@ func (s *scanner) written(r Range, flags uint64, out []Extent) ([]Extent, error)
 	return out, nil
 }
 
+// every appends the written pages of a mapping of a file in which pages were sent before, and, as Absent, all that have no page of
+// the program's own.
+func (s *scanner) every(r Range, flags uint64, out []Extent) ([]Extent, error) {
+	q := scan{Range: r, flags: flags, wants: pageWritten | pagePresent | pageSwapped | pageFile}
+	return s.walk(q, out, func(c uint64) (State, bool) {
+		switch {
+		case c&pageFile != 0 || c&(pagePresent|pageSwapped) == 0:
+			return Absent, true
+		case c&pageWritten != 0:
+			return Written, true
+		}
+		return Absent, c&pagePresent == 0 // swapped, or a marker
+	})
+}
+
 // ask runs a query and appends what it finds.
 func (s *scanner) ask(q scan, out []Extent) ([]Extent, error) {
+	return s.walk(q, out, func(c uint64) (State, bool) {
+		if c&(pagePresent|pageSwapped) != 0 && c&pagePFNZero == 0 {
+			return Written, true
+		}
+		return Absent, true
+	})
+}
+
+// walk runs a query and appends what state makes of the categories that it finds, if it is to be reported.
+func (s *scanner) walk(q scan, out []Extent, state func(categories uint64) (State, bool)) ([]Extent, error) {
 	for q.Start < q.End {
 		n, next, err := q.run(int(s.pagemap.Fd()), s.regions[:])
 		if err != nil {
 			return nil, err
 		}
 		for _, r := range s.regions[:n] {
-			state := Absent
-			if r.categories&(pagePresent|pageSwapped) != 0 && r.categories&pagePFNZero == 0 {
-				state = Written
+			if st, report := state(r.categories); report {
+				out = append(out, Extent{r.Range, st})
 			}
-			out = append(out, Extent{r.Range, state})
 		}
 		if next <= q.Start {
 			break
