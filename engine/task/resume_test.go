@@ -65,7 +65,7 @@ func TestWaitsContinue(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s/exact=%v/twice=%v", c.how, c.exact, c.twice), func(t *testing.T) {
 			t.Parallel()
-			begun, ended := moveWait(t, c.how, c.exact, c.twice, c.wantErr)
+			begun, ended := moveWait(t, nil, c.how, c.exact, c.twice, c.wantErr)
 			slept := ended - begun
 			// What remains is the time that the program takes to say so, on a busy machine.
 			if slack := 300 * time.Millisecond; slept < 2*time.Second || slept > 2*time.Second+c.late+slack {
@@ -76,11 +76,21 @@ func TestWaitsContinue(t *testing.T) {
 	}
 }
 
+// The kernel keeps the end of a wait in the host's clock; the program, and the image, have that of its time namespace.
+func TestWaitContinuesInTimeNamespace(t *testing.T) {
+	const offset = 100_000
+	under := []string{"unshare", "--time", "--monotonic", fmt.Sprint(offset), "--boottime", fmt.Sprint(offset)}
+	begun, ended := moveWait(t, under, "nanosleep", true, false, 0)
+	if slept := ended - begun - offset*time.Second; slept < 2*time.Second || slept > 2300*time.Millisecond {
+		t.Errorf("it slept %v", slept)
+	}
+}
+
 // moveWait returns when the wait began and ended by the monotonic clock; begun is a little too early.
-func moveWait(t *testing.T, how string, exact, twice bool, wantErr unix.Errno) (begun, ended time.Duration) {
+func moveWait(t *testing.T, under []string, how string, exact, twice bool, wantErr unix.Errno) (begun, ended time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Second)
 	defer cancel()
-	a, b := start(t, "sleep"), start(t, "sleep")
+	a, b := startUnder(t, under, "sleep"), startUnder(t, under, "sleep")
 	waitAsleep(t, b.pid())
 	waitAsleep(t, a.pid())
 	begun = monotonic(t)

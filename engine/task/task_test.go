@@ -66,13 +66,20 @@ type target struct {
 
 func start(t *testing.T, args ...string) *target {
 	t.Helper()
+	return startUnder(t, nil, args...)
+}
+
+// startUnder starts the target by a command that executes it in the end.
+func startUnder(t *testing.T, under []string, args ...string) *target {
+	t.Helper()
 	needRoot(t)
 	path, err := buildTarget()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Without address randomisation two instances have the same addresses.
-	cmd := exec.Command("setarch", append([]string{"-R", path}, args...)...)
+	words := slices.Concat(under, []string{"setarch", "-R", path}, args)
+	cmd := exec.Command(words[0], words[1:]...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
