@@ -76,8 +76,8 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 			}
 		}
 	}
-	if reply.Requirements.Extra, err = openFiles(ctx, opts, tree); err != nil {
-		return nil, planError(err)
+	if reply.Requirements.Extra, err = json.Marshal(extraNeeds{Files: src.Needed()}); err != nil {
+		return nil, err
 	}
 	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), needed
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
@@ -87,16 +87,6 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 // extraNeeds is what agents tell each other beside the requirements.
 type extraNeeds struct {
 	Files []files.Needed `json:"files"`
-}
-
-// openFiles lists the files that the copy will have to open.
-func openFiles(ctx context.Context, opts dump.Options, tree []*engine.Process) (_ []byte, err error) {
-	d := files.NewDumper(files.Options{External: opts.External})
-	defer func() { err = errors.Join(err, d.Close()) }()
-	if _, err := d.Check(ctx, tree); err != nil {
-		return nil, err
-	}
-	return json.Marshal(extraNeeds{Files: d.Needed()})
 }
 
 // needed are the kernel features without which a copy cannot be built, as engine/kernel names them.

@@ -113,6 +113,9 @@ func (s *Source) obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 	return append(all, list...), err
 }
 
+// Needed lists the files that a destination has to have, as the last call of Obstacles found them.
+func (s *Source) Needed() []files.Needed { return s.files.Needed() }
+
 // Thaw lets a stopped or held tree run on exactly as it was.
 func (s *Source) Thaw(ctx context.Context) error {
 	if err := s.files.Resume(ctx); err != nil {
