@@ -14,10 +14,9 @@ import (
 	"migrate/engine/images/imagespb"
 )
 
-// Signals do not stop coming because a process stands still: its timers expire, and others send to it. CatchUp takes
-// those that came after ReadThreadState into the image, and sets timers that have expired since to where they are now,
-// so that none is lost and none comes twice. Call it last, when no thread is borrowed any more, and with it every
-// instant before it is covered; later ones are not.
+// CatchUp takes signals that came after ReadThreadState into the image, and sets timers that have expired since to where
+// they are now, so that none is lost and none comes twice: signals do not stop coming because a process stands still.
+// Call it last, when no thread is borrowed any more. Every instant before it is covered; later ones are not.
 func CatchUp(ctx context.Context, s *Source, img *images.Process) error {
 	timers := img.Leader().GetCore().GetTc().GetTimers()
 	now, err := quietInstant(ctx, s, timers)
