@@ -104,7 +104,7 @@ func (p *plan) print(w io.Writer) error {
 	if name == "" {
 		name = fmt.Sprintf("pid %d", p.PID)
 	}
-	_, _ = fmt.Fprintf(w, "%s (%s), %s -> %s\n", name, p.Command, p.Source, p.Destination)
+	_, _ = fmt.Fprintf(w, "%s (%s), %s -> %s\n", name, oneLine(p.Command), p.Source, p.Destination)
 	_, _ = fmt.Fprintf(w, "  %d processes, %d threads, %d connections, %s resident\n", p.Processes, p.Threads, p.Connections, bytesText(p.ResidentBytes))
 	if len(p.Obstacles) == 0 {
 		_, err := fmt.Fprintf(w, "  it writes %.0f pages/s; predicted: %d rounds, %.0f ms in all, %.1f ms of blackout\nThe move can go ahead.\n", p.DirtyPagesPerSec, p.Rounds, p.TotalMS, p.DowntimeMS)

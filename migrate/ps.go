@@ -43,9 +43,21 @@ func printWorkloads(w io.Writer, list []workload) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(t, "NAME\tHOST\tPID\tEPOCH\tSTATE\tRSS\tCONNECTIONS\tAGE\tCOMMAND")
 	for _, x := range list {
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%d\t%s\t%s\n", x.Name, x.Host, x.PID, x.Epoch, x.State, bytesText(x.RSSBytes), x.Connections, since(x.CreatedNS), x.Command)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%d\t%s\t%s\n", x.Name, x.Host, x.PID, x.Epoch, x.State, bytesText(x.RSSBytes), x.Connections, since(x.CreatedNS), oneLine(x.Command))
 	}
 	return t.Flush()
+}
+
+// maxCommand is how much of a command line is printed.
+const maxCommand = 60
+
+// oneLine makes a command line fit into a table.
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if r := []rune(s); len(r) > maxCommand {
+		return string(r[:maxCommand-3]) + "..."
+	}
+	return s
 }
 
 // enumText prints a protobuf enumeration's name as people and scripts know it: without its prefix, in lower case.
