@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -251,10 +252,19 @@ func move(t *testing.T, name string, attr func() *syscall.SysProcAttr, env func(
 	if between != nil {
 		between()
 	}
-	if err := r.Release(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Close(); err != nil {
+	if name == "tcp6" { // as if the program that restored it had died
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		dst.stop(t)
+		if r, err := NewRestorer(cp, e); err != nil {
+			t.Fatal(err)
+		} else if err := errors.Join(r.Adopt(ctx, []*engine.Process{dst.process()}), r.Release(ctx), r.Close()); err != nil {
+			t.Fatal(err)
+		} else if err := dst.cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	} else if err := errors.Join(r.Release(ctx), r.Close()); err != nil {
 		t.Fatal(err)
 	}
 	dst.finish(t)
