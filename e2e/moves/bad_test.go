@@ -165,7 +165,7 @@ assert libc.prctl(22, 2, prog, 0, 0) == 0`, []string{"seccomp"}},
 // TestMissingFile refuses to move to a host that lacks a file of the program: one that it has open, and the one that it runs.
 func TestMissingFile(t *testing.T) {
 	s := begin(t, time.Minute)
-	for path, words := range map[string][]string{"/srv/only-on-host1": nil, "/srv/differs": {"size"}} {
+	for path, words := range map[string][]string{"/srv/only-on-host1": nil, "/srv/differs": {"bytes"}} {
 		if err := hosts.Host("host1").WriteFile(s.ctx, path, []byte("what host1 has\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
