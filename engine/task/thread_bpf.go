@@ -69,12 +69,6 @@ type ThreadReader struct {
 	functions map[uint64]imagespb.RestartBlock_Kind
 }
 
-// RestartReader is the former name of ThreadReader.
-type RestartReader = ThreadReader
-
-// OpenRestartReader is OpenThreadReader.
-func OpenRestartReader() (*ThreadReader, error) { return OpenThreadReader() }
-
 // Where the fields stand in what the program writes.
 const (
 	atStackAddr   = restartBlockSize
