@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"migrate/engine"
 	"migrate/engine/procfs"
 	"migrate/engine/sock"
 )
@@ -103,12 +105,27 @@ func (d *Dumper) outsiders(key pipeKey) []int {
 		}
 		pids, _ := procfs.Host.PIDs()
 		for _, pid := range pids {
-			if !ours[pid] {
+			if !ours[pid] && !d.bornOfTree(pid) {
 				d.pipesOf(pid)
 			}
 		}
 	}
 	return d.outsider[key]
+}
+
+// bornOfTree tells whether a process is a descendant of the tree: one that was born since the tree was listed.
+func (d *Dumper) bornOfTree(pid int) bool {
+	for pid > 1 {
+		st, err := procfs.Host.Stat(pid)
+		if err != nil {
+			return false // it ended, and holds nothing
+		}
+		pid = st.PPID
+		if slices.ContainsFunc(d.procs, func(p *engine.Process) bool { return p.PID == pid }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *Dumper) pipesOf(pid int) {
