@@ -231,7 +231,7 @@ func (a *Agent) PlanDestination(_ context.Context, req *agentapi.PlanDestination
 		}
 	}
 	for _, err := range files.Precheck("/", extra.Files) {
-		block("file", "open file", "", "%v", err)
+		block("file", "open file", "the file must be there with the same content and size", "%v", err)
 	}
 	for _, e := range a.host.set.Named(req.GetWorkload()) {
 		if req.GetWorkload() != "" && !a.over(e) {

@@ -306,8 +306,10 @@ func (s *skeleton) Destroy(ctx context.Context) error {
 	if s.runs {
 		return fmt.Errorf("copy %d runs and is not destroyed", s.env.Instance())
 	}
+	// A skeleton that failed half-way cannot always take itself down in order. What counts is that its pid 1 and its cgroup
+	// are killed with all that is in them.
 	if err := s.sk.Destroy(ctx); err != nil {
-		return err
+		s.h.log.Debug("a skeleton did not go in order", "instance", s.env.Instance(), "error", err)
 	}
 	return errors.Join(s.closeNS(), s.h.remove(ctx, s.env))
 }

@@ -128,6 +128,9 @@ func (a *Agent) watch(e *workload.Env) {
 			}
 			return
 		}
+		if ctx.Err() != nil {
+			return // it was ended on purpose
+		}
 		code, _, err := e.ExitStatus()
 		if err != nil {
 			a.log.Error("the exit status of a workload", "workload", e.Name(), "error", err)
@@ -136,7 +139,7 @@ func (a *Agent) watch(e *workload.Env) {
 		if err := errors.Join(a.host.removePort(ctx, e, false), e.Stop(ctx, 0)); err != nil {
 			a.log.Warn("what surrounded a workload that has ended stays behind", "workload", e.Name(), "error", err)
 		}
-		if _, _, moving := a.moves.Moving(e.Instance()); !moving {
+		if _, _, moving := a.moves.Moving(e.Instance()); !moving && ctx.Err() == nil {
 			a.ended(&agentapi.Ref{Incarnation: a.incarnation.Load(), Instance: e.Instance(), Epoch: e.Record().Epoch}, e.Name(), code)
 		}
 	})

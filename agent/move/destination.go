@@ -249,8 +249,12 @@ func (d *destination) connect(ctx context.Context, port Port, probes [][]byte) {
 	report("open", port.OpenIngress())
 	d.arriving.pass(port.Deliver)
 	d.log.Info("the network is connected", "captured frames delivered", n)
-	report("announce again", port.Announce(ctx, announcePauses...))
-	report("disarm", port.Disarm())
+	if err := port.Announce(ctx, announcePauses...); err != nil {
+		d.log.Debug("the address was not announced again", "error", err) // the copy may have moved on by now
+	}
+	if err := port.Disarm(); err != nil {
+		d.log.Debug("the capture was not taken away", "error", err)
+	}
 }
 
 // destroy removes the stopped copy, complete or not.
