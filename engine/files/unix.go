@@ -140,6 +140,9 @@ func (r *dump) unixState(d *description, u *sock.UnixInfo, e *sk_unix.UnixSkEntr
 	if uint32(u.State) == unixClosed && u.Type != unix.SOCK_DGRAM {
 		return nil
 	}
+	if !polled(d.fd, unix.POLLIN) {
+		return nil
+	}
 	msgs, err := sock.Peek(d.fd, stream || u.Shutdown&1 != 0)
 	if errors.Is(err, sock.ErrAncillary) {
 		return fmt.Errorf("its queue: %w: %w", err, ErrNotCarried)
