@@ -184,6 +184,17 @@ func (r *rig) awaitCluster(ctx context.Context) error {
 	}
 }
 
+// diagnose prints the end of the agents' logs.
+func (r *rig) diagnose(b *testing.B) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, h := range r.hosts.Hosts() {
+		text, err := h.AgentLog(ctx)
+		lines := strings.Split(text, "\n")
+		b.Logf("log of %s (%v):\n%s", h.Name(), err, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+	}
+}
+
 // report is what is read of `migrate move -o json`.
 type report struct {
 	Outcome        string  `json:"outcome"`
@@ -228,6 +239,7 @@ func BenchmarkBlackout(b *testing.B) {
 				row, err := bench.measure(ctx, mib)
 				cancel()
 				if err != nil {
+					bench.diagnose(b)
 					b.Fatal(err)
 				}
 				table = append(table, *row)
