@@ -1,7 +1,7 @@
 package procfs
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -67,67 +67,99 @@ func (p FS) Maps(pid int) ([]Mapping, error) { return parse(p, ParseMaps, pid, "
 // Smaps reads /proc/PID/smaps. It walks the page tables: 220 ms for 50,000 mappings, so not in a freeze.
 func (p FS) Smaps(pid int) ([]Mapping, error) { return parse(p, ParseSmaps, pid, "smaps") }
 
-// ParseMaps parses /proc/PID/maps.
+// ParseMaps parses /proc/PID/maps. It is made for programs with tens of thousands of mappings, since it is read while
+// they are stopped.
 func ParseMaps(r io.Reader) ([]Mapping, error) {
 	var out []Mapping
-	var end uint64
-	err := eachLine(r, func(line string) error {
-		m, err := parseMapping(line)
+	err := eachRawLine(r, func(line []byte) error {
+		m, err := parseMapping(line, out)
 		if err != nil {
 			return err
 		}
-		if m.Start < end {
+		if n := len(out); n > 0 && m.Start < out[n-1].End {
 			return fmt.Errorf("address: 0x%x overlaps the mapping before it", m.Start)
 		}
-		end = m.End
 		out = append(out, m)
 		return nil
 	})
 	return out, err
 }
 
-// parseMapping parses "start-end perms offset major:minor inode   path".
-func parseMapping(line string) (Mapping, error) {
-	var m Mapping
-	rest := line
-	next := func() string {
-		var f string
-		f, rest, _ = strings.Cut(rest, " ")
-		return f
-	}
-	addr, perms, off, dev, inode := next(), next(), next(), next(), next()
-	start, end, ok := strings.Cut(addr, "-")
-	if !ok {
-		return m, fmt.Errorf("address: %q is not a range", addr)
-	}
-	major, minor, ok := strings.Cut(dev, ":")
-	if !ok {
-		return m, fmt.Errorf("device: %q is not major:minor", dev)
-	}
-	var err error
-	field := func(name, s string, base int) uint64 {
-		v, e := number(name, s, base)
-		err = errors.Join(err, e)
-		return v
-	}
-	m.Start, m.End = field("start", start, 16), field("end", end, 16)
-	m.Offset = field("offset", off, 16)
-	m.Major, m.Minor = uint32(field("major", major, 16)), uint32(field("minor", minor, 16))
-	m.Inode = field("inode", inode, 10)
-	if err != nil {
-		return m, err
+// parseMapping parses "start-end perms offset major:minor inode   path". Mappings of one file follow each other, so
+// the path of the one before is used again where it is the same.
+func parseMapping(line []byte, before []Mapping) (m Mapping, err error) {
+	p := fieldParser{rest: line}
+	m.Start = p.number("start", 16, '-')
+	m.End = p.number("end", 16, ' ')
+	perms := p.word(' ')
+	m.Offset = p.number("offset", 16, ' ')
+	m.Major = uint32(p.number("major device number", 16, ':'))
+	m.Minor = uint32(p.number("minor device number", 16, ' '))
+	m.Inode = p.number("inode", 10, ' ')
+	if p.err != nil {
+		return m, p.err
 	}
 	if m.Start >= m.End {
-		return m, fmt.Errorf("address: %q is empty or reversed", addr)
+		return m, fmt.Errorf("address: 0x%x-0x%x is empty or reversed", m.Start, m.End)
 	}
 	if err := m.setPerms(perms); err != nil {
 		return m, err
 	}
-	m.setPath(strings.TrimLeft(rest, " "))
+	path := bytes.TrimLeft(p.rest, " ")
+	if n := len(before); n > 0 && !before[n-1].Deleted && before[n-1].Path == string(path) {
+		m.Path = before[n-1].Path
+	} else {
+		m.setPath(string(path))
+	}
 	return m, nil
 }
 
-func (m *Mapping) setPerms(s string) error {
+// fieldParser takes a line apart and keeps the first error.
+type fieldParser struct {
+	rest []byte
+	err  error
+}
+
+// word returns what stands before the next sep, or the rest.
+func (p *fieldParser) word(sep byte) []byte {
+	w := p.rest
+	if i := bytes.IndexByte(w, sep); i >= 0 {
+		w, p.rest = w[:i], w[i+1:]
+	} else {
+		p.rest = nil
+	}
+	return w
+}
+
+// number parses the word before the next sep.
+func (p *fieldParser) number(name string, base uint64, sep byte) uint64 {
+	w := p.word(sep)
+	if p.err != nil {
+		return 0
+	}
+	var v uint64
+	ok := len(w) > 0
+	for _, c := range w {
+		d := uint64(255)
+		switch {
+		case c >= '0' && c <= '9':
+			d = uint64(c - '0')
+		case c >= 'a' && c <= 'f':
+			d = uint64(c-'a') + 10
+		}
+		if d >= base || v > (^uint64(0)-d)/base {
+			ok = false
+			break
+		}
+		v = v*base + d
+	}
+	if !ok {
+		p.err = fmt.Errorf("%s: %.40q is not a number of base %d that fits into 64 bits", name, w, base)
+	}
+	return v
+}
+
+func (m *Mapping) setPerms(s []byte) error {
 	if len(s) != 4 || (s[3] != 'p' && s[3] != 's') {
 		return fmt.Errorf("permissions: %q is not of the form rwxp", s)
 	}
@@ -157,16 +189,24 @@ func (m *Mapping) setPath(s string) {
 // ParseSmaps parses /proc/PID/smaps: a line of maps, then "Name:   value kB" lines, for each mapping.
 func ParseSmaps(r io.Reader) ([]Mapping, error) {
 	var out []Mapping
-	err := eachLine(r, func(line string) error {
-		name, value, ok := strings.Cut(line, ":")
-		if !ok || strings.ContainsAny(name, " -") {
-			m, err := parseMapping(line)
+	var pool []Smaps // made in blocks, for many mappings
+	err := eachRawLine(r, func(line []byte) error {
+		// A mapping begins with a digit or a small letter, all other lines with a capital.
+		if len(line) > 0 && (line[0] < 'A' || line[0] > 'Z') {
+			m, err := parseMapping(line, out)
 			if err != nil {
 				return err
 			}
-			m.Smaps = &Smaps{}
+			if len(pool) == 0 {
+				pool = make([]Smaps, 64)
+			}
+			m.Smaps, pool = &pool[0], pool[1:]
 			out = append(out, m)
 			return nil
+		}
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok {
+			return fmt.Errorf("%.40q has no colon", line)
 		}
 		if len(out) == 0 {
 			return fmt.Errorf("%s: stands before any mapping", name)
@@ -176,22 +216,51 @@ func ParseSmaps(r io.Reader) ([]Mapping, error) {
 	return out, err
 }
 
-func (s *Smaps) set(name, value string) error {
-	if name == "VmFlags" {
-		s.VMFlags = strings.Fields(value)
+func (s *Smaps) set(name, value []byte) (err error) {
+	var dst *uint64
+	switch string(name) { // compares without making a string
+	case "VmFlags":
+		s.VMFlags = strings.Fields(string(value))
+		return nil
+	case "Rss":
+		dst = &s.RSS
+	case "Pss":
+		dst = &s.PSS
+	case "Shared_Clean":
+		dst = &s.SharedClean
+	case "Shared_Dirty":
+		dst = &s.SharedDirty
+	case "Private_Clean":
+		dst = &s.PrivateClean
+	case "Private_Dirty":
+		dst = &s.PrivateDirty
+	case "Anonymous":
+		dst = &s.Anonymous
+	case "Swap":
+		dst = &s.Swap
+	case "Locked":
+		dst = &s.Locked
+	case "AnonHugePages":
+		dst = &s.AnonHuge
+	case "KernelPageSize":
+		dst = &s.KernelPageSize
+	default:
 		return nil
 	}
-	dst := map[string]*uint64{
-		"Rss": &s.RSS, "Pss": &s.PSS, "Shared_Clean": &s.SharedClean, "Shared_Dirty": &s.SharedDirty,
-		"Private_Clean": &s.PrivateClean, "Private_Dirty": &s.PrivateDirty, "Anonymous": &s.Anonymous,
-		"Swap": &s.Swap, "Locked": &s.Locked, "AnonHugePages": &s.AnonHuge, "KernelPageSize": &s.KernelPageSize,
-	}[name]
-	if dst == nil {
-		return nil
+	digits, ok := bytes.CutSuffix(bytes.TrimLeft(value, " "), []byte(" kB"))
+	if !ok {
+		return fmt.Errorf("%s: %q is not in kB", name, value)
 	}
-	v, err := kilobytes(name, value)
-	*dst = v
-	return err
+	p := fieldParser{rest: digits}
+	v := p.number("size", 10, ' ')
+	if p.err == nil && v > 1<<54 {
+		p.err = fmt.Errorf("%d kB do not fit into 64 bits of bytes", v)
+	}
+	if p.err != nil {
+		return fmt.Errorf("%s: %w", name, p.err)
+	}
+	*dst = v << 10
+	return nil
 }
 
 // kilobytes parses "  123 kB" into bytes.

@@ -89,12 +89,17 @@ func parse[T any](p FS, parser func(io.Reader) (T, error), elem ...any) (T, erro
 
 // eachLine calls fn with every line, numbered from 1, and names the line in fn's error.
 func eachLine(r io.Reader, fn func(line string) error) error {
+	return eachRawLine(r, func(line []byte) error { return fn(string(line)) })
+}
+
+// eachRawLine is eachLine without a copy: the line is valid until fn returns.
+func eachRawLine(r io.Reader, fn func(line []byte) error) error {
 	s := bufio.NewScanner(r)
-	s.Buffer(make([]byte, 0, 4096), maxLine)
+	s.Buffer(make([]byte, 0, 64<<10), maxLine)
 	n := 0
 	for s.Scan() {
 		n++
-		if err := fn(s.Text()); err != nil {
+		if err := fn(s.Bytes()); err != nil {
 			return fmt.Errorf("line %d: %w", n, err)
 		}
 	}

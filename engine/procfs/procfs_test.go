@@ -3,6 +3,7 @@ package procfs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -229,3 +230,30 @@ func FuzzFDInfo(f *testing.F)  { fuzz(f, ParseFDInfo, "fdinfo") }
 func FuzzAuxv(f *testing.F)    { fuzz(f, ParseAuxv, "auxv") }
 func FuzzCgroups(f *testing.F) { fuzz(f, ParseCgroups, "cgroup") }
 func FuzzClocks(f *testing.F)  { fuzz(f, ParseClockOffsets, "timens") }
+
+// BenchmarkParseMaps parses 50,000 mappings, as the freeze of a program with that many does.
+func BenchmarkParseMaps(b *testing.B) {
+	var text bytes.Buffer
+	for i := range 50_000 {
+		fmt.Fprintf(&text, "%x-%x rw-p 00000000 fe:00 %d %20s/usr/lib/x86_64-linux-gnu/libc.so.6\n", 0x7f0000000000+i*8192, 0x7f0000000000+i*8192+4096, i/5, "")
+	}
+	b.SetBytes(int64(text.Len()))
+	for b.Loop() {
+		if m, err := ParseMaps(bytes.NewReader(text.Bytes())); err != nil || len(m) != 50_000 {
+			b.Fatal(len(m), err)
+		}
+	}
+}
+
+func BenchmarkParseSmaps(b *testing.B) {
+	text, err := os.ReadFile("testdata/6.18/smaps")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		if _, err := ParseSmaps(bytes.NewReader(text)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
