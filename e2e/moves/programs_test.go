@@ -241,7 +241,7 @@ func TestShellPipeline(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	s.workload("pipeline", "", "/bin/bash", s.script("pipeline.sh"), "300")
 	s.logs("pipeline", "up\n")
-	s.move("pipeline", "host3")
+	s.move("pipeline", "host3", "--max-downtime", "500ms") // each of its processes costs some milliseconds
 	s.logs("pipeline", "sum 135450 lines 300\n")
 }
 

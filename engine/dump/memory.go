@@ -142,18 +142,23 @@ const maxListings = 100
 // Layout describes the processes and their mappings as they are now: what the destination needs before the pages of the
 // next round.
 func (s *Source) Layout(ctx context.Context) (*images.Layout, error) {
+	var l *images.Layout
+	var err error
 	for range maxListings {
-		l, err := s.layout(ctx)
+		l, err = s.layout(ctx)
 		if err == nil || s.frozen != nil || !ended(err) {
 			return l, err
 		}
 	}
-	return nil, fmt.Errorf("the processes of the tree of pid %d end faster than they can be described", s.target.PID)
+	return nil, fmt.Errorf("the processes of the tree end faster than they can be described: %w", err)
 }
 
 func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	if s.frozen == nil {
 		if err := s.list(); err != nil {
+			return nil, err
+		}
+		if err := s.leaveOutYoung(); err != nil {
 			return nil, err
 		}
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"migrate/engine"
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 )
 
@@ -109,8 +111,15 @@ func describe(fs procfs.FS, pid int) (*engine.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.KThread || (st.VMSize == 0 && st.State != 'Z') {
-		return nil, fmt.Errorf("pid %d (%s): %w", pid, st.Name, ErrKernelThread)
+	if st.VMSize == 0 && st.State != 'Z' {
+		stat, err := fs.Stat(pid)
+		if err != nil {
+			return nil, err
+		}
+		if st.KThread || stat.Flags&procfs.FlagKThread != 0 {
+			return nil, fmt.Errorf("pid %d (%s): %w", pid, st.Name, ErrKernelThread)
+		}
+		return nil, fmt.Errorf("pid %d (%s) is ending: %w", pid, st.Name, procfs.ErrGone)
 	}
 	p := &engine.Process{PID: pid, VPID: last(st.NSTGID, pid), VPGID: last(st.NSPGID, 0), VSID: last(st.NSSID, 0)}
 	tids, err := fs.Tasks(pid)
@@ -145,4 +154,40 @@ func last(ids []int, otherwise int) int {
 		return otherwise
 	}
 	return ids[len(ids)-1]
+}
+
+// minAge is how old a process must be to be copied while its tree runs. A shell's commands are born and gone within one
+// round; those that live when the tree is stopped are copied then.
+const minAge = 200 * time.Millisecond
+
+// clockTick is the unit of times in /proc/PID/stat (USER_HZ, proc_pid_stat(5)), the same on all processors that are supported.
+const clockTick = 10 * time.Millisecond
+
+// leaveOutYoung takes the youngest processes, and what they have born, from the list of the tree. Its roots stay.
+func (s *Source) leaveOutYoung() error {
+	_, now, err := ns.Clocks()
+	if err != nil {
+		return err
+	}
+	here := map[int]bool{}
+	var kept []*engine.Process
+	for _, p := range s.procs {
+		root := p.VPPID <= 1
+		if !root && !here[p.VPPID] {
+			continue
+		}
+		st, err := s.fs.Stat(p.PID)
+		if errors.Is(err, procfs.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if root || now-time.Duration(st.StartTime)*clockTick >= minAge {
+			kept = append(kept, p)
+			here[p.VPID] = true
+		}
+	}
+	s.procs = kept
+	return nil
 }
