@@ -46,8 +46,8 @@ func NewSource(pid int, space uint32, tracker Tracker) (*Source, error) {
 // Start begins tracking.
 func (s *Source) Start(ctx context.Context) error { return s.tracker.Start(ctx) }
 
-// Close ends tracking.
-func (s *Source) Close() error { return errors.Join(s.tracker.Close(), s.view.mem.Close()) }
+// Close ends tracking. It may be called again.
+func (s *Source) Close() error { return errors.Join(s.tracker.Close(), s.view.close()) }
 
 // Sum is the hash over all pages that were sent.
 func (s *Source) Sum() Sum { return s.sent.Sum() }

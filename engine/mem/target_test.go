@@ -204,7 +204,7 @@ const (
 	anon = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED
 	rw   = unix.PROT_READ | unix.PROT_WRITE
 	// arena is where the tests map: no program has anything there.
-	arena = 0x200000000000
+	arena = 0x400000000000
 )
 
 func (p *target) anon(at, size uint64) {

@@ -30,6 +30,14 @@ func openView(pid int) (view, error) {
 	return view{pid, f}, nil
 }
 
+// close lets go of the memory. It may be called again.
+func (v view) close() error {
+	if err := v.mem.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // gather reads ranges, of len(buf) bytes together, into buf. It returns how many bytes were read before the first page
 // that process_vm_readv(2) cannot reach.
 func (v view) gather(buf []byte, remote []unix.RemoteIovec) (int, error) {

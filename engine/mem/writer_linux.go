@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
 	"migrate/engine/remote"
@@ -40,9 +41,12 @@ func NewWriter(pid int, space uint32) (*Writer, error) {
 // Accelerate makes the pages that follow go into fresh memory in a third to a half of the time. It is called before
 // the first Follow; c runs calls in the process. From then on until Settle, which must come before the process itself
 // or a call made in it touches its memory, memory that has received no page yet cannot be touched: that gives SIGBUS
-// or EFAULT.
+// or EFAULT. Where the kernel has no userfaultfd or does not allow it, nothing changes.
 func (w *Writer) Accelerate(ctx context.Context, c remote.Caller) (err error) {
 	w.fill, err = newFiller(ctx, c)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
 	return err
 }
 
@@ -56,8 +60,8 @@ func (w *Writer) Settle() error {
 	return err
 }
 
-// Close lets go of the process.
-func (w *Writer) Close() error { return errors.Join(w.Settle(), w.view.mem.Close()) }
+// Close lets go of the process. It may be called again.
+func (w *Writer) Close() error { return errors.Join(w.Settle(), w.view.close()) }
 
 // Sum is the hash over all pages that were received.
 func (w *Writer) Sum() Sum { return w.have.Sum() }
