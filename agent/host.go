@@ -411,6 +411,15 @@ type gate struct {
 
 func (g *gate) Arm(context.Context) error { return g.Gate.Arm(0) }
 
+// ShutIngress lets nothing more in.
+func (g *gate) ShutIngress() error {
+	err := g.Gate.ShutIngress()
+	if errors.Is(err, port.ErrNotSettled) {
+		err = fmt.Errorf("%w: %w", move.ErrTransient, err)
+	}
+	return err
+}
+
 // Take returns captured frames, each with its virtio_net_hdr before it.
 func (g *gate) Take() ([][]byte, error) {
 	list, err := g.Gate.Take()

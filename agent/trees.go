@@ -160,6 +160,9 @@ func (s *source) Final(ctx context.Context, to move.PageSink) ([]byte, move.Roun
 		return nil, st, err
 	}
 	cp, err := s.src.State(ctx)
+	if errors.Is(err, files.ErrBusy) {
+		err = fmt.Errorf("%w: %w", move.ErrTransient, err)
+	}
 	if err != nil {
 		return nil, st, err
 	}

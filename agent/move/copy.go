@@ -152,7 +152,11 @@ func (s *source) decide(ctx context.Context, c *copier, f policy.Forecast) (time
 	c.sender.SetBandwidth(opts.bandwidth)
 	late := time.Since(s.begun) > opts.timeout
 	forced := opts.force && f.Blackout <= opts.hardLimit
+	waits := time.Until(get(&s.view, func(v *view) time.Time { return v.notBefore }))
 	switch {
+	case waits > 0 && !late:
+		c.progress.set(f, false)
+		return min(waits, hopeless), nil
 	case f.Decision == policy.Switch:
 		return keepingUp, s.offer(ctx, c, f, false)
 	case (f.Decision == policy.CannotConverge || late) && forced:

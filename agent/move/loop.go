@@ -232,7 +232,10 @@ type view struct {
 	reason string // why the attempt or the migration ended
 	frozen time.Duration
 	down   time.Duration
-	pid    int
+	// Of a source's attempts.
+	failures  int           // for reasons that need not pass
+	wait      time.Duration // before the next one
+	notBefore time.Time
 }
 
 func (v *view) set(f func(*view)) {

@@ -50,7 +50,6 @@ type source struct {
 	neighbours []byte
 	shut       bool   // the port, in whole or in part
 	spent      bool   // the destination was told to complete its copy: another attempt needs a new one
-	failures   int    // attempts that this side has ended
 	clock      offset // of the destination's monotonic clock
 	frozen     time.Duration
 	bound      time.Duration // of the attempt
@@ -106,6 +105,7 @@ func (s *source) failed(ev handoff.SourceEvent, a handoff.Action, next handoff.S
 	switch {
 	case starts:
 		s.view.set(func(v *view) { v.reason = err.Error() })
+		s.attemptFailed(err)
 		return fault, feed
 	case ev.Kind == handoff.SourceFault && a.Kind == handoff.ActPersist:
 		// No vote has left, so the tree runs whatever the disk says: a restarted agent that finds `may-have-voted`
@@ -178,8 +178,7 @@ func (s *source) report(a handoff.Action) {
 	case handoff.ReportVote:
 		req.Event = &clusterapi.ReportRequest_Vote{Vote: &clusterapi.Vote{Hash: []byte(a.Hash)}}
 	case handoff.ReportAttemptEnded:
-		s.failures++
-		req.Event = &clusterapi.ReportRequest_AttemptEnded{AttemptEnded: &clusterapi.AttemptEnded{Reason: reason, FrozenMs: frozenMS, GiveUp: s.failures >= maxFailures}}
+		req.Event = &clusterapi.ReportRequest_AttemptEnded{AttemptEnded: &clusterapi.AttemptEnded{Reason: reason, FrozenMs: frozenMS, GiveUp: get(&s.view, func(v *view) bool { return v.failures >= maxFailures })}}
 	case handoff.ReportFailed:
 		req.Event = &clusterapi.ReportRequest_Failed{Failed: &clusterapi.Failed{Reason: reason, FrozenMs: frozenMS}}
 	case handoff.ReportConfirmed:
@@ -210,8 +209,30 @@ func (s *source) build(ctx context.Context) {
 	s.loop.post(ctx, handoff.SourceEvent{Kind: handoff.SourceSkeleton, Ref: s.id})
 }
 
-// maxFailures is how many attempts may fail before the source asks for the end of the migration.
-const maxFailures = 5
+const (
+	// maxFailures is how many attempts may fail for reasons that need not pass before the source asks for the end of
+	// the migration.
+	maxFailures = 3
+	// After an attempt that took too long, or met something that passes, the next one waits: twice as long each time.
+	firstWait, longestWait = 200 * time.Millisecond, 10 * time.Second
+)
+
+// ErrTransient is matched by errors of an attempt that may be gone at the next one, such as a connection that waits to
+// be accepted.
+var ErrTransient = errors.New("this passes by itself")
+
+var errBound = errors.New("the blackout would exceed its bound")
+
+// attemptFailed tells the view why an attempt has ended, and when another may be made.
+func (s *source) attemptFailed(err error) {
+	s.view.set(func(v *view) {
+		if !errors.Is(err, errBound) && !errors.Is(err, ErrTransient) {
+			v.failures++
+		}
+		v.wait = min(max(firstWait, 2*v.wait), longestWait)
+		v.notBefore = time.Now().Add(v.wait)
+	})
+}
 
 // anew has another skeleton built, in the place of one that was completed for an attempt that has ended, and starts to
 // track the tree from the beginning.

@@ -103,13 +103,14 @@ func (s *source) emptyQueues(ctx context.Context) error {
 
 // finish sends the rest and has the destination complete its copy. It runs beside the loop, so that an order can end it.
 func (s *source) finish(ctx context.Context, attempt uint32) {
-	bounded, cancel := context.WithDeadlineCause(ctx, s.stopped.Add(s.bound), fmt.Errorf("the blackout would exceed its bound of %v", s.bound))
+	bounded, cancel := context.WithDeadlineCause(ctx, s.stopped.Add(s.bound), fmt.Errorf("%w of %v", errBound, s.bound))
 	defer cancel()
 	hash, err := s.final(bounded, attempt)
 	if err != nil {
 		if c := context.Cause(bounded); c != nil && ctx.Err() == nil {
 			err = fmt.Errorf("%w (%w)", c, err)
 		}
+		s.attemptFailed(err)
 		s.fault(ctx, err)
 		return
 	}

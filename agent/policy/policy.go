@@ -4,11 +4,11 @@
 //
 // The prediction is
 //
-//	blackout = fixed + scan + pages(frozen at the end of the last round) / rate
+//	blackout = fixed + base + pages(frozen at the end of the last round) / rate
 //
-// where fixed is what does not depend on memory (stopping the threads, state, votes, commit, resuming), scan is what finding
-// the dirty pages costs, rate is in pages per second, and the pages are those that the program has written since the
-// last round began. A round sends what was written during the one before it, so their number is known only for the
+// where fixed is what does not depend on memory (stopping the threads, state, votes, commit, resuming), base is what a round
+// costs beside sending its pages (reading the mappings, finding the dirty pages), rate is in pages per second, and the
+// pages are those that the program has written since the last round began. A round sends what was written during the one before it, so their number is known only for the
 // past; for the last round it follows from the rate of writing, and never exceeds what a longer round saw.
 //
 // Rounds shrink by the ratio of the rate of writing to that of sending. Once they no longer do, more rounds do not
@@ -17,6 +17,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -97,9 +98,9 @@ func Decide(rounds []Round, l Limits) Forecast {
 		return f
 	}
 	f.Pages = remaining(rounds, f.DirtyPerSecond)
-	last := rounds[len(rounds)-1]
+	base := baseCost(rounds, f.PagesPerSecond)
 	sending := seconds(float64(f.Pages) / f.PagesPerSecond)
-	f.Blackout = l.Fixed + last.Scan + sending
+	f.Blackout = l.Fixed + base + sending
 	fits := f.Blackout <= time.Duration(margin*float64(l.MaxDowntime))
 	stuck := stalled(rounds)
 	limit := l.MaxRounds
@@ -109,9 +110,9 @@ func Decide(rounds []Round, l Limits) Forecast {
 	switch {
 	case fits && (stuck > 0 || sending <= time.Duration(enough*float64(f.Blackout))):
 		f.Decision, f.Reason = Switch, "the predicted blackout keeps the bound, and another round would gain little"
-	case l.Fixed+last.Scan > l.MaxDowntime && stuck >= patience:
+	case l.Fixed+base > l.MaxDowntime && stuck >= patience:
 		f.Decision = CannotConverge
-		f.Reason = fmt.Sprintf("what does not depend on memory alone takes %v; the bound is %v", l.Fixed+last.Scan, l.MaxDowntime)
+		f.Reason = fmt.Sprintf("what does not depend on memory alone takes %v; the bound is %v", l.Fixed+base, l.MaxDowntime)
 	case len(rounds) >= limit && !fits, stuck >= patience && !fits:
 		f.Decision = CannotConverge
 		f.Reason = fmt.Sprintf("after %d rounds a freeze would still take %v (%d pages at %.0f pages/s, written at %.0f pages/s); the bound is %v",
@@ -125,23 +126,36 @@ func Decide(rounds []Round, l Limits) Forecast {
 }
 
 // sendRate is the rate, in pages per second, at which pages get to the destination and are written there: of the
-// last round that was long enough to tell, else of all rounds together. Small rounds are mostly overhead.
+// last round that was long enough to tell, else of the round that showed the highest. Small rounds are mostly overhead.
 func sendRate(rounds []Round) float64 {
-	var pages uint64
-	var took time.Duration
+	best := 0.0
 	for i := len(rounds) - 1; i >= 0; i-- {
 		r := rounds[i]
 		busy := r.Took - r.Scan
-		if r.Pages >= solid && busy > 0 {
-			return float64(r.Pages) / busy.Seconds()
+		if busy <= 0 || r.Pages == 0 {
+			continue
 		}
-		pages += r.Pages
-		took += busy
+		rate := float64(r.Pages) / busy.Seconds()
+		if r.Pages >= solid {
+			return rate
+		}
+		best = max(best, rate)
 	}
-	if pages == 0 || took <= 0 {
+	if best == 0 {
 		return assumedRate
 	}
-	return float64(pages) / took.Seconds()
+	return best
+}
+
+// baseCost is what a round costs beside sending its pages: the middle one of the last three, for single rounds are
+// disturbed.
+func baseCost(rounds []Round, rate float64) time.Duration {
+	var costs []time.Duration
+	for _, r := range rounds[max(0, len(rounds)-3):] {
+		costs = append(costs, max(r.Scan, r.Took-seconds(float64(r.Pages)/rate)))
+	}
+	slices.Sort(costs)
+	return costs[(len(costs)-1)/2]
 }
 
 // dirtyRate is the rate, in pages per second, at which the program wrote during the newest interval that is known.
