@@ -141,6 +141,9 @@ func (p *program) process() *engine.Process {
 func (p *program) finish(t testing.TB) {
 	t.Helper()
 	_ = p.stdin.Close()
+	// What did not arrive would be waited for without end.
+	bound := time.AfterFunc(20*time.Second, func() { _ = p.cmd.Process.Kill() })
+	defer bound.Stop()
 	for p.out.Scan() {
 		if text := p.out.Text(); text == "done" {
 			_ = p.cmd.Wait()

@@ -82,7 +82,7 @@ func checkPipe(_ context.Context, dm *Dumper, d *description) []problem {
 }
 
 func polled(fd int, event int16) bool {
-	p := []unix.PollFd{{Fd: int32(fd)}}
+	p := []unix.PollFd{{Fd: int32(fd), Events: event}}
 	for {
 		_, err := unix.Poll(p, 0)
 		if err == unix.EINTR {

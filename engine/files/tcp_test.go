@@ -27,6 +27,7 @@ func init() {
 	scenarios["tcp6"] = scenario{func(h *half) { setupTCP(h, "[::1]:0") }, verifyTCP}
 	scenarios["closed"] = scenario{setupClosed, func(*half) {}}
 	scenarios["udp"] = scenario{setupUDP, verifyUDP}
+	scenarios["udpqueue"] = scenario{setupUDPQueue, func(*half) {}}
 	scenarios["many"] = scenario{setupMany, func(*half) {}}
 }
 
@@ -260,6 +261,26 @@ func TestDumpRefusesUndeliveredData(t *testing.T) {
 	p.stop(t)
 	err := d.Dump(context.Background(), []*engine.Process{p.process()}, &images.Checkpoint{})
 	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "not delivered yet") {
+		t.Errorf("dump: %v", err)
+	}
+}
+
+func setupUDPQueue(h *half) {
+	loopbackUp(h)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	h.at(fd, 100, err)
+	to := &unix.SockaddrInet4{Port: 5353, Addr: [4]byte{127, 0, 0, 1}}
+	h.must(unix.Bind(100, to))
+	h.must(unix.Sendto(100, []byte("to itself"), 0, to))
+}
+
+func TestDumpRefusesWaitingDatagrams(t *testing.T) {
+	kerneltest.Root(t)
+	p := start(t, "setup", "udpqueue", t.TempDir(), &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+	d := NewDumper(Options{External: runtimeFiles(t, p)})
+	defer d.Close()
+	p.stop(t)
+	if err := d.Dump(context.Background(), []*engine.Process{p.process()}, &images.Checkpoint{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("dump: %v", err)
 	}
 }
