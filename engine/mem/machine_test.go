@@ -61,7 +61,7 @@ func TestSoftDirtyOnDebianKernel(t *testing.T) {
 	if err := os.WriteFile(initrd, initramfs(t), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := "-test.v -test.short -test.run ^(TestSoftDirty|TestHashesSeeEverything|TestRandomProgram)$ -tracker soft-dirty -seeds 4"
+	args := "-test.v -test.short -test.run ^(TestSoftDirty|TestHashesSeeEverything|TestRandomProgram)$ -tracker soft-dirty -seeds 2"
 	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "1024", "-display", "none", "-no-reboot", "-nodefaults", "-serial", "stdio",
 		"-kernel", debianKernel(ctx, t), "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 "+machineEnv+"=1 -- "+args)
 	out, err := cmd.CombinedOutput()
