@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -211,6 +210,6 @@ func (w *workload) check(ctx context.Context, t *testing.T) {
 		t.Fatalf("%v; the program printed:\n%s", err, w.output())
 	}
 	if result := strings.TrimSpace(w.await(ctx, t, "result")); result != "pass" {
-		t.Fatal(fmt.Sprintf("%s\n%s", result, w.output()))
+		t.Fatalf("%s\n%s", result, w.output())
 	}
 }
