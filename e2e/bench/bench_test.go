@@ -243,6 +243,9 @@ func BenchmarkBlackout(b *testing.B) {
 					b.Fatal(err)
 				}
 				table = append(table, *row)
+				for _, n := range row.notes {
+					b.Log(n)
+				}
 				b.ReportMetric(median(row.blackout), "blackout-ms")
 				b.ReportMetric(median(row.stop)/median(row.blackout), "stop/blackout")
 				b.ReportMetric(median(row.round)/median(row.stream), "round/tls")

@@ -27,6 +27,7 @@ type figures struct {
 	stream   []float64 // bytes/s of a plain TLS stream of as many bytes
 	rate     []float64 // pages/s that the program has written between two looks
 	tracker  string
+	notes    []string // about gaps that were not the blackout
 }
 
 // measure moves one program of a size between host1 and host2, first by pre-copy, then stopped.
@@ -38,6 +39,7 @@ func (r *rig) measure(ctx context.Context, mib int) (_ *figures, err error) {
 	defer func() { err = errors.Join(err, d.stop()) }()
 	f := &figures{mib: mib}
 	for i := range *moves {
+		began := time.Now()
 		m, gap, rate, err := d.move(ctx)
 		if err != nil {
 			return nil, err
@@ -57,6 +59,10 @@ func (r *rig) measure(ctx context.Context, mib int) (_ *figures, err error) {
 		f.stream = append(f.stream, stream)
 		f.rate = append(f.rate, rate)
 		f.tracker = m.Tracker
+		if math.Abs(gap-m.DowntimeMS) > maxApart {
+			f.notes = append(f.notes, fmt.Sprintf("a gap of %.1f ms ended %.0f ms after the move was asked for, which took %.0f ms, with %.1f ms of blackout",
+				gap, float64(d.gapEnd.Sub(began))/1e6, m.TotalMS, m.DowntimeMS))
+		}
 	}
 	for range *stops {
 		m, _, _, err := d.move(ctx, "--strategy", "stop", "--max-downtime", "5m", "--timeout", "5m")
@@ -77,6 +83,7 @@ type dirty struct {
 	dir     string // its working directory, which every host has
 	written uint64
 	looked  time.Time
+	gapEnd  time.Time // of the longest gap that it told of last
 }
 
 func (r *rig) start(ctx context.Context, mib int) (*dirty, error) {
@@ -146,9 +153,11 @@ func (d *dirty) beat(ctx context.Context) (gap, rate float64, err error) {
 		return 0, 0, err
 	}
 	var gapNS, count, written uint64
-	if _, err := fmt.Sscanf(string(text), "beat %d %d %d\n", &gapNS, &count, &written); err != nil {
+	var end int64
+	if _, err := fmt.Sscanf(string(text), "beat %d %d %d %d\n", &gapNS, &count, &written, &end); err != nil {
 		return 0, 0, fmt.Errorf("%s: %s: %w in %q", d.at.Name(), path, err, text)
 	}
+	d.gapEnd = time.Unix(0, end)
 	now := time.Now()
 	rate = math.NaN()
 	if written >= d.written && !d.looked.IsZero() {

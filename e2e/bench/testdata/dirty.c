@@ -4,7 +4,7 @@
  *
  *     dirty MIB PAGES
  *
- * SIGUSR1 makes it write "beat GAP_NS COUNT WRITTEN\n" to the file "heartbeat" in its working directory and start the
+ * SIGUSR1 makes it write "beat GAP_NS COUNT WRITTEN END_NS\n" (END_NS: when the longest gap ended) to the file "heartbeat" in its working directory and start the
  * measure of the gap anew. CLOCK_REALTIME is the clock because virtual hosts of one machine share it.
  */
 #define _GNU_SOURCE
@@ -51,11 +51,11 @@ int main(int argc, char **argv)
 	int f = open("ready", O_WRONLY | O_CREAT | O_TRUNC, 0644);
 	if (f < 0 || close(f))
 		return 4;
-	uint64_t start = now(), last = start, gap = 0, beats = 0, written = 0;
+	uint64_t start = now(), last = start, gap = 0, beats = 0, written = 0, end = start;
 	for (;;) {
 		uint64_t t = now();
 		if (t - last > gap)
-			gap = t - last;
+			gap = t - last, end = t;
 		last = t;
 		beats++;
 		uint64_t due = rate * ((t - start) / 1e9);
@@ -66,7 +66,7 @@ int main(int argc, char **argv)
 		if (asked) {
 			char line[96];
 			asked = 0;
-			int n = snprintf(line, sizeof line, "beat %lu %lu %lu\n", (unsigned long)gap, (unsigned long)beats, (unsigned long)written);
+			int n = snprintf(line, sizeof line, "beat %lu %lu %lu %lu\n", (unsigned long)gap, (unsigned long)beats, (unsigned long)written, (unsigned long)end);
 			f = open("heartbeat.new", O_WRONLY | O_CREAT | O_TRUNC, 0644);
 			if (f < 0 || write(f, line, n) != n || close(f) || rename("heartbeat.new", "heartbeat"))
 				return 5;
