@@ -26,7 +26,7 @@ type cluster struct {
 	conns []*grpc.ClientConn
 
 	mu   sync.Mutex
-	next int // index of the server that answered last
+	best int // index of the server that answered last
 }
 
 func dialCluster(c *Config) (_ *cluster, err error) {
@@ -37,7 +37,7 @@ func dialCluster(c *Config) (_ *cluster, err error) {
 			return nil, errors.Join(err, cl.close())
 		}
 		if s.name == c.Name {
-			cl.next = len(cl.conns)
+			cl.best = len(cl.conns)
 		}
 		cl.names, cl.conns = append(cl.names, s.name), append(cl.conns, conn)
 	}
@@ -101,9 +101,12 @@ func (c *cluster) close() error {
 	return errors.Join(errs...)
 }
 
-func (c *cluster) first() int { c.mu.Lock(); defer c.mu.Unlock(); return c.next }
+func (c *cluster) first() int { c.mu.Lock(); defer c.mu.Unlock(); return c.best }
 
-func (c *cluster) prefer(i int) { c.mu.Lock(); defer c.mu.Unlock(); c.next = i % len(c.conns) }
+func (c *cluster) prefer(i int) { c.mu.Lock(); defer c.mu.Unlock(); c.best = i % len(c.conns) }
+
+// next makes the next call begin with another server.
+func (c *cluster) next() { c.prefer(c.first() + 1) }
 
 // unreachable says that the server, and not the cluster, did not answer: the call may go to another one. A call that may
 // have had an effect is not repeated here unless the API says that it is idempotent, which all unary ones are, given

@@ -24,6 +24,7 @@ import (
 	"migrate/engine/dump"
 	"migrate/engine/files"
 	"migrate/engine/procfs"
+	"migrate/engine/task"
 	"migrate/pagexfer"
 )
 
@@ -86,7 +87,8 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 
 // extraNeeds is what agents tell each other beside the requirements.
 type extraNeeds struct {
-	Files []files.Needed `json:"files"`
+	Files []files.Needed  `json:"files"`
+	Tasks json.RawMessage `json:"tasks,omitempty"` // task.Needs
 }
 
 // needed are the kernel features without which a copy cannot be built, as engine/kernel names them.
@@ -229,6 +231,17 @@ func (a *Agent) PlanDestination(_ context.Context, req *agentapi.PlanDestination
 		if err := json.Unmarshal(b, &extra); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "what the tree needs: %v", err)
 		}
+	}
+	if len(extra.Tasks) > 0 {
+		n, err := task.UnmarshalNeeds(extra.Tasks)
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		against, err := task.CheckNeeds(n)
+		if err != nil {
+			return nil, err
+		}
+		reply.Obstacles = append(reply.Obstacles, move.ObstaclesTo(a.cfg.Name, against)...)
 	}
 	for _, err := range files.Precheck("/", extra.Files) {
 		block("file", "open file", "the file must be there with the same content and size", "%v", err)

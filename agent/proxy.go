@@ -1,9 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,6 +28,7 @@ func newPassing() passing { return passing{encoding.GetCodecV2("proto")} }
 
 func (p passing) Marshal(v any) (mem.BufferSlice, error) {
 	if m, ok := v.(*message); ok {
+		m.data.Ref() // the caller gives a reference back, and a request may be sent again
 		return m.data, nil
 	}
 	return p.CodecV2.Marshal(v)
@@ -41,50 +43,71 @@ func (p passing) Unmarshal(data mem.BufferSlice, v any) error {
 	return p.CodecV2.Unmarshal(data, v)
 }
 
+// patience is how long a call waits for a server that answers, counted from the last answer: an election takes less.
+const patience = 15 * time.Second
+
 // pass handles calls of services that the local socket does not serve itself: those of Cluster go to a server of the
-// cluster, message by message, without being looked at.
+// cluster without being looked at. While no server answers, as during a change of leader, the call is made again: all
+// calls of Cluster but Resolve may be. A watch is taken up again where it broke off, for it begins with the present state.
 func (a *Agent) pass(_ any, in grpc.ServerStream) error {
 	method, ok := grpc.MethodFromServerStream(in)
 	if !ok || !ofService(method, clusterapi.Cluster_ServiceDesc.ServiceName) {
 		return status.Errorf(codes.Unimplemented, "the agent's socket does not serve %s", method)
 	}
-	md, _ := metadata.FromIncomingContext(in.Context())
-	ctx := metadata.NewOutgoingContext(in.Context(), md.Copy())
-	out, err := a.cluster.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodecV2(newPassing()))
-	if err != nil {
+	req := &message{}
+	if err := in.RecvMsg(req); err != nil {
 		return err
 	}
-	sent := make(chan error, 1)
-	go func() { // ends with in's context at the latest
-		sent <- copyMessages(out.SendMsg, in.RecvMsg)
-		_ = out.CloseSend() // its error is that of the receiving side
-	}()
-	err = copyMessages(in.SendMsg, out.RecvMsg)
-	in.SetTrailer(out.Trailer())
-	if err == nil {
-		return nil
-	}
-	select {
-	case e := <-sent:
-		if e != nil && !errors.Is(e, io.EOF) {
-			return fmt.Errorf("passing on a request: %w", e)
+	md, _ := metadata.FromIncomingContext(in.Context())
+	ctx := metadata.NewOutgoingContext(in.Context(), md.Copy())
+	heard := time.Now()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		n, err := a.passOnce(ctx, method, req, in)
+		if n > 0 {
+			heard, wait = time.Now(), 50*time.Millisecond
 		}
-	default:
+		again := method != clusterapi.Cluster_Resolve_FullMethodName && (n == 0 || method == clusterapi.Cluster_WatchMigration_FullMethodName)
+		if !unreachable(err) || !again || time.Since(heard) > patience {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		}
 	}
-	return err
 }
 
-// copyMessages passes messages on until there are no more (nil).
-func copyMessages(send, receive func(any) error) error {
+// passOnce makes the call once and returns how many answers it has passed back.
+func (a *Agent) passOnce(ctx context.Context, method string, req *message, in grpc.ServerStream) (n int, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out, err := a.cluster.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method, grpc.ForceCodecV2(newPassing()))
+	if err != nil {
+		return 0, err
+	}
+	if err := out.SendMsg(req); err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	if err := out.CloseSend(); err != nil {
+		return 0, err
+	}
 	for {
 		m := &message{}
-		if err := receive(m); errors.Is(err, io.EOF) {
-			return nil
+		if err := out.RecvMsg(m); errors.Is(err, io.EOF) {
+			in.SetTrailer(out.Trailer())
+			return n, nil
 		} else if err != nil {
-			return err
+			if unreachable(err) {
+				a.cluster.next()
+			}
+			return n, err
 		}
-		if err := send(m); err != nil {
-			return err
+		if err := in.SendMsg(m); err != nil {
+			return n, err
 		}
+		n++
 	}
 }
