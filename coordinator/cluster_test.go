@@ -35,6 +35,7 @@ type world struct {
 	book    *book
 	conn    *client.Conn
 	cluster clusterapi.ClusterClient
+	cuts    *cuts
 }
 
 var hosts = []string{"host1", "host2", "host3"}
@@ -53,7 +54,7 @@ func start(t testing.TB, agents bool) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{ca: ca, configs: map[string]Config{}, servers: map[string]*Server{}, agents: map[string]*fakeAgent{}}
+	w := &world{ca: ca, configs: map[string]Config{}, servers: map[string]*Server{}, agents: map[string]*fakeAgent{}, cuts: &cuts{}}
 	if tt, ok := t.(*testing.T); ok {
 		w.t = tt
 		w.book = &book{t: tt, copies: map[uint64]string{}, of: map[uint64]string{}}
@@ -74,7 +75,7 @@ func start(t testing.TB, agents bool) *world {
 		}
 		creds[h] = c
 		w.configs[h] = Config{Name: h, Bind: fmt.Sprintf("%s%d", net, i+1), Servers: names, BootstrapExpect: 3, DataDir: t.TempDir(),
-			TLS: c, Listen: true, Log: quiet(), Limits: Limits{Silence: 2 * time.Second, Switch: 2 * time.Second, LoneVote: 500 * time.Millisecond, Redrive: 200 * time.Millisecond}}
+			TLS: c, Listen: true, Dialer: w.cuts.dialer(fmt.Sprintf("%s%d", net, i+1)), Log: quiet(), Limits: Limits{Silence: 2 * time.Second, Switch: 2 * time.Second, LoneVote: 500 * time.Millisecond, Redrive: 200 * time.Millisecond}}
 	}
 	var wg sync.WaitGroup
 	for _, h := range hosts {
@@ -93,7 +94,7 @@ func start(t testing.TB, agents bool) *world {
 			w.agents[h] = startFake(w.t, w.book, creds[h], h, fmt.Sprintf("%s%d:7405", net, i+1), w.dial(t, creds[h], servers))
 		}
 		for _, a := range w.agents {
-			a.peers = w.agents
+			a.peers.Store(&w.agents)
 		}
 	}
 	return w
@@ -101,7 +102,7 @@ func start(t testing.TB, agents bool) *world {
 
 func (w *world) dial(t testing.TB, c *pki.Credentials, servers []client.Server) *client.Conn {
 	t.Helper()
-	conn, err := client.Dial(client.Config{Servers: servers, TLS: func(name string) (*tls.Config, error) { return c.ClientTLS(name) }})
+	conn, err := client.Dial(client.Config{Servers: servers, Dialer: w.cuts.dialer(""), TLS: func(name string) (*tls.Config, error) { return c.ClientTLS(name) }})
 	if err != nil {
 		t.Fatal(err)
 	}

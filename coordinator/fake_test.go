@@ -63,7 +63,7 @@ type fakeAgent struct {
 	boot    string
 	book    *book
 	cluster *client.Conn
-	peers   map[string]*fakeAgent // all agents, for what the Peer service would carry
+	peers   atomic.Pointer[map[string]*fakeAgent] // all agents, for what the Peer service would carry
 	server  *grpc.Server
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -252,7 +252,7 @@ func (a *fakeAgent) sourceAct(m *fakeMove, act handoff.Action) {
 		ref := act.Ref
 		ref.Instance = a.about(m).peerCopy
 		a.wg.Go(func() {
-			peer := a.peers[a.about(m).peer]
+			peer := (*a.peers.Load())[a.about(m).peer]
 			if peer.isSilent() || peer.destEvent(peer.move(ref.Migration), handoff.DestinationEvent{Kind: handoff.DestinationPeer, Ref: ref}) != nil {
 				_ = a.sourceEvent(m, handoff.SourceEvent{Kind: handoff.SourceFault})
 				return
@@ -277,7 +277,7 @@ func (a *fakeAgent) sourceAct(m *fakeMove, act handoff.Action) {
 		ref.Instance = a.about(m).peerCopy
 		hash := handoff.Hash(fmt.Sprintf("state of %s/%d", act.Ref.Migration, act.Ref.Attempt))
 		a.wg.Go(func() {
-			peer := a.peers[a.about(m).peer]
+			peer := (*a.peers.Load())[a.about(m).peer]
 			if peer.isSilent() || peer.destEvent(peer.move(ref.Migration), handoff.DestinationEvent{Kind: handoff.DestinationFinished, Ref: ref, Hash: hash}) != nil {
 				_ = a.sourceEvent(m, handoff.SourceEvent{Kind: handoff.SourceFault})
 				return

@@ -54,43 +54,131 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	to.RegisterService(&desc, &service{s: s})
 }
 
-// unary handles a call here if this server leads, and forwards it otherwise. Losing the leadership on the way is
-// UNAVAILABLE, so that the client may ask again.
+// repeatWait is how long a call that met a change of the leader is made again, for those that may be.
+const repeatWait = 10 * time.Second
+
+// once are the calls whose repetition could do something twice.
+var once = map[string]bool{"Resolve": true, "Logs": true}
+
+// repeat makes a call, and makes it again when the leader was lost in the middle: callers need not know of elections.
+// A call that another server forwarded is not repeated here, but there.
+func (s *Server) repeat(ctx context.Context, method string, call func(conn *grpc.ClientConn, ctx context.Context) error) error {
+	begin := time.Now()
+	for {
+		conn, leader, err := s.toLeader(ctx)
+		if err != nil {
+			return err
+		}
+		if conn == nil {
+			err = asStatus(call(nil, ctx))
+		} else {
+			under, cancel := s.whileLeading(s.forwarding(ctx), leader)
+			err = call(conn, under)
+			if err != nil && under.Err() != nil && ctx.Err() == nil {
+				err = status.Errorf(codes.Unavailable, "%s does not lead any more", leader)
+			}
+			cancel()
+		}
+		if status.Code(err) != codes.Unavailable || once[path.Base(method)] || isForwarded(ctx) || ctx.Err() != nil || time.Since(begin) > repeatWait {
+			return err
+		}
+		s.c.Log.Debug("call again", "method", method, "error", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond): // a server that has just lost its leader may not know yet
+		}
+	}
+}
+
+// whileLeading is ctx until another server leads, or none: one that is stopped or cut off does not say so itself.
+func (s *Server) whileLeading(ctx context.Context, leader string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() { // ends with the call, whose caller always cancels
+		for {
+			changed := s.leadershipChanged()
+			if s.Leader() != leader {
+				cancel()
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.ctx.Done():
+				cancel()
+			case <-changed:
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
+// unary handles a call here if this server leads, and forwards it otherwise.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	conn, err := s.toLeader(ctx)
+	client.Identify(req)
+	var reply any
+	err := s.repeat(ctx, info.FullMethod, func(conn *grpc.ClientConn, ctx2 context.Context) (err error) {
+		if conn == nil {
+			reply, err = next(ctx2, req)
+			return err
+		}
+		_, out, err := types(info.FullMethod)
+		if err != nil {
+			return err
+		}
+		reply = out
+		if err := conn.Invoke(ctx2, info.FullMethod, req, out); err != nil {
+			return err
+		}
+		if err := grpc.SetHeader(ctx, metadata.Pairs(client.LeaderHeader, s.Leader())); err != nil {
+			s.c.Log.Debug("the client will not learn who leads", "error", err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	if conn == nil {
-		reply, err := next(ctx, req)
-		return reply, asStatus(err)
-	}
-	_, out, err := types(info.FullMethod)
-	if err != nil {
-		return nil, err
-	}
-	if err := grpc.SetHeader(ctx, metadata.Pairs(client.LeaderHeader, s.Leader())); err != nil {
-		s.c.Log.Debug("the client will not learn who leads", "error", err)
-	}
-	return out, conn.Invoke(s.forwarding(ctx), info.FullMethod, req, out)
+	return reply, nil
 }
 
 func (s *Server) stream(srv any, st grpc.ServerStream, method string, handler grpc.StreamHandler) error {
-	conn, err := s.toLeader(st.Context())
-	if err != nil {
-		return err
-	}
-	if conn == nil {
-		return asStatus(handler(srv, st))
-	}
-	in, out, err := types(method)
+	in, _, err := types(method)
 	if err != nil {
 		return err
 	}
 	if err := st.RecvMsg(in); err != nil {
 		return err
 	}
-	up, err := conn.NewStream(s.forwarding(st.Context()), &grpc.StreamDesc{ServerStreams: true}, method)
+	return s.repeat(st.Context(), method, func(conn *grpc.ClientConn, ctx context.Context) error {
+		if conn == nil {
+			return handler(srv, &received{ServerStream: st, msg: in})
+		}
+		return forwardStream(ctx, conn, method, in, st)
+	})
+}
+
+// received is a stream whose one request was read already.
+type received struct {
+	grpc.ServerStream
+	msg proto.Message
+}
+
+// RecvMsg gives the request once.
+func (r *received) RecvMsg(m any) error {
+	to, ok := m.(proto.Message)
+	if !ok || r.msg == nil {
+		return io.EOF
+	}
+	proto.Merge(to, r.msg)
+	r.msg = nil
+	return nil
+}
+
+func forwardStream(ctx context.Context, conn *grpc.ClientConn, method string, in proto.Message, st grpc.ServerStream) error {
+	_, out, err := types(method)
+	if err != nil {
+		return err
+	}
+	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
 	if err != nil {
 		return err
 	}
@@ -113,27 +201,28 @@ func (s *Server) stream(srv any, st grpc.ServerStream, method string, handler gr
 	}
 }
 
-// toLeader is the connection to the leader, or nil if this server leads and has applied all that was decided before.
-func (s *Server) toLeader(ctx context.Context) (*grpc.ClientConn, error) {
+// toLeader is the connection to the leader and its name, or nil if this server leads and has applied all that was
+// decided before.
+func (s *Server) toLeader(ctx context.Context) (*grpc.ClientConn, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, leaderWait)
 	defer cancel()
 	for {
 		changed := s.leadershipChanged()
 		if s.term() != nil {
-			return nil, nil
+			return nil, s.c.Name, nil
 		}
-		_, id := s.node.raft.LeaderWithID()
-		if host, ok := s.c.host(string(id)); ok && string(id) != s.c.Name {
+		leader := s.Leader()
+		if host, ok := s.c.host(leader); ok && leader != s.c.Name {
 			if isForwarded(ctx) {
-				return nil, status.Errorf(codes.Unavailable, "%s does not lead any more; %s does", s.c.Name, id)
+				return nil, "", status.Errorf(codes.Unavailable, "%s does not lead any more; %s does", s.c.Name, leader)
 			}
-			return s.agents.conn(string(id), hostPort(host, s.c.Ports.Control))
+			conn, err := s.agents.conn(leader, hostPort(host, s.c.Ports.Control))
+			return conn, leader, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, status.Error(codes.Unavailable, "the cluster has no leader at present; most of its servers must be up")
+			return nil, "", status.Error(codes.Unavailable, "the cluster has no leader at present; most of its servers must be up")
 		case <-changed:
-		case <-time.After(50 * time.Millisecond): // raft has no event for "another server leads" that is not lossy
 		}
 	}
 }

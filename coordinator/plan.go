@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -95,7 +96,8 @@ func stateName(s clusterapi.WorkloadState) string {
 	}[s]
 }
 
-// plan asks both agents for everything that could fail later. Nothing is touched.
+// plan asks both agents for everything that could fail later. Nothing is touched. A host that was cut off a moment ago
+// is given time to be reached again.
 func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOptions, sample int64) (*agentapi.PlanSourceReply, []*agentapi.Obstacle, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.s.c.Limits.Reachable+time.Duration(sample))
 	defer cancel()
@@ -113,7 +115,7 @@ func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOption
 	if err != nil {
 		return nil, nil, err
 	}
-	reply, err := src.PlanSource(ctx, req)
+	reply, err := src.PlanSource(ctx, req, grpc.WaitForReady(true))
 	if err != nil {
 		return nil, nil, unreachable(tg.source.GetName(), err)
 	}
@@ -121,7 +123,7 @@ func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOption
 	if err != nil {
 		return nil, nil, err
 	}
-	there, err := dst.PlanDestination(ctx, &agentapi.PlanDestinationRequest{Source: tg.source, Requirements: reply.GetRequirements(), Options: opt, Workload: name})
+	there, err := dst.PlanDestination(ctx, &agentapi.PlanDestinationRequest{Source: tg.source, Requirements: reply.GetRequirements(), Options: opt, Workload: name}, grpc.WaitForReady(true))
 	if err != nil {
 		return nil, nil, unreachable(tg.dest.GetName(), err)
 	}

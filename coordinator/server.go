@@ -29,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -51,7 +52,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	current *term
-	changed chan struct{} // closed and replaced when current changes
+	changed chan struct{} // closed and replaced when current, or the leader, changes
 }
 
 // Start starts a server from its data directory. The context bounds the start only.
@@ -72,6 +73,7 @@ func Start(ctx context.Context, config Config) (s *Server, err error) {
 		return s, err
 	}
 	s.wg.Go(s.lead)
+	s.wg.Go(s.observe)
 	if c.Listen {
 		if err := s.listen(); err != nil {
 			return s, err
@@ -167,6 +169,29 @@ func (s *Server) lead() {
 	}
 }
 
+// observe wakes whoever waits for another leader.
+func (s *Server) observe() {
+	seen := make(chan raft.Observation, 16)
+	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool { _, ok := o.Data.(raft.LeaderObservation); return ok })
+	s.node.raft.RegisterObserver(o)
+	defer s.node.raft.DeregisterObserver(o)
+	// Observations may be dropped when many come at once, so a change is looked for from time to time as well.
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for last := ""; ; {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-seen:
+		case <-tick.C:
+		}
+		if l := s.Leader(); l != last {
+			last = l
+			s.wake()
+		}
+	}
+}
+
 // serveTerm runs from one election to the loss of the leadership.
 func (s *Server) serveTerm() {
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -227,6 +252,13 @@ func (s *Server) setTerm(t *term) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current = t
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Server) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	close(s.changed)
 	s.changed = make(chan struct{})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -160,7 +161,7 @@ func (t *term) start(ctx context.Context, w *logpb.Workload) (*logpb.Workload, e
 	if err != nil {
 		return nil, err
 	}
-	reply, err := agent.StartWorkload(ctx, &agentapi.StartWorkloadRequest{Ref: t.ref(w), Spec: w.GetSpec()})
+	reply, err := agent.StartWorkload(ctx, &agentapi.StartWorkloadRequest{Ref: t.ref(w), Spec: w.GetSpec()}, grpc.WaitForReady(true))
 	switch status.Code(err) {
 	case codes.OK:
 		res, err := t.apply(&logpb.Command{Command: &logpb.Command_WorkloadStarted{WorkloadStarted: &logpb.WorkloadStarted{

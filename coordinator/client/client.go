@@ -58,7 +58,7 @@ const shun = 30 * time.Second
 // Times of one try. A server that is cut off does not say so.
 const (
 	connectTimeout = time.Second
-	tryTimeout     = 4 * time.Second
+	tryTimeout     = 2500 * time.Millisecond
 	pause          = 50 * time.Millisecond // between rounds over all servers, doubled up to maxPause
 	maxPause       = 500 * time.Millisecond
 )
@@ -114,7 +114,7 @@ var longTimeout = map[string]time.Duration{"RequestCommit": 5 * time.Second}
 
 // Invoke is grpc.ClientConnInterface's.
 func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	identify(args)
+	Identify(args)
 	name := path.Base(method)
 	wait := pause
 	for {
@@ -141,19 +141,92 @@ func (c *Conn) try(ctx context.Context, i int, name, method string, args, reply 
 	if long[name] {
 		limit = longTimeout[name]
 	}
+	lost := func() bool { return false }
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel, lost = c.guard(ctx, i)
+		defer cancel()
 	}
 	var header metadata.MD
 	if err := c.conns[i].Invoke(ctx, method, args, reply, append(opts[:len(opts):len(opts)], grpc.Header(&header))...); err != nil {
+		if lost() {
+			return c.silent(i)
+		}
 		return err
 	}
 	if l := header.Get(LeaderHeader); len(l) == 1 {
 		c.prefer(l[0])
 	}
 	return nil
+}
+
+// Times of the guard of a call that may take long. Two probes in a row that fail are a silent server.
+const (
+	probeEvery   = 2 * time.Second
+	probeTimeout = 2 * time.Second
+)
+
+// guard is ctx until server i is silent: one that was stopped or cut off keeps its connections, and a call there
+// would wait for as long as its caller does. lost says whether it was that.
+func (c *Conn) guard(ctx context.Context, i int) (_ context.Context, cancel context.CancelFunc, lost func() bool) {
+	ctx, stop := context.WithCancelCause(ctx)
+	go func() { // ends with the call, whose caller always cancels
+		tick := time.NewTicker(probeEvery)
+		defer tick.Stop()
+		for failed := 0; failed < 2; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			probe, done := context.WithTimeout(ctx, probeTimeout)
+			err := c.conns[i].Invoke(probe, clusterapi.Cluster_Nodes_FullMethodName, &clusterapi.NodesRequest{}, &clusterapi.NodesReply{})
+			done()
+			failed++
+			if code := status.Code(err); code != codes.DeadlineExceeded && code != codes.Unavailable {
+				failed = 0
+			}
+		}
+		stop(errSilent)
+	}()
+	return ctx, func() { stop(context.Canceled) }, func() bool { return errors.Is(context.Cause(ctx), errSilent) }
+}
+
+var errSilent = errors.New("client: the server is silent")
+
+func (c *Conn) silent(i int) error {
+	return status.Errorf(codes.Unavailable, "%s at %s is silent", c.servers[i].Name, c.servers[i].Address)
+}
+
+// guarded is a stream whose server is watched; a silent one ends it with UNAVAILABLE.
+type guarded struct {
+	grpc.ClientStream
+	c      *Conn
+	i      int
+	cancel context.CancelFunc
+	lost   func() bool
+}
+
+// RecvMsg is grpc.ClientStream's.
+func (g *guarded) RecvMsg(m any) error {
+	err := g.ClientStream.RecvMsg(m)
+	if err == nil {
+		return nil
+	}
+	lost := g.lost()
+	g.cancel()
+	if lost {
+		g.c.next(g.i)
+		return g.c.silent(g.i)
+	}
+	if status.Code(err) == codes.Unavailable {
+		g.c.next(g.i)
+	}
+	return err
 }
 
 // prefer goes to the leader with the next call, if it is one of our servers and has answered of late.
@@ -176,8 +249,8 @@ func again(ctx context.Context, name string, err error) bool {
 	return code == codes.Unavailable || code == codes.DeadlineExceeded
 }
 
-// identify gives calls that create something an id, by which the cluster recognises a repetition.
-func identify(args any) {
+// Identify gives calls that create something an id, by which the cluster recognises a repetition.
+func Identify(args any) {
 	switch r := args.(type) {
 	case *clusterapi.RunRequest:
 		if r.RequestId == "" {
@@ -195,10 +268,12 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	var err error
 	for range c.conns {
 		i := c.current()
+		under, cancel, lost := c.guard(ctx, i)
 		var st grpc.ClientStream
-		if st, err = c.conns[i].NewStream(ctx, desc, method, opts...); err == nil {
-			return st, nil
+		if st, err = c.conns[i].NewStream(under, desc, method, opts...); err == nil {
+			return &guarded{ClientStream: st, c: c, i: i, cancel: cancel, lost: lost}, nil
 		}
+		cancel()
 		if !again(ctx, path.Base(method), err) {
 			break
 		}
