@@ -57,16 +57,20 @@ func (p *progress) show(ev *clusterapi.MigrationEvent) {
 // lines prints what is new in an event.
 func (p *progress) lines(ev *clusterapi.MigrationEvent) {
 	m := ev.GetMigration()
-	for _, r := range m.GetProgress().GetRounds()[p.rounds:] {
+	rounds := m.GetProgress().GetRounds()
+	for _, r := range rounds[min(p.rounds, len(rounds)):] {
 		_, _ = fmt.Fprintf(p.w, "round %d: %d pages (%d zero), %s in %.0f ms; %d dirty after it\n", r.GetN(), r.GetPages(), r.GetZeroPages(), bytesText(r.GetBytesSent()), r.GetMs(), r.GetDirtyPagesAfter())
 		p.rounds++
 	}
+	text := ev.GetMessage()
 	if m.GetPhase() != p.phase {
 		p.phase = m.GetPhase()
-		_, _ = fmt.Fprintf(p.w, "%s: %s\n", m.GetId(), enumText(p.phase.String(), "PHASE_"))
+		if text == "" {
+			text = enumText(p.phase.String(), "PHASE_")
+		}
 	}
-	if ev.GetMessage() != "" {
-		_, _ = fmt.Fprintf(p.w, "%s: %s\n", m.GetId(), ev.GetMessage())
+	if text != "" {
+		_, _ = fmt.Fprintf(p.w, "%s: %s\n", m.GetId(), text)
 	}
 }
 
