@@ -74,13 +74,13 @@ func Start(ctx context.Context, config Config) (s *Server, err error) {
 	}
 	s.wg.Go(s.lead)
 	s.wg.Go(s.observe)
-	if c.Listen {
-		if err := s.listen(); err != nil {
+	if c.Ports.Gossip != 0 {
+		if s.gossip, err = s.startGossip(); err != nil {
 			return s, err
 		}
 	}
-	if c.Ports.Gossip != 0 {
-		if s.gossip, err = s.startGossip(); err != nil {
+	if c.Listen {
+		if err := s.listen(); err != nil {
 			return s, err
 		}
 	}
