@@ -194,12 +194,9 @@ func (s *Skeleton) letGo(ctx context.Context) error {
 	for _, pid := range s.order {
 		p := s.procs[pid]
 		for _, t := range p.threads {
-			errs = append(errs, s.tracer.Detach(ctx, t.TID(), 0), t.Close())
+			errs = append(errs, s.tracer.Detach(ctx, t.TID(), 0))
 		}
-		errs = append(errs, s.tracer.Detach(ctx, p.trap.TID(), 0), p.trap.Close())
-		if p.writer != nil {
-			errs = append(errs, p.writer.Close())
-		}
+		errs = append(errs, s.tracer.Detach(ctx, p.trap.TID(), 0), p.close())
 	}
 	errs = append(errs, giveBack(ctx, s.parent))
 	s.parent = nil

@@ -91,6 +91,7 @@ type process struct {
 
 	sessionDone bool
 	groupDone   int
+	closed      bool
 }
 
 // ErrState means that a method was called in a state in which it makes no sense.

@@ -129,19 +129,27 @@ func (p *process) simple(ctx context.Context, name string, nr int, args ...any) 
 
 // end kills a process of the skeleton and forgets it.
 func (s *Skeleton) end(ctx context.Context, p *process) error {
-	errs := []error{killTraced(ctx, p)}
-	for _, t := range p.threads {
-		errs = append(errs, t.Close())
-	}
-	errs = append(errs, p.trap.Close())
-	if p.writer != nil {
-		errs = append(errs, p.writer.Close())
-	}
 	delete(s.procs, p.VPID)
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(killTraced(ctx, p), p.close()); err != nil {
 		return fmt.Errorf("ending process %d: %w", p.VPID, err)
 	}
 	return nil
+}
+
+// close gives up what this program holds of a process. It may be called again.
+func (p *process) close() error {
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	errs := []error{p.trap.Close()}
+	for _, t := range p.threads {
+		errs = append(errs, t.Close())
+	}
+	if p.writer != nil {
+		errs = append(errs, p.writer.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // followThreads makes the threads of a process those wanted, the leader among them.

@@ -178,7 +178,7 @@ func TestStopped(t *testing.T) {
 	g := start(t, "state")
 	g.say("plain")
 	g.line()
-	if err := unix.Kill(g.pid(), unix.SIGTSTP); err != nil {
+	if err := unix.Kill(g.pid(), unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	waitState(t, g.pid(), 'T')
@@ -187,7 +187,7 @@ func TestStopped(t *testing.T) {
 	p, _ := g.dump(ctx)
 	g.giveBack(ctx)
 	waitState(t, g.pid(), 'T')
-	if p.Leader().Core.Tc.GetTaskState() != images.TaskStopped || p.Leader().Core.Tc.GetStopSigno() != uint32(unix.SIGTSTP) {
+	if p.Leader().Core.Tc.GetTaskState() != images.TaskStopped || p.Leader().Core.Tc.GetStopSigno() != uint32(unix.SIGSTOP) {
 		t.Errorf("state %d by signal %d", p.Leader().Core.Tc.GetTaskState(), p.Leader().Core.Tc.GetStopSigno())
 	}
 
