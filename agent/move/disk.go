@@ -159,8 +159,6 @@ func (r *file) write(rec *Record) error {
 	return nil
 }
 
-func (r *file) close() error { return r.f.Close() }
-
 // remove deletes the record, durably.
 func (r *file) remove() error {
 	return errors.Join(os.Remove(r.f.Name()), r.f.Close(), syncDir(filepath.Dir(r.f.Name())))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -328,12 +327,6 @@ func (w *world) await(what string, is func(handoff.Record) bool) {
 func (w *world) awaitPhase(p handoff.Phase) {
 	w.t.Helper()
 	w.await(p.String(), func(r handoff.Record) bool { return r.Phase == p })
-}
-
-func (w *world) has(line string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.Contains(w.trace, line)
 }
 
 // The host: engine, ports, peers.
