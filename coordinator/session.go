@@ -47,7 +47,6 @@ type live struct {
 	frozenMS    float64
 	connections []*clusterapi.Connection
 	voted       bool
-	waitingFor  string
 	silent      map[handoff.Role]string // what an agent that does not take its order says, or why it cannot be reached
 }
 

@@ -18,7 +18,7 @@ import (
 // etherTypeMarker is the first of the types that IEEE 802 leaves for local experiments: no protocol listens to it.
 const etherTypeMarker = 0x88b5
 
-// ErrNotSettled: frames that had passed the gate before it was shut may still be on their way to the workload.
+// ErrNotSettled means that frames that had passed the gate before it was shut may still be on their way to the workload.
 var ErrNotSettled = errors.New("frames may be on their way behind the shut gate")
 
 const (

@@ -37,7 +37,6 @@ type description struct {
 type holder struct {
 	proc *engine.Process
 	fd   int
-	cloe bool
 }
 
 // socketID is what a socket is made of.

@@ -140,26 +140,26 @@ func typeName(mode uint32) string {
 func (d *Dumper) Needed() []Needed { return d.needed }
 
 // neededOf collects it from a snapshot.
-func (dm *Dumper) neededOf(s *snapshot) []Needed {
+func (d *Dumper) neededOf(s *snapshot) []Needed {
 	written := map[FileID]bool{}
-	for _, d := range s.list {
-		if d.flags&unix.O_ACCMODE != unix.O_RDONLY {
-			written[FileID{d.stat.Dev, d.stat.Ino}] = true
+	for _, desc := range s.list {
+		if desc.flags&unix.O_ACCMODE != unix.O_RDONLY {
+			written[FileID{desc.stat.Dev, desc.stat.Ino}] = true
 		}
 	}
 	seen := map[string]bool{}
 	var out []Needed
-	for _, d := range s.list {
-		if n, ok := dm.neededService(d); ok && !seen[n.Path] {
+	for _, desc := range s.list {
+		if n, ok := d.neededService(desc); ok && !seen[n.Path] {
 			seen[n.Path] = true
 			out = append(out, n)
 		}
-		if d.kind != kindRegular && d.kind != kindDirectory && d.kind != kindPath && d.kind != kindDeleted && d.kind != kindFifo {
+		if desc.kind != kindRegular && desc.kind != kindDirectory && desc.kind != kindPath && desc.kind != kindDeleted && desc.kind != kindFifo {
 			continue
 		}
-		name, ok := inRoot(d.path(), d.root)
-		n := Needed{Path: name, Mode: d.stat.Mode, Size: uint64(d.stat.Size), Fixed: !written[FileID{d.stat.Dev, d.stat.Ino}]}
-		if d.kind == kindDeleted { // it is made anew in its directory
+		name, ok := inRoot(desc.path(), desc.root)
+		n := Needed{Path: name, Mode: desc.stat.Mode, Size: uint64(desc.stat.Size), Fixed: !written[FileID{desc.stat.Dev, desc.stat.Ino}]}
+		if desc.kind == kindDeleted { // it is made anew in its directory
 			n = Needed{Path: path.Dir(name), Mode: unix.S_IFDIR | 0o755}
 		}
 		if ok && !seen[n.Path] {
@@ -171,14 +171,14 @@ func (dm *Dumper) neededOf(s *snapshot) []Needed {
 }
 
 // neededService is the socket to which a datagram socket sends.
-func (dm *Dumper) neededService(d *description) (Needed, bool) {
-	if d.kind != kindUnix {
+func (d *Dumper) neededService(desc *description) (Needed, bool) {
+	if desc.kind != kindUnix {
 		return Needed{}, false
 	}
-	u, err := dm.diag.Unix(uint32(d.stat.Ino))
+	u, err := d.diag.Unix(uint32(desc.stat.Ino))
 	if err != nil {
 		return Needed{}, false // Check has said so
 	}
-	name := dm.service(d, u)
+	name := d.service(desc, u)
 	return Needed{Path: string(name), Mode: unix.S_IFSOCK}, name != nil
 }
