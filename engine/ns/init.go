@@ -234,14 +234,30 @@ func Adopt(pid int) (*Init, error) {
 }
 
 // AwaitExit returns when the process of the pidfd has ended (pidfd_open(2): it becomes readable).
-func AwaitExit(ctx context.Context, pidfd int) error {
+func AwaitExit(ctx context.Context, pidfd int) error { return awaitPidfd(ctx, pidfd, unix.POLLIN) }
+
+// AwaitReaped returns when nothing is left of a process that has ended, so that its id is free (pidfd_poll in
+// kernel/fork.c: POLLHUP, since Linux 6.9).
+func AwaitReaped(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return awaitPidfd(ctx, fd, 0) // POLLHUP needs no asking
+}
+
+func awaitPidfd(ctx context.Context, pidfd int, events int16) error {
 	wake, release, err := wakeOn(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
 	for {
-		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(pidfd), Events: events}, {Fd: int32(wake), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll: %w", err)
 		}

@@ -39,6 +39,11 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 	if len(cp.Processes) == 0 {
 		return nil, fmt.Errorf("%s: the checkpoint has no process", dir)
 	}
+	if !o.NewPIDNamespace {
+		if err := awaitIDs(ctx, cp); err != nil {
+			return nil, err
+		}
+	}
 	parent, err := parentFor(ctx, cp, o)
 	if err != nil {
 		return nil, err
