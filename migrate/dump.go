@@ -22,12 +22,12 @@ func newDumpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "dump --pid PID --dir DIR",
 		Short:   "Write a checkpoint of a process and its descendants to disk",
-		Long:    "Writes a checkpoint of a process and all its descendants. The tree ends once the checkpoint is complete, unless it\nis to be left running or stopped. When the dump fails, the tree runs on.",
+		Long:    "Writes a checkpoint of a process and all its descendants. The tree ends once the checkpoint is complete, unless it\nis to be left running or stopped. When the dump fails, the tree runs on.\n\nThe peers of its TCP connections see nothing of the end: until the checkpoint is restored, a table of nftables drops\ntheir segments (inet migrate-dump-...; blob-tcp-lock.raw in DIR has its name). To give a checkpoint up, delete the table.",
 		Example: "  migrate dump --pid 4711 --dir /var/tmp/4711\n  migrate dump --pid 4711 --dir /var/tmp/4711 --leave-running",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
-			src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: pid}})
+			src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: pid}, LockConnections: true})
 			if err != nil {
 				return err
 			}

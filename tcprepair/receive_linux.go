@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -84,6 +85,9 @@ func besides(fd int, open func() (int, error)) (int, error) {
 	return r.fd, r.err
 }
 
+// Mark is the mark (SO_MARK) of segments by which a socket is restored, so that rules that keep the peer's away can let them pass.
+const Mark = 0x6d696773
+
 func openRaw(v6 bool) (int, error) {
 	family, level, opt := unix.AF_INET, unix.IPPROTO_IP, unix.IP_HDRINCL
 	if v6 {
@@ -94,7 +98,10 @@ func openRaw(v6 bool) (int, error) {
 		return -1, fmt.Errorf("raw socket: %w", err)
 	}
 	if err := unix.SetsockoptInt(s, level, opt, 1); err != nil {
-		return -1, fmt.Errorf("raw socket: header included: %w", err)
+		return -1, errors.Join(fmt.Errorf("raw socket: header included: %w", err), unix.Close(s))
+	}
+	if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, Mark); err != nil {
+		return -1, errors.Join(fmt.Errorf("raw socket: mark: %w", err), unix.Close(s))
 	}
 	return s, nil
 }

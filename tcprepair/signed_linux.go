@@ -115,6 +115,18 @@ func ends(fd int) (local, remote netip.AddrPort, err error) {
 	return local, remote, err
 }
 
+// Ends are the two addresses of a connection. The error matches ENOTCONN if the socket has no peer.
+func Ends(f *os.File) (local, remote netip.AddrPort, err error) {
+	err = control(f, func(fd int) (err error) {
+		local, remote, err = ends(fd)
+		if err == nil && !remote.IsValid() {
+			err = unix.ENOTCONN
+		}
+		return err
+	})
+	return local, remote, err
+}
+
 // parseSigned looks for keys in sock_diag's answer about one socket.
 func parseSigned(b []byte) (bool, error) {
 	if len(b) < unix.NLMSG_HDRLEN {

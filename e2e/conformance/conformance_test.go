@@ -44,7 +44,8 @@ func TestDumpLeavesRunning(t *testing.T) {
 	})
 }
 
-// each runs fn on a started instance of every program.
+// each runs fn on a started instance of every program. A program NAME.peer.c beside NAME.c is its peer: it runs in the directory
+// "peer" of the other's, starts first, is not moved, and checks itself too.
 func each(t *testing.T, fn func(context.Context, *testing.T, *workload)) {
 	kerneltest.Root(t)
 	bin := build(t)
@@ -54,10 +55,20 @@ func each(t *testing.T, fn func(context.Context, *testing.T, *workload)) {
 	}
 	for _, src := range sources {
 		name := strings.TrimSuffix(filepath.Base(src), ".c")
+		if strings.HasSuffix(name, ".peer") {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), timeout)
 			defer cancel()
-			fn(ctx, t, start(ctx, t, bin, compile(ctx, t, src)))
+			dir, peer := t.TempDir(), strings.TrimSuffix(src, ".c")+".peer.c"
+			if _, err := os.Stat(peer); err != nil {
+				fn(ctx, t, start(ctx, t, bin, dir, compile(ctx, t, src)))
+				return
+			}
+			p := start(ctx, t, bin, filepath.Join(dir, "peer"), compile(ctx, t, peer))
+			fn(ctx, t, start(ctx, t, bin, dir, compile(ctx, t, src)))
+			p.check(ctx, t)
 		})
 	}
 }
@@ -91,9 +102,12 @@ type workload struct {
 	pid int
 }
 
-func start(ctx context.Context, t *testing.T, bin, program string) *workload {
+func start(ctx context.Context, t *testing.T, bin, dir, program string) *workload {
 	t.Helper()
-	w := &workload{bin: bin, dir: t.TempDir()}
+	w := &workload{bin: bin, dir: dir}
+	if err := os.MkdirAll(w.dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chmod(w.dir, 0o777); err != nil { // some programs give their credentials up
 		t.Fatal(err)
 	}

@@ -34,6 +34,8 @@ type Options struct {
 	External map[files.FileID]string
 	// Cgroup is where the tree is, and what Hold freezes. Without it the tree cannot be held, only thawed or destroyed.
 	Cgroup *ns.Cgroup
+	// LockConnections: see files.Options.
+	LockConnections bool
 }
 
 // Source is a process tree that is being dumped or moved away.
@@ -63,7 +65,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 		return nil, fmt.Errorf("pid %d: %w", o.PID, ErrSelf)
 	}
 	s.tracer = ptrace.New()
-	s.files = files.NewDumper(files.Options{External: o.External})
+	s.files = files.NewDumper(files.Options{External: o.External, LockConnections: o.LockConnections})
 	s.memory = newMemory(s)
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()

@@ -29,6 +29,9 @@ type Options struct {
 	// External names files and pipes that belong to the agent, such as the log of a workload: they are not
 	// carried, but attached at the destination by Env.External under the same name.
 	External map[FileID]string
+	// LockConnections keeps the peers of TCP connections from noticing that the tree is gone (sock.Lock): for a dump to disk, where
+	// no gate stands before the tree.
+	LockConnections bool
 }
 
 // A Dumper reads the descriptors of one tree.
@@ -44,6 +47,7 @@ type Dumper struct {
 	current  *snapshot       // while Check or Dump runs
 	held     *snapshot       // after Dump, until Resume or Drop
 	paused   []*pausedConn
+	lock     *connLock         // of the connections, from Dump until Resume or Drop
 	outsider map[pipeKey][]int // while Check runs: who else holds a pipe, by inode
 }
 
@@ -283,6 +287,9 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	if err := d.undelivered(); err != nil {
 		return err
 	}
+	if err := run.lockConnections(); err != nil {
+		return err
+	}
 	// The two halves use nothing in common but the processors.
 	type flags struct {
 		set map[fdKey]bool
@@ -350,14 +357,14 @@ func (d *Dumper) Resume(_ context.Context) error {
 		return errors.Join(errs...)
 	}
 	d.paused = nil
-	return d.letGo()
+	return errors.Join(d.unlock(), d.letGo())
 }
 
 // Drop ends the connections without a packet. The processes must have been destroyed before it, and their
 // ends be gone: the last duplicate of a socket is closed here, in repair.
 func (d *Dumper) Drop() error {
 	d.paused = nil
-	return d.letGo()
+	return errors.Join(d.keepLock(), d.letGo())
 }
 
 func (d *Dumper) letGo() error {

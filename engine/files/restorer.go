@@ -256,7 +256,7 @@ func (r *Restorer) Finish(context.Context) error {
 // Release lets the connections go on. It is called at the resume, after the commit: it tries all and names those that
 // failed.
 func (r *Restorer) Release(context.Context) error {
-	var errs []error
+	errs := []error{r.unlock()}
 	for _, h := range r.held {
 		if err := h.conn.Release(); err != nil {
 			errs = append(errs, err)

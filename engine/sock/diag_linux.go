@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +39,15 @@ func (d *Diag) Close() error { return unix.Close(d.fd) }
 
 // NetNS is the cookie of its network namespace.
 func (d *Diag) NetNS() uint64 { return d.cookie }
+
+// Namespace is a handle of its network namespace, for the caller to close.
+func (d *Diag) Namespace() (*os.File, error) {
+	fd, err := unix.IoctlRetInt(d.fd, unix.SIOCGSKNS)
+	if err != nil {
+		return nil, fmt.Errorf("handle of a network namespace (SIOCGSKNS): %w", err)
+	}
+	return os.NewFile(uintptr(fd), "network namespace"), nil
+}
 
 // NetNSCookie names the network namespace of a socket, uniquely since boot (SO_NETNS_COOKIE, Linux 5.14).
 func NetNSCookie(fd int) (uint64, error) {
