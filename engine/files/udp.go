@@ -33,11 +33,11 @@ func checkUDP(_ context.Context, dm *Dumper, d *description) []problem {
 		return p
 	}
 	u, err := sock.SaveUDP(d.fd)
-	if err == nil {
-		_, err = sock.Options(d.fd)
-	}
 	if err != nil {
 		return []problem{{reason: err.Error()}}
+	}
+	if p := checkOptions(d); p != nil {
+		return p
 	}
 	if u.Local.Port() == 0 || u.Remote.Port() != 0 {
 		return nil
@@ -67,9 +67,9 @@ func dumpUDP(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, err
 	if err != nil {
 		return nil, err
 	}
-	opts, err := sock.Options(d.fd)
+	opts, err := r.sockOptions(d)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, ErrNotCarried)
+		return nil, err
 	}
 	state := uint32(unixClosed)
 	if u.Remote.Port() != 0 {
@@ -91,11 +91,11 @@ func openUDP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	if err != nil {
 		return err
 	}
-	if err := sock.SetEarly(fd, e.Isk.GetOpts()); err != nil {
+	if err := r.earlyOptions(e.GetId(), fd, e.Isk.GetOpts()); err != nil {
 		return err
 	}
 	if err := sock.RestoreUDP(fd, u); err != nil {
 		return err
 	}
-	return sock.SetOptions(fd, e.Isk.GetOpts())
+	return r.lateOptions(e.GetId(), fd, e.Isk.GetOpts())
 }

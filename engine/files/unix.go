@@ -61,10 +61,7 @@ func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
 		}
 		out = append(out, problem{reason: "its peer is outside of the tree: " + peer})
 	}
-	if _, err := sock.Options(d.fd); err != nil {
-		out = append(out, problem{reason: err.Error()})
-	}
-	return out
+	return append(out, checkOptions(d)...)
 }
 
 // service is the path of the peer of a datagram socket that is outside of the tree, such as /dev/log: the socket only ever
@@ -97,9 +94,9 @@ func dumpUnix(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 	if err != nil {
 		return nil, err
 	}
-	opts, err := sock.Options(d.fd)
+	opts, err := r.sockOptions(d)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, ErrNotCarried)
+		return nil, err
 	}
 	name, err := sock.UnixName(d.fd)
 	if err != nil {

@@ -159,7 +159,7 @@ func (r *Restorer) finishUnix(e *fdinfo.FileEntry) error {
 			return fmt.Errorf("shutdown %d: %w", how, err)
 		}
 	}
-	return sock.SetOptions(fd, e.Usk.GetOpts())
+	return r.lateOptions(e.GetId(), fd, e.Usk.GetOpts())
 }
 
 // unixAccept connects through the listener, so that names and credentials come out as they were.

@@ -13,36 +13,14 @@ import (
 // ErrOption marks an option that no record has room for; it wraps nothing that a retry would change.
 var ErrOption = errors.New("the option is not carried")
 
-// zeroOptions are those that are not recorded: a socket that has one of them set is refused.
-var zeroOptions = []struct {
-	name string
-	opt  int
-}{
-	{"SO_DEBUG", unix.SO_DEBUG},
-	{"SO_TIMESTAMP", unix.SO_TIMESTAMP_OLD},
-	{"SO_TIMESTAMPNS", unix.SO_TIMESTAMPNS_OLD},
-	{"SO_TIMESTAMPING", unix.SO_TIMESTAMPING_OLD},
-	{"SO_RXQ_OVFL", unix.SO_RXQ_OVFL},
-	{"SO_WIFI_STATUS", unix.SO_WIFI_STATUS},
-	{"SO_BUSY_POLL", unix.SO_BUSY_POLL},
-	{"SO_ZEROCOPY", unix.SO_ZEROCOPY},
-	{"SO_LOCK_FILTER", unix.SO_LOCK_FILTER},
-	{"SO_PASSPIDFD", unix.SO_PASSPIDFD},
-}
-
-// Options reads the options of level SOL_SOCKET of a socket that is not a TCP connection. An option that is set
-// and has no place in the record gives an error that matches ErrOption and names it.
+// Options reads those options of level SOL_SOCKET that CRIU's record has a place for, of a socket that is not a TCP
+// connection; SaveMore reads the others. One that is set and cannot be carried gives an error that matches ErrOption.
 func Options(fd int) (*sk_opts.SkOptsEntry, error) {
-	for _, z := range zeroOptions {
-		if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, z.opt); err == nil && v != 0 {
-			return nil, fmt.Errorf("%s is %d: %w", z.name, v, ErrOption)
-		}
+	program, err := filter(fd)
+	if err != nil {
+		return nil, err
 	}
-	// A length of 0 asks for the number of instructions; EACCES means that the filter is eBPF.
-	if n, err := getsockopt(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, nil); n > 0 || errors.Is(err, unix.EACCES) {
-		return nil, fmt.Errorf("a socket filter: %w", ErrOption)
-	}
-	o := &sk_opts.SkOptsEntry{}
+	o := &sk_opts.SkOptsEntry{SoFilter: program}
 	for _, f := range []struct {
 		opt int
 		to  **uint32
@@ -113,8 +91,8 @@ func boolOptions(o *sk_opts.SkOptsEntry) []boolOption {
 	}
 }
 
-// SetEarly sets the options that bind(2) looks at.
-func SetEarly(fd int, o *sk_opts.SkOptsEntry) error {
+// SetEarly sets the options that bind(2) looks at. m may be nil.
+func SetEarly(fd int, o *sk_opts.SkOptsEntry, m *More) error {
 	if o.GetReuseaddr() {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return fmt.Errorf("set SO_REUSEADDR: %w", err)
@@ -130,12 +108,25 @@ func SetEarly(fd int, o *sk_opts.SkOptsEntry) error {
 			return fmt.Errorf("bind to interface %q: %w", dev, err)
 		}
 	}
-	return nil
+	return m.set(fd, early)
 }
 
 // SetOptions gives a socket all recorded options, after its queues have been filled. Values that the socket has
-// already are not set again.
-func SetOptions(fd int, o *sk_opts.SkOptsEntry) error {
+// already are not set again. m may be nil.
+func SetOptions(fd int, o *sk_opts.SkOptsEntry, m *More) error {
+	if err := m.set(fd, late); err != nil {
+		return err
+	}
+	if err := setCommon(fd, o); err != nil { // SO_PRIORITY, which IP_TOS overwrites, comes after m's
+		return err
+	}
+	if err := setFilter(fd, o.GetSoFilter()); err != nil {
+		return err
+	}
+	return m.set(fd, last)
+}
+
+func setCommon(fd int, o *sk_opts.SkOptsEntry) error {
 	for _, f := range boolOptions(o) {
 		if *f.to == nil {
 			continue

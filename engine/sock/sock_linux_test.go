@@ -119,17 +119,41 @@ func TestPeekRefusesRightsAndCredentials(t *testing.T) {
 	}
 }
 
-func TestOptionsRefuseFilter(t *testing.T) {
-	a, _ := pair(t, unix.SOCK_DGRAM)
-	if _, err := Options(a); err != nil {
-		t.Fatal(err)
-	}
+// TestOptions gives one socket's options to another one.
+func TestOptions(t *testing.T) {
+	a, b := pair(t, unix.SOCK_DGRAM)
 	f := unix.SockFilter{Code: unix.BPF_RET, K: 0xffff}
 	if err := unix.SetsockoptSockFprog(a, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &f}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Options(a); !errors.Is(err, ErrOption) {
-		t.Errorf("a filter: %v", err)
+	ints := map[int]int{unix.SO_LOCK_FILTER: 1, unix.SO_TIMESTAMPNS_NEW: 1, unix.SO_PEEK_OFF: 3, unix.SO_RXQ_OVFL: 1, unix.SO_SNDBUF: 50000, unix.SO_PASSCRED: 1}
+	for opt, v := range ints {
+		if err := unix.SetsockoptInt(a, unix.SOL_SOCKET, opt, v); err != nil {
+			t.Fatal(opt, err)
+		}
+	}
+	o, err := Options(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := SaveMore(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err = DecodeMore(EncodeMore(m)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(SetEarly(b, o, m), SetOptions(b, o, m)); err != nil {
+		t.Skip(err) // the limits of this user
+	}
+	for opt := range ints {
+		x, _ := unix.GetsockoptInt(a, unix.SOL_SOCKET, opt)
+		if y, err := unix.GetsockoptInt(b, unix.SOL_SOCKET, opt); err != nil || x != y {
+			t.Errorf("option %d is %d (%v), was %d", opt, y, err, x)
+		}
+	}
+	if p, err := filter(b); err != nil || len(p) != 1 || p[0] != unix.BPF_RET|0xffff<<32 {
+		t.Errorf("filter %x, %v", p, err)
 	}
 }
 

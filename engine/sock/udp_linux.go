@@ -10,14 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SaveUDP reads a UDP socket and changes nothing. Options that are set and not carried give an error that matches
-// ErrOption.
+// SaveUDP reads a UDP socket and changes nothing.
 func SaveUDP(fd int) (*UDP, error) {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
 		return nil, fmt.Errorf("SO_DOMAIN: %w", err)
 	}
-	u := &UDP{V6: domain == unix.AF_INET6, Options: map[string]int64{}}
+	u := &UDP{V6: domain == unix.AF_INET6}
 	local, err := unix.Getsockname(fd)
 	if err != nil {
 		return nil, fmt.Errorf("getsockname: %w", err)
@@ -33,30 +32,11 @@ func SaveUDP(fd int) (*UDP, error) {
 	} else if err != unix.ENOTCONN {
 		return nil, fmt.Errorf("getpeername: %w", err)
 	}
-	for name, o := range udpOptions {
-		if o.level == levelIPv6 && !u.V6 {
-			continue
-		}
-		v, err := unix.GetsockoptInt(fd, o.level, o.num)
-		if quiet(err) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		if o.refuse && v != 0 {
-			return nil, fmt.Errorf("%s is %d: %w", name, v, ErrOption)
-		}
-		u.Options[name] = int64(v)
-	}
 	return u, nil
 }
 
-// RestoreUDP gives a fresh socket its options, its address and its peer.
+// RestoreUDP gives a fresh socket its address and its peer.
 func RestoreUDP(fd int, u *UDP) error {
-	if err := u.set(fd, true); err != nil {
-		return err
-	}
 	if u.Local.Port() != 0 {
 		if err := unix.Bind(fd, sockaddr(u.Local)); err != nil {
 			return fmt.Errorf("bind to %v (is the address configured, and the port free?): %w", u.Local, err)
@@ -65,22 +45,6 @@ func RestoreUDP(fd int, u *UDP) error {
 	if u.Remote.Port() != 0 {
 		if err := unix.Connect(fd, sockaddr(u.Remote)); err != nil {
 			return fmt.Errorf("connect to %v: %w", u.Remote, err)
-		}
-	}
-	return u.set(fd, false)
-}
-
-func (u *UDP) set(fd int, early bool) error {
-	for name, v := range u.Options {
-		o := udpOptions[name]
-		if o.early != early || o.refuse {
-			continue
-		}
-		if have, err := unix.GetsockoptInt(fd, o.level, o.num); err == nil && int64(have) == v {
-			continue
-		}
-		if err := unix.SetsockoptInt(fd, o.level, o.num, int(v)); err != nil {
-			return fmt.Errorf("set %s to %d: %w", name, v, err)
 		}
 	}
 	return nil
