@@ -28,6 +28,12 @@ type Totals struct {
 	ZeroPages uint64
 }
 
+// Plus adds what another Sender has sent.
+func (t Totals) Plus(o Totals) Totals {
+	t.add(o)
+	return t
+}
+
 func (t *Totals) add(o Totals) {
 	t.WireBytes += o.WireBytes
 	t.Pages += o.Pages

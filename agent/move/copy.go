@@ -288,7 +288,8 @@ type progress struct {
 	resident uint64 // pages, when the round that runs began
 	pages    uint64 // of the round that runs
 	rate     float64
-	bytes    uint64 // on the wire, when the round that runs began
+	bytes    uint64          // on the wire, when the round that runs began
+	earlier  pagexfer.Totals // of page streams that were given up for another
 	started  time.Time
 }
 
@@ -300,9 +301,18 @@ func (p *progress) begin(resident uint64) {
 	p.resident, p.pages, p.started = resident, 0, time.Now()
 }
 
+// another says that a page stream has ended and that a new one counts from zero.
+func (p *progress) another(totals pagexfer.Totals) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.earlier = totals.Plus(p.earlier)
+	p.bytes = p.earlier.WireBytes
+}
+
 func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals, final bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	totals = totals.Plus(p.earlier)
 	sent := totals.WireBytes - p.bytes
 	p.bytes = totals.WireBytes
 	r := &clusterapi.Round{N: uint32(len(p.done) + 1), Pages: st.Pages, ZeroPages: st.ZeroPages, BytesSent: sent, Ms: ms(took), Final: final}
@@ -362,6 +372,7 @@ func (p *progress) offerDue() bool {
 func (p *progress) message(totals pagexfer.Totals) *clusterapi.Progress {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	totals = totals.Plus(p.earlier)
 	m := &clusterapi.Progress{
 		Rounds: append([]*clusterapi.Round(nil), p.done...), PagesSent: totals.Pages, BytesSent: totals.WireBytes,
 		DirtyPagesPerSecond: p.forecast.DirtyPerSecond, PredictedDowntimeMs: ms(p.forecast.Blackout), Tracker: p.tracker,

@@ -241,6 +241,7 @@ func (s *source) anew(ctx context.Context) error {
 	if err := s.sender.Close(); err != nil {
 		s.log.Debug("the page stream had failed", "error", err)
 	}
+	s.copying.progress.another(s.sender.Stats())
 	if err := errors.Join(s.tree.Close(), s.peer.close()); err != nil {
 		return err
 	}

@@ -1,0 +1,30 @@
+package move
+
+import (
+	"testing"
+	"time"
+
+	"migrate/pagexfer"
+)
+
+// A page stream that replaces another counts from zero; what people see goes on.
+func TestProgressOverSeveralStreams(t *testing.T) {
+	p := newProgress("hash")
+	p.begin(10)
+	p.end(RoundStats{Pages: 10}, time.Second, pagexfer.Totals{WireBytes: 1000, Pages: 10}, false)
+	p.another(pagexfer.Totals{WireBytes: 1010, Pages: 10})
+	p.begin(10)
+	p.end(RoundStats{Pages: 4}, time.Second, pagexfer.Totals{WireBytes: 400, Pages: 4}, false)
+	p.another(pagexfer.Totals{WireBytes: 400, Pages: 4})
+	p.begin(10)
+	p.end(RoundStats{Pages: 1}, time.Second, pagexfer.Totals{WireBytes: 100, Pages: 1}, true)
+	m := p.message(pagexfer.Totals{WireBytes: 100, Pages: 1})
+	if m.BytesSent != 1510 || m.PagesSent != 15 {
+		t.Errorf("%d bytes, %d pages", m.BytesSent, m.PagesSent)
+	}
+	for i, want := range []uint64{1000, 400, 100} {
+		if got := m.Rounds[i].BytesSent; got != want {
+			t.Errorf("round %d: %d bytes, want %d", i+1, got, want)
+		}
+	}
+}
