@@ -30,9 +30,11 @@ const timeout = 60 * time.Second
 
 func TestDumpAndRestore(t *testing.T) {
 	each(t, func(ctx context.Context, t *testing.T, w *workload) {
+		descriptors := w.descriptors(t)
 		dir := w.dump(ctx, t)
 		w.mustBeGone(t)
 		w.restore(ctx, t, dir)
+		w.mustHave(t, descriptors)
 		w.check(ctx, t)
 	})
 }

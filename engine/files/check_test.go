@@ -34,17 +34,15 @@ func init() {
 
 // refused tells what the descriptors of setupRefused are refused as.
 var refused = map[int]string{
-	100: "inotify", 101: "memfd", 102: "pidfd", 103: "netlink socket", 104: "packet socket", 105: "socket", 106: "unix socket",
+	101: "memfd", 102: "pidfd", 103: "netlink socket", 104: "packet socket", 105: "socket", 106: "unix socket",
 	109: "regular file", 110: "pipe", 111: "epoll", 112: "deleted file", 113: "namespace",
-	114: "terminal", 115: "fanotify", 116: "io_uring", 117: "userfaultfd", 118: "regular file", 119: "directory", 120: "device",
+	114: "terminal", 116: "io_uring", 117: "userfaultfd", 118: "regular file", 119: "directory", 120: "device",
 	121: "perf event", 122: "bpf",
 }
 
 func setupRefused(h *half) {
 	path := func(name string) string { return filepath.Join(h.dir, name) }
-	fd, err := unix.InotifyInit1(0)
-	h.at(fd, 100, err)
-	fd, err = unix.MemfdCreate("x", 0)
+	fd, err := unix.MemfdCreate("x", 0)
 	h.at(fd, 101, err)
 	fd, err = unix.PidfdOpen(os.Getppid(), 0)
 	h.at(fd, 102, err)
@@ -78,8 +76,6 @@ func setupRefused(h *half) {
 func setupRefusedMore(h *half, path func(string) string) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0)
 	h.at(fd, 114, err)
-	fd, err = unix.FanotifyInit(unix.FAN_CLASS_NOTIF, 0)
-	h.at(fd, 115, err)
 	raw := func(number int, nr uintptr, args ...uintptr) {
 		args = append(args, make([]uintptr, 5)...)
 		r, _, e := unix.Syscall6(nr, args[0], args[1], args[2], args[3], args[4], 0)

@@ -43,6 +43,8 @@ type Dumper struct {
 	needed []Needed
 	frozen bool // Dump runs: checks that search the whole system are left out
 
+	places map[inode]place // where watched files were found
+
 	locked   map[uint64]bool // while Check or Dump runs: inodes with locks, nil until asked for
 	current  *snapshot       // while Check or Dump runs
 	held     *snapshot       // after Dump, until Resume or Drop
@@ -57,7 +59,9 @@ type pausedConn struct {
 }
 
 // NewDumper returns a Dumper; it touches nothing yet.
-func NewDumper(opts Options) *Dumper { return &Dumper{opts: opts, pidfds: map[int]int{}} }
+func NewDumper(opts Options) *Dumper {
+	return &Dumper{opts: opts, pidfds: map[int]int{}, places: map[inode]place{}}
+}
 
 // Close gives back what the Dumper holds except connections in repair: call Resume or Drop before it.
 func (d *Dumper) Close() error {

@@ -68,7 +68,7 @@ func openFifo(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 			return err
 		}
 	}
-	fd, err := openIn(root, name, uint64(e.Reg.GetFlags()&(unix.O_ACCMODE|unix.O_DIRECT|unix.O_LARGEFILE))|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	fd, err := openItself(root, name, uint64(e.Reg.GetFlags()&(unix.O_ACCMODE|unix.O_DIRECT|unix.O_LARGEFILE|unix.O_NOFOLLOW))|unix.O_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", name, err)
 	}

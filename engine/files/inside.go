@@ -178,6 +178,10 @@ func statusFlags(e *fdinfo.FileEntry) (uint32, *fown.FownEntry) {
 		return e.Isk.GetFlags(), e.Isk.GetFown()
 	case e.Usk != nil:
 		return e.Usk.GetFlags(), e.Usk.GetFown()
+	case e.Ify != nil:
+		return e.Ify.GetFlags(), e.Ify.GetFown()
+	case e.Ffy != nil:
+		return e.Ffy.GetFlags(), e.Ffy.GetFown()
 	case e.Pidfd != nil:
 		return e.Pidfd.GetFlags(), e.Pidfd.GetFown()
 	}

@@ -34,6 +34,8 @@ type Kind struct {
 	connect func(context.Context, *Restorer, *fdinfo.FileEntry) error
 	settle  func(*Restorer, *fdinfo.FileEntry) error
 	inside  func(*inside, *fdinfo.FileEntry) error
+	// late runs when every process has its descriptors and nothing is opened any more.
+	late func(*Restorer, *fdinfo.FileEntry) error
 }
 
 // A problem is one reason why a description is not carried.
@@ -111,6 +113,10 @@ func complete(e *fdinfo.FileEntry) bool {
 		return e.Fifo != nil && e.Reg != nil
 	case fdinfo.FdTypes_PIDFD:
 		return e.Pidfd != nil
+	case fdinfo.FdTypes_INOTIFY:
+		return e.Ify != nil
+	case fdinfo.FdTypes_FANOTIFY:
+		return e.Ffy != nil
 	}
 	return true
 }

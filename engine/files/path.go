@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,20 @@ func openIn(root int, name string, flags uint64) (int, error) {
 		}
 		return fd, err
 	}
+}
+
+// openItself opens a path inside a root directory without following a link at its end, and without the trace that
+// O_NOFOLLOW would leave in the flags of the description.
+func openItself(root int, name string, flags uint64) (int, error) {
+	if flags&unix.O_NOFOLLOW != 0 {
+		return openIn(root, name, flags)
+	}
+	at, err := openIn(root, name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(at), int(flags)|unix.O_CLOEXEC, 0)
+	return fd, errors.Join(err, unix.Close(at))
 }
 
 // statIn is stat(2) of a path inside a root directory, without following a link at its end.

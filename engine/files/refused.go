@@ -17,8 +17,6 @@ var (
 		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/secretmem")
 	}}
 
-	kindInotify     = anonKind("inotify", "it watches files of this host (inotify)", "inotify", "")
-	kindFanotify    = anonKind("fanotify", "it watches file systems of this host (fanotify)", "[fanotify]", "")
 	kindIOUring     = anonKind("io_uring", "it is an io_uring, whose requests in flight cannot be seen", "[io_uring]", "many programs have a setting to do without")
 	kindPerf        = anonKind("perf event", "it counts or samples on this host (perf_event_open)", "[perf_event]", "")
 	kindUserfaultfd = anonKind("userfaultfd", "it handles page faults (userfaultfd)", "[userfaultfd]", "")

@@ -81,8 +81,9 @@ func checkPath(_ context.Context, dm *Dumper, d *description) []problem {
 }
 
 // rootOf opens the root directory of the first holder; it stays open until the snapshot is let go.
-func (d *Dumper) rootOf(desc *description) (int, error) {
-	pid := desc.holders[0].proc.PID
+func (d *Dumper) rootOf(desc *description) (int, error) { return d.rootOfPID(desc.holders[0].proc.PID) }
+
+func (d *Dumper) rootOfPID(pid int) (int, error) {
 	if fd, ok := d.current.roots[pid]; ok {
 		return fd, nil
 	}
@@ -154,11 +155,11 @@ func openPath(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 		return err
 	}
 	// Never blocks: FIFOs are not opened here, and the flag is taken away again.
-	flags := uint64(e.Reg.GetFlags()&reopen) | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	flags := uint64(e.Reg.GetFlags()&reopen) | unix.O_NONBLOCK
 	if flags&unix.O_PATH != 0 {
 		flags &^= unix.O_NONBLOCK | unix.O_LARGEFILE | unix.O_ACCMODE
 	}
-	fd, err := openIn(root, name, flags)
+	fd, err := openItself(root, name, flags)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", name, err)
 	}
@@ -184,8 +185,9 @@ func restorePosition(fd int, reg *regfile.RegFileEntry) error {
 }
 
 // rootOf opens the root directory of the process that is home to a record; it stays open until Close.
-func (r *Restorer) rootOf(id uint32) (int, error) {
-	vpid := r.homes[id].vpid
+func (r *Restorer) rootOf(id uint32) (int, error) { return r.rootOfVPID(r.homes[id].vpid) }
+
+func (r *Restorer) rootOfVPID(vpid int) (int, error) {
 	if fd, ok := r.roots[vpid]; ok {
 		return fd, nil
 	}

@@ -250,6 +250,21 @@ func (r *Restorer) Finish(context.Context) error {
 			return r.blame(e, fmt.Errorf("set O_NONBLOCK: %w", err))
 		}
 	}
+	return r.late()
+}
+
+// late does what may come only when nothing is opened or closed any more.
+func (r *Restorer) late() error {
+	if err := r.closeGhosts(); err != nil {
+		return err
+	}
+	for _, e := range r.entries() {
+		if k := r.kinds[e.GetId()]; k.late != nil {
+			if err := k.late(r, e); err != nil {
+				return r.blame(e, err)
+			}
+		}
+	}
 	return nil
 }
 
@@ -288,12 +303,19 @@ func (r *Restorer) Close() error {
 			errs = append(errs, fmt.Errorf("close the root directory of process %d: %w", vpid, err))
 		}
 	}
+	r.roots = map[int]int{}
+	return errors.Join(append(errs, r.closeGhosts())...)
+}
+
+// closeGhosts closes what held deleted files while their descriptions were made.
+func (r *Restorer) closeGhosts() error {
+	var errs []error
 	for id, fd := range r.ghosts {
 		if err := unix.Close(fd); err != nil {
 			errs = append(errs, fmt.Errorf("close deleted file %d: %w", id, err))
 		}
 	}
-	r.roots, r.ghosts = map[int]int{}, map[uint32]int{}
+	r.ghosts = map[uint32]int{}
 	return errors.Join(errs...)
 }
 

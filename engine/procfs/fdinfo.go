@@ -21,7 +21,7 @@ type FDInfo struct {
 	TimerFD  *TimerFDInfo
 	SignalFD *Set
 	Inotify  []InotifyWatch
-	Fanotify []string // its lines, not parsed
+	Fanotify *FanotifyGroup
 	PIDFD    *PIDFDInfo
 	SCMFDs   int // descriptors in flight in the queue of a unix socket
 	// Other holds the lines of kinds that this package does not parse (io_uring, bpf, perf, drm ...).
@@ -85,8 +85,7 @@ func ParseFDInfo(r io.Reader) (*FDInfo, error) {
 		case strings.HasPrefix(line, "inotify "):
 			return i.inotify(line)
 		case strings.HasPrefix(line, "fanotify "):
-			i.Fanotify = append(i.Fanotify, line)
-			return nil
+			return i.fanotify(line)
 		}
 		known, err := i.set(strings.TrimSpace(name), strings.TrimSpace(value))
 		if known {
