@@ -375,6 +375,10 @@ type ProcessExtra struct {
 	GroupStopSignal uint32                 `protobuf:"varint,9,opt,name=group_stop_signal,json=groupStopSignal,proto3" json:"group_stop_signal,omitempty"`
 	ThpDisable      uint64                 `protobuf:"varint,11,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // PR_GET_THP_DISABLE as it answered
 	VmaNames        []*VmaName             `protobuf:"bytes,12,rep,name=vma_names,json=vmaNames,proto3" json:"vma_names,omitempty"`
+	VmaMarks        []*VmaMark             `protobuf:"bytes,40,rep,name=vma_marks,json=vmaMarks,proto3" json:"vma_marks,omitempty"`
+	Guards          []*AddressRange        `protobuf:"bytes,41,rep,name=guards,proto3" json:"guards,omitempty"`                            // guard pages (MADV_GUARD_INSTALL)
+	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"` // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
+	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                             // bit n: protection key n is allocated (pkey_alloc(2))
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -463,6 +467,34 @@ func (x *ProcessExtra) GetVmaNames() []*VmaName {
 		return x.VmaNames
 	}
 	return nil
+}
+
+func (x *ProcessExtra) GetVmaMarks() []*VmaMark {
+	if x != nil {
+		return x.VmaMarks
+	}
+	return nil
+}
+
+func (x *ProcessExtra) GetGuards() []*AddressRange {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+func (x *ProcessExtra) GetLockFuture() uint32 {
+	if x != nil {
+		return x.LockFuture
+	}
+	return 0
+}
+
+func (x *ProcessExtra) GetPkeys() uint32 {
+	if x != nil {
+		return x.Pkeys
+	}
+	return 0
 }
 
 // VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
@@ -1171,6 +1203,136 @@ func (x *File) GetThreads() []*ThreadExtra {
 	return nil
 }
 
+// AddressRange is [start, end) of a process, whole pages.
+type AddressRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressRange) Reset() {
+	*x = AddressRange{}
+	mi := &file_engine_images_extra_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressRange) ProtoMessage() {}
+
+func (x *AddressRange) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressRange.ProtoReflect.Descriptor instead.
+func (*AddressRange) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AddressRange) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *AddressRange) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+// VmaMark is what a mapping has beyond vma_entry. It is given to the mapping last, when it has its content.
+type VmaMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	LockOnFault   bool                   `protobuf:"varint,3,opt,name=lock_on_fault,json=lockOnFault,proto3" json:"lock_on_fault,omitempty"` // of a locked mapping (MAP_LOCKED in its flags): MLOCK_ONFAULT
+	Sealed        bool                   `protobuf:"varint,4,opt,name=sealed,proto3" json:"sealed,omitempty"`                                // mseal(2)
+	Pkey          uint32                 `protobuf:"varint,5,opt,name=pkey,proto3" json:"pkey,omitempty"`                                    // protection key, 0 for the usual one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VmaMark) Reset() {
+	*x = VmaMark{}
+	mi := &file_engine_images_extra_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VmaMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VmaMark) ProtoMessage() {}
+
+func (x *VmaMark) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VmaMark.ProtoReflect.Descriptor instead.
+func (*VmaMark) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *VmaMark) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *VmaMark) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *VmaMark) GetLockOnFault() bool {
+	if x != nil {
+		return x.LockOnFault
+	}
+	return false
+}
+
+func (x *VmaMark) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
+func (x *VmaMark) GetPkey() uint32 {
+	if x != nil {
+		return x.Pkey
+	}
+	return 0
+}
+
 var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
@@ -1203,7 +1365,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"rdev_minor\x18\n" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
-	"\x04mode\x18\f \x01(\rR\x04mode\"\xa4\x02\n" +
+	"\x04mode\x18\f \x01(\rR\x04mode\"\xc7\x03\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -1214,7 +1376,12 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x11group_stop_signal\x18\t \x01(\rR\x0fgroupStopSignal\x12\x1f\n" +
 	"\vthp_disable\x18\v \x01(\x04R\n" +
 	"thpDisable\x124\n" +
-	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\"E\n" +
+	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\x124\n" +
+	"\tvma_marks\x18( \x03(\v2\x17.migrate.images.VmaMarkR\bvmaMarks\x124\n" +
+	"\x06guards\x18) \x03(\v2\x1c.migrate.images.AddressRangeR\x06guards\x12\x1f\n" +
+	"\vlock_future\x18* \x01(\rR\n" +
+	"lockFuture\x12\x14\n" +
+	"\x05pkeys\x18+ \x01(\rR\x05pkeys\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -1285,7 +1452,16 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04File\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.migrate.images.HeaderR\x06header\x12:\n" +
 	"\tprocesses\x18\x02 \x03(\v2\x1c.migrate.images.ProcessExtraR\tprocesses\x125\n" +
-	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreadsB Z\x1emigrate/engine/images/imagespbb\x06proto3"
+	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\"6\n" +
+	"\fAddressRange\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\"\x81\x01\n" +
+	"\aVmaMark\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\x12\"\n" +
+	"\rlock_on_fault\x18\x03 \x01(\bR\vlockOnFault\x12\x16\n" +
+	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x12\n" +
+	"\x04pkey\x18\x05 \x01(\rR\x04pkeyB Z\x1emigrate/engine/images/imagespbb\x06proto3"
 
 var (
 	file_engine_images_extra_proto_rawDescOnce sync.Once
@@ -1300,7 +1476,7 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
 	(*Header)(nil),          // 1: migrate.images.Header
@@ -1315,25 +1491,29 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*Speculation)(nil),     // 10: migrate.images.Speculation
 	(*RestartBlock)(nil),    // 11: migrate.images.RestartBlock
 	(*File)(nil),            // 12: migrate.images.File
+	(*AddressRange)(nil),    // 13: migrate.images.AddressRange
+	(*VmaMark)(nil),         // 14: migrate.images.VmaMark
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	2,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	3,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
 	5,  // 2: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
-	7,  // 3: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	8,  // 4: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	9,  // 5: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	11, // 6: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	10, // 7: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 8: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	1,  // 9: migrate.images.File.header:type_name -> migrate.images.Header
-	4,  // 10: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	6,  // 11: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	14, // 3: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
+	13, // 4: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
+	7,  // 5: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	8,  // 6: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	9,  // 7: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	11, // 8: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	10, // 9: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	0,  // 10: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	1,  // 11: migrate.images.File.header:type_name -> migrate.images.Header
+	4,  // 12: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	6,  // 13: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -1347,7 +1527,7 @@ func file_engine_images_extra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
