@@ -50,6 +50,14 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 }
 
 func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error {
+	// Before their parents have their signals, which must not hear of it again.
+	for _, img := range cp.Processes {
+		if img.Zombie() {
+			if err := task.RestoreZombie(ctx, s.tracer, s.procs[int(img.PID)].trap, img); err != nil {
+				return err
+			}
+		}
+	}
 	for _, pid := range s.order {
 		if cp.Process(uint32(pid)).Zombie() {
 			continue
@@ -62,6 +70,9 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 		return err
 	}
 	for _, img := range cp.Processes {
+		if img.Zombie() {
+			continue
+		}
 		if err := s.finishProcess(ctx, s.procs[int(img.PID)], cp, img); err != nil {
 			return fmt.Errorf("process %d: %w", img.PID, err)
 		}
@@ -105,9 +116,6 @@ func (s *Skeleton) target(p *process, cp *images.Checkpoint, img *images.Process
 
 // finishProcess restores all but registers: the leader last, because its process-wide part comes after its threads.
 func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Checkpoint, img *images.Process) error {
-	if img.Zombie() {
-		return task.RestoreZombie(ctx, s.tracer, p.trap, img)
-	}
 	t := s.target(p, cp, img)
 	exe, err := t.Path(img.MM.GetExeFileId())
 	if err != nil {

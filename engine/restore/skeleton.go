@@ -89,9 +89,8 @@ type process struct {
 	space   *images.Space        // as it was last built
 	writer  *mem.Writer          // of its private memory
 
-	sessionDone bool
-	groupDone   int
-	closed      bool
+	session, group int // that it is in now, as task.PlanTree knows them
+	closed         bool
 }
 
 // ErrState means that a method was called in a state in which it makes no sense.

@@ -15,11 +15,14 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/ns"
 	"migrate/engine/remote"
+	"migrate/engine/task"
 )
 
-// followTree makes the processes of the skeleton those of the layout. Processes that are no longer there end; new ones
-// are born of their parents. What an existing process has that cannot be changed any more, its parent or its
-// session, must not have changed.
+// ErrOrder means that a tree cannot be built, or cannot become what its source has become.
+var ErrOrder = errors.New("the sessions, process groups or parents of the tree cannot be rebuilt")
+
+// followTree makes the processes of the skeleton those of the layout. Processes that are no longer there end, and their
+// children fall to whom they fell at the source; new ones are born of their parents.
 func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error {
 	wanted := map[int]*pstree.PstreeEntry{}
 	for _, e := range layout.Tree {
@@ -27,94 +30,118 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 	}
 	for _, pid := range slices.Backward(s.order) {
 		if wanted[pid] == nil {
-			if err := s.end(ctx, s.procs[pid]); err != nil {
+			if err := s.leave(ctx, s.procs[pid], wanted); err != nil {
 				return err
 			}
 		}
 	}
-	steps, err := buildOrder(layout.Tree)
+	nodes, err := s.nodes(layout.Tree)
 	if err != nil {
 		return err
 	}
-	for _, st := range steps {
-		if err := s.step(ctx, st, wanted); err != nil {
-			return err
-		}
+	steps, err := task.PlanTree(nodes)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrOrder, err)
+	}
+	b := &builder{Skeleton: s, wanted: wanted, helpers: map[int]*remote.Trap{}}
+	err = s.tracer.OnThread(ctx, func(ctx context.Context) error { return b.run(ctx, steps) })
+	if err != nil {
+		return errors.Join(err, b.abandon(context.WithoutCancel(ctx)))
 	}
 	s.order = s.order[:0]
 	for _, e := range layout.Tree {
-		s.order = append(s.order, int(e.GetPid()))
+		p := s.procs[int(e.GetPid())]
+		p.VPPID, p.VPGID, p.VSID = int(e.GetPpid()), int(e.GetPgid()), int(e.GetSid())
+		s.order = append(s.order, p.VPID)
 	}
 	return nil
 }
 
-// step does one step of the order, unless an earlier call has done it.
-func (s *Skeleton) step(ctx context.Context, st step, wanted map[int]*pstree.PstreeEntry) error {
-	p := s.procs[st.pid]
-	switch st.kind {
-	case fork:
-		if p != nil {
-			return p.unchanged(wanted[st.pid])
+// nodes describes the tree to the planner.
+func (s *Skeleton) nodes(tree []*pstree.PstreeEntry) ([]task.Node, error) {
+	session, group := s.outside(tree)
+	out := make([]task.Node, 0, len(tree))
+	for _, e := range tree {
+		n := task.Node{PID: int(e.GetPid()), PPID: int(e.GetPpid()), SID: int(e.GetSid()), PGID: int(e.GetPgid())}
+		if n.SID == session {
+			n.SID = 0
+			if n.PGID == group || n.PGID == session {
+				n.PGID = 0
+			}
 		}
-		return s.bear(ctx, st, wanted[st.pid])
-	case setsid:
-		if p.sessionDone {
-			return nil
+		if p := s.procs[n.PID]; p != nil {
+			if p.VPPID != n.PPID {
+				return nil, fmt.Errorf("%w: process %d has got the parent %d while %d, which it was built under, lives", ErrOrder, n.PID, n.PPID, p.VPPID)
+			}
+			n.Built, n.NowSID, n.NowPGID = true, p.session, p.group
 		}
-		p.sessionDone = true
-		return p.simple(ctx, "setsid", unix.SYS_SETSID)
-	case setpgid:
-		if p.groupDone == st.arg {
-			return nil
-		}
-		p.groupDone = st.arg
-		return p.simple(ctx, "setpgid", unix.SYS_SETPGID, 0, st.arg)
+		out = append(out, n)
 	}
-	return fmt.Errorf("step of kind %d", st.kind)
+	return out, nil
 }
 
-// bear makes a new process.
-func (s *Skeleton) bear(ctx context.Context, st step, e *pstree.PstreeEntry) error {
-	parent, flags := s.parent, uint64(0)
-	if st.arg != 0 {
-		parent = s.procs[st.arg].trap
+// outside returns the session and the process group that the root of the tree has from outside of it, if they cannot be
+// made again: in this program's pid namespace the number may be in use. The tree then gets those of its new parent. In a
+// namespace of its own every number is free.
+func (s *Skeleton) outside(tree []*pstree.PstreeEntry) (session, group int) {
+	root := tree[0]
+	if !s.env.Sibling || root.GetSid() == root.GetPid() {
+		return -1, -1
+	}
+	return int(root.GetSid()), int(root.GetPgid())
+}
+
+// leave ends a process of the skeleton that the source has no more. Its children fall to the one to whom they fell there,
+// and its parent forgets it, so that its number is free.
+func (s *Skeleton) leave(ctx context.Context, p *process, wanted map[int]*pstree.PstreeEntry) error {
+	var heir *process
+	for _, pid := range s.order {
+		c := s.procs[pid]
+		if c == nil || c.VPPID != p.VPID || wanted[pid] == nil {
+			continue
+		}
+		c.VPPID = int(wanted[pid].GetPpid())
+		heir = s.procs[c.VPPID]
+	}
+	if heir != nil {
+		if err := heir.subreaper(ctx, true); err != nil {
+			return err
+		}
+	}
+	parent := p.VPPID
+	err := s.end(ctx, p)
+	if err == nil { // the tracer's part of waiting for it
+		_, err = s.tracer.Wait(ctx, p.PID)
+	}
+	if err == nil {
+		err = s.forget(ctx, parent, p.PID, p.VPID)
+	}
+	if heir != nil {
+		err = errors.Join(err, heir.subreaper(ctx, false))
+	}
+	return err
+}
+
+// forget lets a parent wait for a child that has ended: a process of the tree, or whoever bears the roots.
+func (s *Skeleton) forget(ctx context.Context, parent, pid, vpid int) error {
+	by := s.parent
+	if p := s.procs[parent]; p != nil {
+		by = p.trap
 	} else if s.env.Sibling {
-		flags = unix.CLONE_PARENT
-	}
-	trap, err := parent.CloneProcess(ctx, st.pid, flags)
-	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("process %d: the id is taken in the pid namespace of the tree: %w", st.pid, err)
-	}
-	if err != nil {
-		return fmt.Errorf("process %d: %w", st.pid, err)
-	}
-	p := &process{trap: trap, threads: map[int]*remote.Trap{}, Process: engine.Process{
-		PID: trap.PID(), VPID: st.pid, VPPID: int(e.GetPpid()), VPGID: int(e.GetPgid()), VSID: int(e.GetSid()),
-		Threads: []engine.Thread{{TID: trap.TID(), VTID: st.pid}}, Caller: trap,
-	}}
-	s.procs[st.pid] = p
-	if st.arg == 0 && s.env.Cgroup != nil {
-		if err := s.env.Cgroup.Add(p.PID); err != nil { // those born of it are in its cgroup by birth
-			return fmt.Errorf("process %d: %w", st.pid, err)
+		_, err := unix.Wait4(pid, nil, unix.WALL, nil)
+		if err != nil && !errors.Is(err, unix.ECHILD) { // not ours, or taken by the tracer
+			return fmt.Errorf("waiting for the end of process %d: %w", pid, err)
 		}
+		return nil
 	}
-	// The descriptors of the parent are not the child's, and a sibling's helper may have had some.
 	var b remote.Batch
-	b.Call(unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
-	if err := trap.Run(ctx, &b); err != nil {
-		return fmt.Errorf("process %d: closing inherited descriptors: %w", st.pid, err)
-	}
-	return nil
+	b.Try(unix.SYS_WAIT4, vpid, 0, unix.WALL, 0)
+	return by.Run(ctx, &b)
 }
 
-// unchanged refuses a change of what a process has by its birth.
-func (p *process) unchanged(e *pstree.PstreeEntry) error {
-	if p.VPPID != int(e.GetPpid()) || p.VSID != int(e.GetSid()) {
-		return fmt.Errorf("process %d: its parent or session changed from %d, %d to %d, %d since it was built: %w",
-			p.VPID, p.VPPID, p.VSID, e.GetPpid(), e.GetSid(), ErrOrder)
-	}
-	p.VPGID = int(e.GetPgid())
-	return nil
+// subreaper lets a process take the orphans below it, or no longer.
+func (p *process) subreaper(ctx context.Context, on bool) error {
+	return p.simple(ctx, "prctl(PR_SET_CHILD_SUBREAPER)", unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
 }
 
 // simple makes one call in the process.

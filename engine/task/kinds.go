@@ -65,8 +65,8 @@ func init() {
 		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo"), dump: dumpPending, restore: restorePending},
 		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},
 		{Kind: carried("stopped-state", "a process stopped by a signal; it is stopped again by SIGSTOP, and its parent is told again"), process: true, dump: dumpStopped},
-		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage"), process: true, check: checkZombie},
-		{Kind: carried("sessions", "sessions and process groups, also those whose leader has ended; see PlanTree"), process: true},
+		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage. One that has dumped core does so again, into the void"), process: true},
+		{Kind: carried("sessions", "sessions and process groups, also those whose leader has ended, and orphans of subreapers; a session from outside of the tree gets another number on a restore into the same pid namespace"), process: true},
 	}
 	refused = refusals()
 }

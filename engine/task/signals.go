@@ -54,6 +54,11 @@ func dumpSigactions(d *dumper) error {
 // SIGTRAP, by which the stub ends a batch, is left at its default unless the image has another.
 func restoreSigactions(r *restorer) error {
 	actions := r.thread.Core.GetTc().GetSigactions()
+	// Children that have ended since the skeleton was built have announced themselves, which the image's own queue tells
+	// of already. To ignore a signal empties its queue.
+	ignore := make([]byte, sigactionSize)
+	binary.LittleEndian.PutUint64(ignore, 1)
+	r.batch.Call(unix.SYS_RT_SIGACTION, int(unix.SIGCHLD), r.batch.Bytes(ignore), 0, sigsetSize)
 	sig := 0
 	for _, a := range actions {
 		for sig++; !changeable(sig); sig++ {

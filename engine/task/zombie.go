@@ -4,8 +4,11 @@ package task
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"golang.org/x/sys/unix"
@@ -22,13 +25,6 @@ import (
 func ended(pid int) bool {
 	s, err := procfs.Host.Stat(pid)
 	return err != nil || s.State == 'Z' || s.State == 'X'
-}
-
-func checkZombie(c *checker) error {
-	if c.zombie && unix.WaitStatus(c.stat.ExitCode).CoreDump() {
-		c.refuse("the process", "it has ended with a core dump and waits for its parent to ask; that cannot be made again without dumping core", "let its parent wait for it")
-	}
-	return nil
 }
 
 // IsZombie reports whether the process has ended and waits for its parent.
@@ -78,18 +74,66 @@ func RestoreZombie(ctx context.Context, tracer *ptrace.Tracer, caller remote.Cal
 	if err := caller.Run(ctx, b); err != nil {
 		return fmt.Errorf("pid %d: name of a zombie: %w", img.PID, err)
 	}
+	if status.CoreDump() {
+		return endWithCore(ctx, tracer, caller, status.Signal())
+	}
+	if err := prepareEnd(ctx, caller, status.Signal(), 0); err != nil {
+		return err
+	}
 	return endBySignal(ctx, tracer, caller, status.Signal())
 }
 
-// endBySignal makes a traced thread that is alone in its process end by a signal, with no core dump.
-func endBySignal(ctx context.Context, tracer *ptrace.Tracer, caller remote.Caller, sig unix.Signal) error {
+// prepareEnd sets a limit for core files and lets the signal end the process.
+func prepareEnd(ctx context.Context, caller remote.Caller, sig unix.Signal, core uint64) error {
 	b := &remote.Batch{}
-	b.Call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, b.Buffer(16), 0)
+	limit := make([]byte, 16)
+	binary.LittleEndian.PutUint64(limit, core)
+	binary.LittleEndian.PutUint64(limit[8:], core)
+	b.Call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, b.Bytes(limit), 0)
 	action := b.Buffer(32) // SIG_DFL
 	b.Try(unix.SYS_RT_SIGACTION, int(sig), action, 0, 8)
-	if err := caller.Run(ctx, b); err != nil {
+	return caller.Run(ctx, b)
+}
+
+// endWithCore makes a process end with a core dump, since nothing else sets that flag of its status. The dump, of next to
+// nothing, goes into a directory that is removed; so the kernel must be set to dump where a process stands.
+func endWithCore(ctx context.Context, tracer *ptrace.Tracer, caller remote.Caller, sig unix.Signal) (err error) {
+	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+	if err != nil {
 		return err
 	}
+	if strings.ContainsAny(string(pattern), "|/@") {
+		return fmt.Errorf("pid %d: it has ended with a core dump, and this host sends core dumps to %q, so that none can be made again unseen; set kernel.core_pattern to \"core\"",
+			caller.PID(), strings.TrimSpace(string(pattern)))
+	}
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &own); err != nil {
+		return err
+	}
+	if own.Max == 0 {
+		return fmt.Errorf("pid %d: it has ended with a core dump, and the hard limit of this program allows none (ulimit -Hc)", caller.PID())
+	}
+	dir, err := os.MkdirTemp("", "migrate-core-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/coredump_filter", caller.PID()), []byte("0"), 0); err != nil {
+		return err
+	}
+	b := &remote.Batch{}
+	b.Call(unix.SYS_CHDIR, b.String(dir))
+	if err := caller.Run(ctx, b); err != nil {
+		return fmt.Errorf("pid %d: directory %s for a core dump: %w", caller.PID(), dir, err)
+	}
+	if err := prepareEnd(ctx, caller, sig, own.Max); err != nil {
+		return err
+	}
+	return endBySignal(ctx, tracer, caller, sig)
+}
+
+// endBySignal makes a traced thread that is alone in its process end by a signal whose action is the default.
+func endBySignal(ctx context.Context, tracer *ptrace.Tracer, caller remote.Caller, sig unix.Signal) error {
 	tid := caller.TID()
 	if err := unix.Tgkill(caller.PID(), tid, sig); err != nil {
 		return err
