@@ -54,7 +54,12 @@ func (p FS) Open(elem ...any) (*os.File, error) {
 
 // Bytes reads a whole file below the mount.
 func (p FS) Bytes(elem ...any) ([]byte, error) {
-	b, err := os.ReadFile(p.Path(elem...))
+	r, err := p.read(elem...)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	b, err := io.ReadAll(r)
 	return b, gone(err)
 }
 
@@ -75,14 +80,14 @@ func gone(err error) error {
 // parse opens a file below the mount and parses it.
 func parse[T any](p FS, parser func(io.Reader) (T, error), elem ...any) (T, error) {
 	var zero T
-	f, err := p.Open(elem...)
+	f, err := p.read(elem...)
 	if err != nil {
 		return zero, err
 	}
-	defer func() { _ = f.Close() }() // opened for reading: nothing is lost
+	defer f.close()
 	v, err := parser(f)
 	if err != nil {
-		return zero, gone(fmt.Errorf("%s: %w", f.Name(), err))
+		return zero, gone(fmt.Errorf("%s: %w", f.path, err))
 	}
 	return v, nil
 }

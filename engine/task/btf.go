@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // kernelTypes is what is needed of the kernel's type information (Documentation/bpf/btf.rst).
@@ -41,11 +43,28 @@ const (
 
 var errBTF = errors.New("not in BTF as this program knows it")
 
-func readBTF(path string) (*kernelTypes, error) {
-	b, err := os.ReadFile(path)
+// readBTF maps the file, which the kernel allows since 6.16: read, it comes page by page.
+func readBTF(path string) (_ *kernelTypes, err error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = f.Close() }() // opened for reading: nothing is lost
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxBTF {
+		return nil, errBTF
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		if b, err = os.ReadFile(path); err != nil {
+			return nil, err
+		}
+		return parseBTF(b)
+	}
+	defer func() { err = errors.Join(err, unix.Munmap(b)) }()
 	return parseBTF(b)
 }
 
@@ -71,6 +90,13 @@ func parseBTF(b []byte) (*kernelTypes, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Every string stands there once, so a type is known by the place of its name.
+	wanted := map[uint32]string{}
+	for _, nm := range []string{"task_struct", "restart_block", "cred", "bpf_iter_task"} {
+		if at := bytes.Index(strs, append(append([]byte{0}, nm...), 0)); at >= 0 {
+			wanted[uint32(at)+1] = nm
+		}
+	}
 	name := func(off uint32) string {
 		if uint64(off) >= uint64(len(strs)) {
 			return ""
@@ -92,13 +118,12 @@ func parseBTF(b []byte) (*kernelTypes, error) {
 		}
 		switch kind {
 		case btfStruct:
-			switch nm := name(le.Uint32(types)); nm {
-			case "task_struct", "restart_block", "cred":
+			if nm, ok := wanted[le.Uint32(types)]; ok {
 				t.structs[nm] = size
 				t.members[nm] = btfMembers(types[12:n], info>>31 != 0, name)
 			}
 		case btfFunc:
-			if nm := name(le.Uint32(types)); nm == "bpf_iter_task" {
+			if nm, ok := wanted[le.Uint32(types)]; ok {
 				t.funcs[nm] = id
 			}
 		}

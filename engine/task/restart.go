@@ -63,9 +63,12 @@ func dumpRestartBlock(d *dumper) error {
 // exactBlock turns the kernel's block, which counts in the host's clocks, into a message. It is nil for a kind that
 // is not known.
 func (d *dumper) exactBlock(b RestartState) (*imagespb.RestartBlock, error) {
-	kind := b.Kind
+	kind := d.kindOfWait()
 	if kind == imagespb.RestartBlock_NONE {
-		kind = kindOfCall(d.Regs.SyscallNr())
+		var err error
+		if kind, err = d.RestartBlocks.KindOf(b); err != nil {
+			return nil, err
+		}
 	}
 	offsets, err := d.FS.ClockOffsets(d.Proc.PID)
 	if err != nil {
@@ -94,6 +97,15 @@ func (d *dumper) exactBlock(b RestartState) (*imagespb.RestartBlock, error) {
 		rb.Expires += int64(offsets.Boottime)
 	}
 	return rb, nil
+}
+
+// kindOfWait is kindOfCall for the call that the thread was in.
+func (d *dumper) kindOfWait() imagespb.RestartBlock_Kind {
+	nr := d.Regs.SyscallNr()
+	if nr == sysClockNanosleep && cpuClock(int(int32(d.Regs.SyscallArgs()[0]))) {
+		return imagespb.RestartBlock_CPU_NANOSLEEP
+	}
+	return kindOfCall(nr)
 }
 
 // kindOfCall tells from the number of a system call what kind of restart block it leaves.

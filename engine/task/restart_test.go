@@ -55,12 +55,16 @@ func TestThreadReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := state.Restart
+	kind, err := r.KindOf(b)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		t.Fatal(err)
 	}
 	left := time.Duration(b.SleepUntil - now.Nano())
-	if b.Kind != imagespb.RestartBlock_NANOSLEEP || left > 100*time.Second || left < 95*time.Second {
+	if kind != imagespb.RestartBlock_NANOSLEEP || left > 100*time.Second || left < 95*time.Second {
 		t.Errorf("%+v, %v left", b, left)
 	}
 	start := time.Now()

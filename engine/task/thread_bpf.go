@@ -19,10 +19,10 @@ import (
 )
 
 // RestartState is a thread's restart block as the kernel holds it (include/linux/restart_block.h). Times are
-// nanoseconds of the host's clocks. Only the fields of its kind mean something; Kind is NONE if the kernel hides its
-// symbols, and then the fields of all kinds are filled from the same bytes.
+// nanoseconds of the host's clocks. Only the fields of its kind mean something: those of all kinds are filled from the
+// same bytes.
 type RestartState struct {
-	Kind imagespb.RestartBlock_Kind
+	Function uint64 // address of the kernel function that goes on with the wait; see ThreadReader.KindOf
 
 	Clock      int32
 	Rmtp       uint64
@@ -63,11 +63,8 @@ type KernelState struct {
 // ThreadReader reads the KernelState of threads by a BPF program that the kernel runs for one thread at a time (an
 // iterator; Linux 6.1 with CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON). With it a thread need not be borrowed to
 // ask it about itself, and the time left of its interrupted wait is exact. Open it before the freeze: the first time
-// costs some 50 ms. Its methods may be called from any goroutine.
-type ThreadReader struct {
-	prog      int
-	functions map[uint64]imagespb.RestartBlock_Kind
-}
+// costs some 10 ms. Its methods may be called from any goroutine.
+type ThreadReader struct{ prog int }
 
 // Where the fields stand in what the program writes.
 const (
@@ -116,12 +113,10 @@ func threadFields(t *kernelTypes) (task, cred []bpfRead, err error) {
 	return task, cred, err
 }
 
-// kernelFacts is what the program needs to know of the running kernel. It never changes, and costs some 50 ms to find
-// out.
+// kernelFacts is what the program needs to know of the running kernel. It never changes.
 type kernelFacts struct {
-	program   []byte
-	iterator  uint32 // id of the type of bpf_iter_task
-	functions map[uint64]imagespb.RestartBlock_Kind
+	program  []byte
+	iterator uint32 // id of the type of bpf_iter_task
 }
 
 var factsOfKernel = sync.OnceValues(readKernelFacts)
@@ -142,8 +137,7 @@ func readKernelFacts() (*kernelFacts, error) {
 	if f.iterator == 0 {
 		return nil, errors.New("this kernel has no BPF iterator over threads (Linux 5.8 has)")
 	}
-	f.functions, err = restartFunctions("/proc/kallsyms")
-	return f, err
+	return f, nil
 }
 
 // OpenThreadReader loads the program. An error means that this kernel cannot be asked, and why.
@@ -156,7 +150,7 @@ func OpenThreadReader() (*ThreadReader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the BPF program: %w", err)
 	}
-	r := &ThreadReader{prog: prog, functions: facts.functions}
+	r := &ThreadReader{prog: prog}
 	// A kernel before 6.1 takes the thread's id for padding and would visit all threads.
 	if _, err := r.Read(unix.Gettid()); err != nil {
 		return nil, errors.Join(fmt.Errorf("reading one thread's state: %w", err), r.Close())
@@ -182,8 +176,8 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 	name, _, _ := bytes.Cut(raw[atName:atName+commSize], []byte{0})
 	return KernelState{
 		Restart: RestartState{
-			Kind:  r.functions[le.Uint64(raw[8:])],
-			Clock: int32(le.Uint32(u)), Rmtp: rmtp(u), SleepUntil: int64(le.Uint64(u[16:])),
+			Function: le.Uint64(raw[8:]),
+			Clock:    int32(le.Uint32(u)), Rmtp: rmtp(u), SleepUntil: int64(le.Uint64(u[16:])),
 			PollFDs: le.Uint64(u), PollCount: int32(le.Uint32(u[8:])), PollTimed: le.Uint32(u[12:]) != 0,
 			PollUntil: int64(le.Uint64(u[16:]))*1e9 + int64(le.Uint64(u[24:])),
 			FutexAddr: le.Uint64(u), FutexValue: le.Uint32(u[8:]), FutexBitset: le.Uint32(u[16:]), FutexUntil: int64(le.Uint64(u[24:])),
@@ -202,6 +196,19 @@ func rmtp(u []byte) uint64 {
 		return 0
 	}
 	return binary.LittleEndian.Uint64(u[8:])
+}
+
+// kernelFunctions is read when it is first needed: the kernel takes some 30 ms to print its symbols.
+var kernelFunctions = sync.OnceValues(func() (map[uint64]imagespb.RestartBlock_Kind, error) { return restartFunctions("/proc/kallsyms") })
+
+// KindOf tells which kind of wait a restart block goes on with; NONE where the kernel hides its symbols. The system call
+// that a thread was in tells the same unless it was interrupted before (restart_syscall).
+func (*ThreadReader) KindOf(b RestartState) (imagespb.RestartBlock_Kind, error) {
+	functions, err := kernelFunctions()
+	if err != nil {
+		return imagespb.RestartBlock_NONE, fmt.Errorf("symbols of the kernel: %w", err)
+	}
+	return functions[b.Function], nil
 }
 
 // restartFunctions finds by their names the functions that a restart block may name. Kernels hide the addresses from
