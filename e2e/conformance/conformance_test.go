@@ -102,6 +102,8 @@ type workload struct {
 	bin string // the command under test
 	dir string
 	pid int
+	// exited is closed when the program that start has started has ended and was waited for.
+	exited chan struct{}
 }
 
 func start(ctx context.Context, t *testing.T, bin, dir, program string) *workload {
@@ -131,12 +133,15 @@ func start(ctx context.Context, t *testing.T, bin, dir, program string) *workloa
 		t.Fatal(err)
 	}
 	w.pid = cmd.Process.Pid
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	w.exited = make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(w.exited)
+	}()
 	t.Cleanup(func() {
 		_ = unix.Kill(-w.pid, unix.SIGKILL)
 		_ = unix.Kill(w.pid, unix.SIGKILL)
-		<-exited
+		<-w.exited
 	})
 	w.await(ctx, t, "ready")
 	return w
@@ -214,6 +219,10 @@ func (w *workload) restore(ctx context.Context, t *testing.T, dir string) {
 
 func (w *workload) mustBeGone(t *testing.T) {
 	t.Helper()
+	select { // killed, and waited for
+	case <-w.exited:
+	case <-time.After(timeout):
+	}
 	if err := unix.Kill(w.pid, 0); !errors.Is(err, unix.ESRCH) {
 		t.Fatalf("pid %d is still there after the dump: %v", w.pid, err)
 	}

@@ -3,6 +3,7 @@
 package dump
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -29,19 +30,22 @@ type fileKey struct {
 	path         string
 	major, minor uint32
 	inode        uint64
+	object       uint32
 }
 
 func newFileTable() *fileTable { return &fileTable{ids: map[fileKey]uint32{}} }
 
 // addMapped returns the id of a mapped file.
 func (t *fileTable) addMapped(f *mem.File) (uint32, error) {
-	return t.add(fileKey{f.Path, f.Major, f.Minor, f.Inode}, &imagespb.FileExtra{
+	return t.add(fileKey{f.Path, f.Major, f.Minor, f.Inode, f.Object}, &imagespb.FileExtra{
+		Object:   f.Object,
 		DevMajor: f.Major, DevMinor: f.Minor, Ino: f.Inode, Size: uint64(f.Size), Mode: f.Mode, BuildId: f.BuildID,
 	}), nil
 }
 
-// addLink returns the id of what a link below /proc leads to, such as "12/exe" or "12/cwd".
-func (t *fileTable) addLink(fs procfs.FS, link string) (uint32, error) {
+// addLink returns the id of what a link below /proc leads to, such as "12/exe" or "12/cwd"; objects takes those whose
+// names were deleted.
+func (t *fileTable) addLink(fs procfs.FS, objects *mem.Objects, link string) (uint32, error) {
 	path, err := fs.Link(link)
 	if err != nil {
 		return 0, err
@@ -50,11 +54,16 @@ func (t *fileTable) addLink(fs procfs.FS, link string) (uint32, error) {
 	if err := unix.Stat(fs.Path(link), &st); err != nil {
 		return 0, fmt.Errorf("%s (%s): %w", link, path, err)
 	}
-	if deleted, ok := strings.CutSuffix(path, " (deleted)"); ok && st.Nlink == 0 {
-		return 0, fmt.Errorf("%s: %s was deleted", link, deleted)
+	var object uint32
+	if strings.HasSuffix(path, " (deleted)") {
+		object, err = objects.AddLink(fs.Path(link))
+		if err != nil && !errors.Is(err, mem.ErrReachable) {
+			return 0, err
+		}
 	}
 	major, minor := unix.Major(st.Dev), unix.Minor(st.Dev)
-	return t.add(fileKey{path, major, minor, st.Ino}, &imagespb.FileExtra{
+	return t.add(fileKey{path, major, minor, st.Ino, object}, &imagespb.FileExtra{
+		Object:   object,
 		DevMajor: major, DevMinor: minor, Ino: st.Ino, Size: uint64(st.Size), Mode: st.Mode,
 	}), nil
 }

@@ -37,7 +37,6 @@ type space struct {
 	source *mem.Source
 	vmas   []*vma.VmaEntry // as last described
 	names  []*imagespb.VmaName
-	marks  []*imagespb.VmaMark
 	caller *borrower
 }
 
@@ -166,6 +165,10 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	if err := s.memory.follow(ctx); err != nil {
 		return nil, err
 	}
+	s.memory.objects.Begin()
+	if err := s.files.Nameless(ctx, s.procs, s.frozen != nil); err != nil {
+		return nil, err
+	}
 	header, err := s.header()
 	if err != nil {
 		return nil, err
@@ -183,14 +186,14 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 		if err := s.memory.describe(sp, s.frozen == nil); err != nil {
 			return nil, err
 		}
-		exe, err := s.memory.files.addLink(s.fs, fmt.Sprintf("%d/exe", p.PID))
+		exe, err := s.memory.files.addLink(s.fs, s.memory.objects, fmt.Sprintf("%d/exe", p.PID))
 		if err != nil {
 			return nil, fmt.Errorf("pid %d: its program: %w", p.PID, err)
 		}
 		l.Spaces = append(l.Spaces, &images.Space{PID: uint32(p.VPID), MM: spaceRecord(sp.vmas, exe)})
 	}
-	l.Files = s.memory.files.entries
-	l.Header.Files, err = s.memory.extras()
+	l.Files, l.Header.Files = s.memory.files.entries, slices.Clone(s.memory.files.extras)
+	l.Header.Objects, err = s.memory.objects.Records(s.frozen != nil)
 	return l, err
 }
 
@@ -216,42 +219,12 @@ func (m *memory) describe(sp *space, marks bool) error {
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", sp.pid, err)
 	}
-	sp.vmas, sp.names, sp.marks = vmas, nil, layout.LateMarks()
+	sp.vmas, sp.names = vmas, nil
 	for _, n := range layout.Names() {
 		sp.names = append(sp.names, &imagespb.VmaName{Start: n.Start, End: n.End, Name: n.Name})
 	}
 	sp.source.Follow(vmas)
 	return nil
-}
-
-// record puts what was last described of the mappings of a stopped process into its image.
-func (sp *space) record(img *images.Process) error {
-	img.MM.Vmas, img.Extra.VmaNames, img.Extra.VmaMarks = sp.vmas, sp.names, sp.marks
-	guards, err := sp.source.Guards()
-	for _, g := range guards {
-		img.Extra.Guards = append(img.Extra.Guards, &imagespb.AddressRange{Start: g.Start, End: g.End})
-	}
-	return err
-}
-
-// extras describe files beyond their paths, and the sizes of shared memory.
-func (m *memory) extras() ([]*imagespb.FileExtra, error) {
-	out := slices.Clone(m.files.extras)
-	seen := map[uint64]bool{}
-	for _, sp := range m.spaces {
-		for _, v := range sp.vmas {
-			if v.GetStatus()&images.VMAAnonShared == 0 || seen[v.GetShmid()] {
-				continue
-			}
-			seen[v.GetShmid()] = true
-			size, err := m.objects.Size(uint32(v.GetShmid()))
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, &imagespb.FileExtra{Id: mem.ObjectSpace(uint32(v.GetShmid())), Size: size})
-		}
-	}
-	return out, nil
 }
 
 // Round sends what was written since the round before, or all there is, for the layout that was described last. In a

@@ -65,8 +65,9 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 		return nil, fmt.Errorf("pid %d: %w", o.PID, ErrSelf)
 	}
 	s.tracer = ptrace.New()
-	s.files = files.NewDumper(files.Options{External: o.External, LockConnections: o.LockConnections})
 	s.memory = newMemory(s)
+	s.memory.objects.In(s.procs[0].PID)
+	s.files = files.NewDumper(files.Options{External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }
@@ -120,7 +121,7 @@ func (s *Source) Needed() []files.Needed { return s.files.Needed() }
 
 // Thaw lets a stopped or held tree run on exactly as it was.
 func (s *Source) Thaw(ctx context.Context) error {
-	if err := s.files.Resume(ctx); err != nil {
+	if err := errors.Join(s.files.Resume(ctx), s.memory.objects.Unlink()); err != nil {
 		return err
 	}
 	if s.held {
@@ -163,6 +164,7 @@ func (s *Source) Destroy(ctx context.Context) error {
 	for _, p := range s.procs {
 		errs = append(errs, kill(ctx, p.PID))
 	}
+	s.memory.objects.KeepLinks()
 	s.frozen = nil
 	return errors.Join(append(errs, s.files.Drop())...)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -40,10 +41,11 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		cp.Processes = append(cp.Processes, img)
 	}
 	cp.Files = s.memory.files.entries
-	if header.Files, err = s.memory.extras(); err != nil {
+	header.Files = slices.Clone(s.memory.files.extras)
+	if err := s.dumpFiles(ctx, cp); err != nil {
 		return nil, err
 	}
-	if err := s.dumpFiles(ctx, cp); err != nil {
+	if header.Objects, err = s.memory.objects.Records(true); err != nil {
 		return nil, err
 	}
 	// Signals and expirations that came since the freeze, now that no thread is borrowed any more.
@@ -128,16 +130,17 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 	f.memory = memory
 	f.source = &task.Source{
 		FS: s.fs, Tracer: s.tracer, Memory: memory, Proc: f.Process, Tree: s.procs, Clocks: clocks,
-		AddPath:       func(_ context.Context, link string) (uint32, error) { return s.memory.files.addLink(s.fs, link) },
+		AddPath: func(_ context.Context, link string) (uint32, error) {
+			return s.memory.files.addLink(s.fs, s.memory.objects, link)
+		},
 		RestartBlocks: s.asker,
 	}
 	img, err := task.DumpProcess(ctx, f.source, f.threads)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.memory.spaces[f.PID].record(img); err != nil {
-		return nil, err
-	}
+	sp := s.memory.spaces[f.PID]
+	img.MM.Vmas, img.Extra.VmaNames = sp.vmas, sp.names
 	// Nothing of these is shared between processes (see task.Check), so the process's own id tells them apart.
 	id := proto.Uint32(uint32(f.VPID))
 	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}

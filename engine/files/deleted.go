@@ -4,134 +4,152 @@ package files
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"path"
 	"strconv"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
 
-	"migrate/engine/images"
+	"migrate/engine"
+	"migrate/engine/images/imagespb"
+	"migrate/engine/mem"
+	"migrate/engine/procfs"
 )
 
-// maxGhost bounds the content of a deleted file, which travels during the freeze.
-const maxGhost = 16 << 20
+// Objects are the files and the memory of the tree that no name reaches; see mem.Objects. A descriptor of one is recorded like
+// that of any file, and its FileExtra names the object.
+type Objects interface {
+	// AddLink returns the number of what a link of /proc leads to, or mem.ErrReachable or mem.ErrNoObject.
+	AddLink(link string) (uint32, error)
+}
 
-// A file that was deleted while it is open travels with its content, and becomes a file without a name in the same directory
-// (O_TMPFILE in open(2)). Its blob is the id of the first record with the same inode (4 bytes, little-endian); that
-// one's goes on with the content.
+// A file that was deleted while it is open travels with its content, as an object that its mappings share.
 var kindDeleted = &Kind{
 	Name: "deleted file", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note:  "with its content up to 16 MiB, into the directory where it was; not one that has another name left or is mapped",
-	match: func(d *description) bool { return d.format() == unix.S_IFREG && d.isDeleted() },
-	check: func(_ context.Context, dm *Dumper, d *description) []problem {
-		switch name, ok := inRoot(d.path(), d.root); {
-		case !ok || !strings.HasSuffix(name, " (deleted)"):
-			return []problem{{reason: "it is a file without a name" + named(d)}}
-		case d.stat.Nlink > 0:
-			return []problem{{reason: "its name was deleted while the file has others" + named(d)}}
-		case d.stat.Size > maxGhost:
-			return []problem{{reason: fmt.Sprintf("it is a deleted file of %d bytes, more than the %d that are carried%s", d.stat.Size, maxGhost, named(d))}}
+	Note: "with its content, into the directory where it was, which is made for a moment if it was deleted, too; " +
+		"one that has another name left is opened by that, for which the name must be in the same directory or the source and the destination be the same",
+	match: func(d *description) bool { return d.format() == unix.S_IFREG && d.isNameless() },
+	check: checkRegular, dump: dumpPath,
+}
+
+// isNameless tells files and directories that no name reaches.
+func (d *description) isNameless() bool {
+	switch d.format() {
+	case unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK:
+		return d.external == "" && d.isDeleted() && !d.synthetic()
+	}
+	return false
+}
+
+// Nameless names to Options.Objects what the descriptors of the tree lead to and no name reaches. Of a stopped tree the descriptors
+// are collected for Dump.
+func (d *Dumper) Nameless(ctx context.Context, procs []*engine.Process, stopped bool) error {
+	if !stopped {
+		for _, p := range procs {
+			if err := d.namelessOf(ctx, p.PID); err != nil {
+				return fmt.Errorf("descriptors of process %d: %w", p.PID, err)
+			}
 		}
 		return nil
-	},
-	dump: dumpGhost,
-}
-
-func ghostBlob(id uint32) string { return fmt.Sprintf("ghost-%d", id) }
-
-func isGhost(cp *images.Checkpoint, id uint32) bool { return cp.Blobs[ghostBlob(id)] != nil }
-
-func dumpGhost(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
-	name, _ := inRoot(strings.TrimSuffix(d.path(), " (deleted)"), d.root)
-	e, err := r.regEntry(d, name)
-	if err != nil {
-		return nil, err
 	}
-	for _, o := range r.snap.list {
-		if o.stat.Ino != d.stat.Ino || o.stat.Dev != d.stat.Dev {
-			continue
-		}
-		blob := binary.LittleEndian.AppendUint32(nil, o.id)
-		if o == d {
-			content, err := readAll(d)
-			if err != nil {
-				return nil, err
-			}
-			blob = append(blob, content...)
-		}
-		r.blob(ghostBlob(d.id), blob)
-		break
+	if err := d.prepare(procs); err != nil {
+		return err
 	}
-	return e, nil
-}
-
-// readAll reads a file by a description of its own, because the tree's may be open for writing only.
-func readAll(d *description) (b []byte, err error) {
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(d.fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the deleted file for reading: %w", err)
-	}
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	b = make([]byte, d.stat.Size)
-	for done := 0; done < len(b); {
-		n, err := unix.Pread(fd, b[done:], int64(done))
-		if err != nil || n == 0 {
-			return nil, fmt.Errorf("read the deleted file: %d of %d bytes: %w", done, len(b), err)
-		}
-		done += n
-	}
-	return b, nil
-}
-
-// openGhost makes the file, or opens the one again that another record has made.
-func (r *Restorer) openGhost(e *fdinfo.FileEntry) error {
-	blob := r.cp.Blobs[ghostBlob(e.GetId())]
-	if len(blob) < 4 {
-		return fmt.Errorf("blob %s has %d bytes", ghostBlob(e.GetId()), len(blob))
-	}
-	from := binary.LittleEndian.Uint32(blob)
-	if from == e.GetId() {
-		if err := r.newGhost(e, blob[4:]); err != nil {
-			return err
-		}
-	}
-	base, ok := r.ghosts[from]
-	if !ok {
-		return fmt.Errorf("blob %s names file %d, which is not a deleted file before it", ghostBlob(e.GetId()), from)
-	}
-	flags := int(e.Reg.GetFlags())&(reopen&^unix.O_NOFOLLOW&^unix.O_DIRECTORY) | unix.O_CLOEXEC
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(base), flags, 0)
-	if err != nil {
-		return fmt.Errorf("open the deleted file %s: %w", e.Reg.GetName(), err)
-	}
-	r.put(e.GetId(), fd)
-	return restorePosition(fd, e.Reg)
-}
-
-func (r *Restorer) newGhost(e *fdinfo.FileEntry, content []byte) error {
-	root, err := r.rootOf(e.GetId())
+	d.frozen = true
+	defer func() { d.frozen = false }()
+	snap, err := d.collect(ctx, procs, 1)
 	if err != nil {
 		return err
 	}
-	dir, err := openIn(root, path.Dir(e.Reg.GetName()), unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return missing(path.Dir(e.Reg.GetName()), err)
+	if err := d.letGo(); err != nil { // of a description that came before
+		return errors.Join(err, snap.close())
 	}
-	fd, err := unix.Openat(dir, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, e.Reg.GetMode()&0o7777)
-	if err = errors.Join(err, unix.Close(dir)); err != nil {
-		return fmt.Errorf("a file without a name in %s: %w", path.Dir(e.Reg.GetName()), err)
-	}
-	r.ghosts[e.GetId()] = fd
-	for done := 0; done < len(content); {
-		n, err := unix.Write(fd, content[done:])
-		if err != nil {
-			return fmt.Errorf("write the content of the deleted file %s: %w", e.Reg.GetName(), err)
+	d.held = snap
+	for _, desc := range snap.list {
+		if desc.isNameless() {
+			d.nameless(desc)
 		}
-		done += n
 	}
 	return nil
+}
+
+// namelessOf looks at the links of a running process. What is closed meanwhile is passed over.
+func (d *Dumper) namelessOf(ctx context.Context, pid int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fds, err := procfs.Host.FDs(pid)
+	if errors.Is(err, procfs.ErrGone) {
+		return nil
+	}
+	for _, fd := range fds {
+		name, err := procfs.Host.Link(pid, "fd", fd)
+		if err != nil || !strings.HasSuffix(name, " (deleted)") {
+			continue
+		}
+		link := procfs.Host.Path(pid, "fd", fd)
+		var st unix.Stat_t
+		if unix.Stat(link, &st) != nil || d.opts.External[FileID{st.Dev, st.Ino}] != "" {
+			continue
+		}
+		if _, err := d.opts.Objects.AddLink(link); err != nil && !errors.Is(err, mem.ErrReachable) && !errors.Is(err, mem.ErrNoObject) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return err
+}
+
+// nameless finds the object of a description that isNameless, and tells why it is not carried.
+func (d *Dumper) nameless(desc *description) []problem {
+	if desc.object != 0 || desc.reachable {
+		return nil
+	}
+	id, err := d.opts.Objects.AddLink("/proc/self/fd/" + strconv.Itoa(desc.fd))
+	switch {
+	case errors.Is(err, mem.ErrReachable): // it is called so
+		desc.reachable = true
+	case errors.Is(err, mem.ErrNoObject):
+		return []problem{{reason: "its file or directory was deleted" + named(desc)}}
+	case err != nil:
+		return []problem{{reason: err.Error()}}
+	}
+	desc.object = id
+	return nil
+}
+
+// objectOf is the object that a record leads to; 0 for none.
+func (r *Restorer) objectOf(id uint32) uint32 { return r.objects[id] }
+
+// objectsOf finds which records lead to objects.
+func objectsOf(h *imagespb.Header) map[uint32]uint32 {
+	out := map[uint32]uint32{}
+	for _, f := range h.GetFiles() {
+		if f.GetObject() != 0 {
+			out[f.GetId()] = f.GetObject()
+		}
+	}
+	return out
+}
+
+// openNameless opens an object by a description of its own.
+func (r *Restorer) openNameless(e *fdinfo.FileEntry) error {
+	if r.env.Object == nil {
+		return errors.New("it has no name, and nothing here stands for it")
+	}
+	flags := int(e.Reg.GetFlags())&reopen | unix.O_NONBLOCK
+	if flags&unix.O_PATH != 0 {
+		flags &= unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW
+	}
+	f, err := r.env.Object(r.objectOf(e.GetId()), flags|int(e.Reg.GetFlags())&unix.O_TMPFILE)
+	if err != nil {
+		return err
+	}
+	r.files[e.GetId()] = f
+	fd, err := rawFD(f)
+	if err != nil {
+		return err
+	}
+	return restorePosition(fd, e.Reg)
 }

@@ -30,7 +30,10 @@ type description struct {
 	file    *os.File // owns fd once a package that wants files has asked for it
 	// external is the name that the agent has given to a file of its own; "" for all others.
 	external string
-	root     string // root directory of the first holder, as this program sees it
+	// object is its number in Options.Objects; reachable says that its name only looks like that of a deleted file.
+	object    uint32
+	reachable bool
+	root      string // root directory of the first holder, as this program sees it
 }
 
 // A holder is one descriptor.

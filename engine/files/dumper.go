@@ -15,6 +15,7 @@ import (
 
 	"migrate/engine"
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 	"migrate/engine/sock"
@@ -32,6 +33,8 @@ type Options struct {
 	// LockConnections keeps the peers of TCP connections from noticing that the tree is gone (sock.Lock): for a dump to disk, where
 	// no gate stands before the tree.
 	LockConnections bool
+	// Objects takes the files that no name reaches. nil: they are refused.
+	Objects Objects
 }
 
 // A Dumper reads the descriptors of one tree.
@@ -257,9 +260,6 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	if err := d.prepare(procs); err != nil {
 		return err
 	}
-	if d.held != nil {
-		return errors.New("the descriptors have been dumped already")
-	}
 	d.frozen = true
 	defer func() {
 		d.frozen, d.current, d.locked = false, nil, nil
@@ -271,11 +271,15 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	for _, f := range cp.Files {
 		first = max(first, f.GetId()+1)
 	}
-	snap, err := d.collect(ctx, procs, first)
-	if err != nil {
-		return err
+	if d.held == nil { // else Nameless has collected them
+		if d.held, err = d.collect(ctx, procs, first); err != nil {
+			return err
+		}
 	}
-	d.held = snap
+	snap := d.held
+	for i, desc := range snap.list {
+		desc.id = first + uint32(i)
+	}
 	if err := refuseTables(procs, snap); err != nil {
 		return err
 	}
@@ -337,6 +341,9 @@ func (r *dump) all(ctx context.Context) error {
 	for i, e := range entries {
 		e.Id, e.Type = proto.Uint32(r.snap.list[i].id), r.snap.list[i].kind.Type.Enum()
 		r.cp.Files = append(r.cp.Files, e)
+		if desc := r.snap.list[i]; desc.object != 0 {
+			r.cp.Header.Files = append(r.cp.Header.Files, &imagespb.FileExtra{Id: desc.id, Object: desc.object})
+		}
 	}
 	return nil
 }

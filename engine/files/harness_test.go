@@ -22,7 +22,9 @@ import (
 
 	"migrate/engine"
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/kernel/kerneltest"
+	"migrate/engine/mem"
 	"migrate/engine/ptrace"
 	"migrate/engine/remote"
 )
@@ -197,7 +199,13 @@ func runtimeFiles(t testing.TB, p *program) map[FileID]string {
 // dumped stops a program and dumps it.
 func dumped(t testing.TB, ctx context.Context, p *program) (*Dumper, *images.Checkpoint) {
 	t.Helper()
-	d := NewDumper(Options{External: runtimeFiles(t, p)})
+	objects := mem.NewObjects()
+	t.Cleanup(func() {
+		if err := objects.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d := NewDumper(Options{External: runtimeFiles(t, p), Objects: objects})
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -212,7 +220,11 @@ func dumped(t testing.TB, ctx context.Context, p *program) (*Dumper, *images.Che
 		t.Errorf("obstacle: %v", o)
 	}
 	p.stop(t)
-	cp := &images.Checkpoint{Processes: []*images.Process{{PID: uint32(p.vpid)}}}
+	if err := d.Nameless(ctx, procs, true); err != nil {
+		t.Fatal(err)
+	}
+	cp := &images.Checkpoint{Header: &imagespb.Header{}, Processes: []*images.Process{{PID: uint32(p.vpid)}}}
+	copyObjects(t, ctx, objects, cp.Header)
 	if err := d.Dump(ctx, procs, cp); err != nil {
 		t.Fatal(err)
 	}
@@ -276,6 +288,7 @@ func move(t *testing.T, name string, attr func() *syscall.SysProcAttr, env func(
 // install gives a program the descriptors of a checkpoint, through a real stub in its first thread.
 func install(t testing.TB, ctx context.Context, p *program, cp *images.Checkpoint, env Env) *Restorer {
 	t.Helper()
+	env.Object = openObject
 	r, err := NewRestorer(cp, env)
 	if err != nil {
 		t.Fatal(err)

@@ -5,10 +5,16 @@ package files
 import (
 	"strings"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
 )
 
-// A memfd's pages may be mapped too, and then descriptor and mapping must stay one object: package mem would have to make it.
-var kindMemfd = &Kind{Name: "memfd", Note: "it is memory behind a descriptor (memfd_create)", match: func(d *description) bool {
-	return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/memfd:")
-}}
+// A memfd is an object like a deleted file, so that descriptors and mappings of it stay one.
+var kindMemfd = &Kind{
+	Name: "memfd", Type: fdinfo.FdTypes_REG, Carried: true,
+	Note: "with its content, name, seals, owner and mode, and with the mappings of it",
+	match: func(d *description) bool {
+		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/memfd:") && d.isNameless()
+	},
+	check: checkPath, dump: dumpPath,
+}

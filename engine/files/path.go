@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"strconv"
 	"strings"
 
@@ -169,14 +168,14 @@ func (d *Dumper) neededOf(s *snapshot) []Needed {
 			seen[n.Path] = true
 			out = append(out, n)
 		}
-		if desc.kind != kindRegular && desc.kind != kindDirectory && desc.kind != kindPath && desc.kind != kindDeleted && desc.kind != kindFifo {
+		if desc.kind != kindRegular && desc.kind != kindDirectory && desc.kind != kindPath && desc.kind != kindFifo {
+			continue
+		}
+		if desc.isNameless() && !desc.reachable {
 			continue
 		}
 		name, ok := inRoot(desc.path(), desc.root)
 		n := Needed{Path: name, Mode: desc.stat.Mode, Size: uint64(desc.stat.Size), Fixed: !written[FileID{desc.stat.Dev, desc.stat.Ino}]}
-		if desc.kind == kindDeleted { // it is made anew in its directory
-			n = Needed{Path: path.Dir(name), Mode: unix.S_IFDIR | 0o755}
-		}
 		if ok && !seen[n.Path] {
 			seen[n.Path] = true
 			out = append(out, n)

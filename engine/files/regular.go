@@ -57,7 +57,11 @@ func checkRegular(ctx context.Context, dm *Dumper, d *description) []problem {
 
 // checkPath makes sure that the path still leads to the open file from the root of its holder.
 func checkPath(_ context.Context, dm *Dumper, d *description) []problem {
-	if d.isDeleted() {
+	if d.isNameless() && dm.opts.Objects != nil {
+		if ps := dm.nameless(d); !d.reachable {
+			return ps
+		}
+	} else if d.isDeleted() {
 		return []problem{{reason: "its file or directory was deleted" + named(d)}}
 	}
 	name, ok := inRoot(d.path(), d.root)
@@ -95,6 +99,9 @@ func (d *Dumper) rootOfPID(pid int) (int, error) {
 }
 
 func dumpPath(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
+	if d.object != 0 {
+		return r.regEntry(d, d.path())
+	}
 	name, ok := inRoot(d.path(), d.root)
 	if !ok {
 		return nil, fmt.Errorf("%s is outside of root %s: %w", d.path(), d.root, ErrNotCarried)
@@ -129,8 +136,8 @@ const reopen = unix.O_ACCMODE | unix.O_APPEND | unix.O_DIRECT | unix.O_SYNC | un
 	unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_LARGEFILE | unix.O_NONBLOCK
 
 func openPath(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
-	if isGhost(r.cp, e.GetId()) {
-		return r.openGhost(e)
+	if r.objectOf(e.GetId()) != 0 {
+		return r.openNameless(e)
 	}
 	root, err := r.rootOf(e.GetId())
 	if err != nil {

@@ -30,6 +30,8 @@ type Env struct {
 	// External opens what Options.External has named at the source. flags are open flags (fcntl(2), F_GETFL). nil
 	// means that there is nothing of the kind.
 	External func(name string, flags int) (*os.File, error)
+	// Object opens an object of the checkpoint's header. nil means that there are none.
+	Object func(id uint32, flags int) (*os.File, error)
 }
 
 // A Restorer makes the descriptors of one checkpoint.
@@ -44,8 +46,8 @@ type Restorer struct {
 	pipes   map[uint32]*pipePair
 	fifos   map[uint32]int // descriptors of FIFOs while they are being made, by the id of their first record
 	bound   []boundPath
-	ghosts  map[uint32]int // descriptors of deleted files, by the id of their first record
-	mu      sync.Mutex     // over held, which connections that are restored side by side write
+	objects map[uint32]uint32 // of records that no name reaches
+	mu      sync.Mutex        // over held, which connections that are restored side by side write
 	held    []heldConn
 	fresh   map[uint32]*os.File // internet sockets that were made beforehand; also among files
 	roots   map[int]int         // descriptors of root directories, by vpid
@@ -58,8 +60,8 @@ type home struct{ vpid, fd int }
 
 // NewRestorer checks the records against each other; it touches nothing yet.
 func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
-	r := &Restorer{cp: cp, env: env, files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
-		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, ghosts: map[uint32]int{}, fifos: map[uint32]int{}, fresh: map[uint32]*os.File{},
+	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
+		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, fifos: map[uint32]int{}, fresh: map[uint32]*os.File{},
 		tables: map[int]map[int]uint32{}, holders: map[uint32][]int{}}
 	for _, p := range cp.Processes {
 		table := make(map[int]uint32, len(p.FDs))
@@ -255,9 +257,6 @@ func (r *Restorer) Finish(context.Context) error {
 
 // late does what may come only when nothing is opened or closed any more.
 func (r *Restorer) late() error {
-	if err := r.closeGhosts(); err != nil {
-		return err
-	}
 	for _, e := range r.entries() {
 		if k := r.kinds[e.GetId()]; k.late != nil {
 			if err := k.late(r, e); err != nil {
@@ -304,18 +303,6 @@ func (r *Restorer) Close() error {
 		}
 	}
 	r.roots = map[int]int{}
-	return errors.Join(append(errs, r.closeGhosts())...)
-}
-
-// closeGhosts closes what held deleted files while their descriptions were made.
-func (r *Restorer) closeGhosts() error {
-	var errs []error
-	for id, fd := range r.ghosts {
-		if err := unix.Close(fd); err != nil {
-			errs = append(errs, fmt.Errorf("close deleted file %d: %w", id, err))
-		}
-	}
-	r.ghosts = map[uint32]int{}
 	return errors.Join(errs...)
 }
 

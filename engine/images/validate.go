@@ -104,7 +104,7 @@ func validateHeader(h *imagespb.Header) error {
 	if n := len(h.GetFiles()); n > maxEntries {
 		return fmt.Errorf("migrate.img: header.files: %d entries", n)
 	}
-	return nil
+	return validateObjects(h.GetObjects())
 }
 
 // validateTree checks the ids of the tree and returns all thread ids, each with its process.
@@ -246,9 +246,6 @@ func (p *Process) validate(e *pstree.PstreeEntry, files map[uint32]*fdinfo.FileE
 		if len(v.GetName()) > maxVMAName || v.GetStart() >= v.GetEnd() || v.GetEnd() > maxAddr {
 			return fmt.Errorf("migrate.img: process %d: vma_names[%d]: %d bytes at 0x%x", p.PID, i, len(v.GetName()), v.GetStart())
 		}
-	}
-	if err := validateMarks(p.PID, p.Extra); err != nil {
-		return err
 	}
 	switch {
 	case p.MM == nil:

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
 
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -131,10 +133,11 @@ func (r *replica) open(b *remote.Batch, v *vma.VmaEntry) (any, error) {
 	}
 	id := v.GetShmid()
 	if r.shared[id] == nil {
-		size, err := r.objects.Size(uint32(id))
+		records, err := r.objects.Records(false)
 		if err != nil {
 			return nil, err
 		}
+		size := records[slices.IndexFunc(records, func(o *imagespb.Object) bool { return uint64(o.Id) == id })].Size
 		f, err := NewSharedMemory(testContext(r), r.trap, size)
 		if err != nil {
 			return nil, err

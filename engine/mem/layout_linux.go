@@ -92,7 +92,7 @@ func (r *LayoutReader) read(marks bool) (*Layout, error) {
 	}
 	r.last = l.Mappings
 	if marks {
-		err = r.findPinned(refused)
+		err = errors.Join(r.findGuards(l, refused), r.findPinned(refused))
 	}
 	l.Obstacles = refused.list()
 	return l, err
@@ -113,6 +113,33 @@ func (r *LayoutReader) findPinned(refused *obstacles) error {
 	return nil
 }
 
+// findGuards adds obstacles for guard pages (MADV_GUARD_INSTALL, since Linux 6.13), which stand in page tables only.
+func (r *LayoutReader) findGuards(l *Layout, refused *obstacles) (err error) {
+	f, err := procfs.Host.Open(r.pid, "pagemap")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var found [64]region
+	whole := Range{l.Mappings[0].Start, l.Mappings[0].End}
+	for i := range l.Mappings {
+		if l.Mappings[i].Kind != Vsyscall {
+			whole.End = l.Mappings[i].End
+		}
+	}
+	n, _, err := scan{Range: whole, mask: pageGuard, wants: pageGuard}.run(int(f.Fd()), found[:])
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
+		return nil // a kernel that cannot tell; reading such a page fails later
+	}
+	for _, g := range found[:n] {
+		refused.add(refuseGuards, "memory "+g.String())
+	}
+	if err != nil {
+		err = fmt.Errorf("pid %d: looking for guard pages: %w", r.pid, err)
+	}
+	return err
+}
+
 // inheritMarks takes the marks of what was mapped there before; old begins with the first mapping that may overlap.
 func (m *Mapping) inheritMarks(old []Mapping) {
 	for i := range old {
@@ -129,7 +156,7 @@ func (m *Mapping) inheritMarks(old []Mapping) {
 
 // setMarks takes over VmFlags. It returns a Refusal if one of them says that the mapping is not carried.
 func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
-	m.Marks = Marks{Key: s.ProtectionKey}
+	m.Marks = Marks{}
 	for _, f := range s.VMFlags {
 		switch f {
 		case "dc":
@@ -152,14 +179,6 @@ func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
 			m.Marks.GrowsDown = true
 		case "nr":
 			m.Marks.NoReserve = true
-		case "lo":
-			m.Marks.Locked = true
-		case "lf":
-			m.Marks.OnFault = true
-		case "sl":
-			m.Marks.Sealed = true
-		case "dp":
-			m.Marks.Droppable = true
 		case "mw":
 			m.Marks.MayWrite = true
 		default:
@@ -173,6 +192,7 @@ func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
 
 // refusedFlags are the VmFlags of what is not carried (fs/proc/task_mmu.c, show_smap_vma_flags).
 var refusedFlags = map[string]*Refusal{
+	"lo": refuseLocked,
 	"ht": refuseHugetlb,
 	"io": refuseDevice, // VM_IO
 	"pf": refuseDevice, // VM_PFNMAP
@@ -180,7 +200,9 @@ var refusedFlags = map[string]*Refusal{
 	"um": refuseUffd,   // VM_UFFD_MISSING
 	"ui": refuseUffd,   // VM_UFFD_MINOR
 	"ss": refuseShadow,
+	"sl": refuseSealed,
 	"mt": refuseTags,
+	"dp": refuseDropped,
 }
 
 // classify finds out what stands behind a mapping, and whether that is not carried.
@@ -202,11 +224,11 @@ func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (refused *Refusal
 	case p.Path == "" && p.Inode == 0 && !p.Shared:
 	case strings.HasPrefix(p.Path, "[anon_shmem:"), strings.HasPrefix(p.Path, "/dev/zero") && p.Deleted && p.Shared:
 		m.Kind = SharedAnon
-		m.Object, err = r.objects.add(r.pid, p)
+		m.Object, err = r.object(p)
 	case strings.HasPrefix(p.Path, "/SYSV") && p.Deleted:
 		return refuseSysV, nil
-	case strings.HasPrefix(p.Path, "/memfd:") && p.Deleted:
-		return refuseMemfd, nil
+	case strings.HasPrefix(p.Path, memfdName) && p.Deleted:
+		return r.file(m, p)
 	case strings.HasPrefix(p.Path, "/anon_hugepage"):
 		return refuseHugetlb, nil
 	case strings.HasPrefix(p.Path, "/[aio]"):
@@ -235,12 +257,17 @@ func (r *LayoutReader) file(m *Mapping, p *procfs.Mapping) (refused *Refusal, er
 		if m.File, refused, err = r.openFile(p); err != nil || refused != nil {
 			return refused, err
 		}
+		if m.File == nil {
+			m.File, refused, err = r.openObject(p)
+			return refused, err
+		}
 		r.files[key] = m.File
 	}
 	return nil, nil
 }
 
-// openFile looks at a mapped file, by way of its path and not of the mapping, as the destination will.
+// openFile looks at a mapped file, by way of its path and not of the mapping, as the destination will. There is no File if
+// the path does not lead to it.
 func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, err error) {
 	path := p.Path
 	if p.Deleted { // or a file that is called so
@@ -251,7 +278,10 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, e
 		if st, gone := procfs.Host.Stat(r.pid); gone != nil || st.State == 'Z' {
 			return nil, nil, ErrGone
 		}
-		return nil, refuseDeleted, nil
+		if !p.Deleted {
+			return nil, refuseReplaced, nil
+		}
+		return nil, nil, nil
 	}
 	if err != nil {
 		return nil, nil, err
@@ -260,6 +290,12 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, e
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, nil, fmt.Errorf("stat: %w", err)
+	}
+	if st.Ino != p.Inode && !p.Deleted && p.Shared {
+		return nil, refuseReplaced, nil
+	}
+	if st.Ino != p.Inode {
+		return nil, nil, nil
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -270,9 +306,6 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, e
 		}
 	default:
 		return nil, refuseSpecial, nil
-	}
-	if st.Ino != p.Inode {
-		return nil, refuseReplaced, nil
 	}
 	out := &File{Path: path, Major: p.Major, Minor: p.Minor, Inode: st.Ino, Size: st.Size, Mode: st.Mode}
 	out.BuildID = buildID(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))

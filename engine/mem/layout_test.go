@@ -100,30 +100,19 @@ func TestLayoutRefuses(t *testing.T) {
 		kind string
 		make func(t *testing.T, p *target)
 	}{
-		{"deleted-file", func(t *testing.T, p *target) {
-			file := filepath.Join(t.TempDir(), "file")
-			if err := os.WriteFile(file, make([]byte, size), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			p.do(order{Op: "mmap", Addr: arena, Size: size, Prot: rw, Flags: unix.MAP_PRIVATE | unix.MAP_FIXED, File: file})
-			if err := os.Remove(file); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"memfd", func(t *testing.T, p *target) {
-			fd := p.do(order{Op: "call", NR: unix.SYS_MEMFD_CREATE, Args: [6]uintptr{uintptr(p.text("x"))}})
-			p.do(order{Op: "call", NR: unix.SYS_FTRUNCATE, Args: [6]uintptr{uintptr(fd), size}})
-			p.do(order{Op: "call", NR: unix.SYS_MMAP, Args: [6]uintptr{arena, size, uintptr(rw), unix.MAP_SHARED | unix.MAP_FIXED, uintptr(fd)}})
-		}},
 		{"sysv-shm", func(t *testing.T, p *target) {
 			id := p.do(order{Op: "call", NR: unix.SYS_SHMGET, Args: [6]uintptr{0, size, 0o600 | unix.IPC_CREAT}})
 			p.do(order{Op: "call", NR: unix.SYS_SHMAT, Args: [6]uintptr{uintptr(id), arena}})
 			p.do(order{Op: "call", NR: unix.SYS_SHMCTL, Args: [6]uintptr{uintptr(id), unix.IPC_RMID}})
 		}},
+		{"locked-memory", func(t *testing.T, p *target) {
+			p.anon(arena, 8*PageSize)
+			p.do(order{Op: "call", NR: unix.SYS_MLOCK, Args: [6]uintptr{arena, PageSize}})
+			p.do(order{Op: "call", NR: unix.SYS_MLOCK, Args: [6]uintptr{arena + 4*PageSize, PageSize}})
+		}},
 		{"aio", func(t *testing.T, p *target) {
 			p.anon(arena, PageSize)
 			p.do(order{Op: "call", NR: unix.SYS_IO_SETUP, Args: [6]uintptr{4, arena}})
-			p.do(order{Op: "call", NR: unix.SYS_IO_SETUP, Args: [6]uintptr{4, arena + 8}})
 		}},
 		{"pinned-memory", func(t *testing.T, p *target) {
 			p.anon(arena, 64*PageSize)
@@ -133,6 +122,13 @@ func TestLayoutRefuses(t *testing.T) {
 			}
 			p.poke(arena+PageSize, arena+2*PageSize, 16*PageSize) // struct iovec
 			p.do(order{Op: "call", NR: unix.SYS_IO_URING_REGISTER, Args: [6]uintptr{uintptr(fd), 0 /* IORING_REGISTER_BUFFERS */, arena + PageSize, 1}})
+		}},
+		{"guard-pages", func(t *testing.T, p *target) {
+			const guardInstall = 102 // MADV_GUARD_INSTALL, since 6.13
+			p.anon(arena, 64*PageSize)
+			if _, err := p.try(order{Op: "madvise", Addr: arena + PageSize, Size: PageSize, Advice: guardInstall}); err != nil {
+				t.Skip(err)
+			}
 		}},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
@@ -151,7 +147,7 @@ func TestLayoutRefuses(t *testing.T) {
 					t.Errorf("%+v", o)
 				}
 			}
-			if c.kind == "aio" && (len(kinds) != 1 || !strings.Contains(l.Obstacles[0].Where, "and 1 more")) {
+			if c.kind == "locked-memory" && (len(kinds) != 1 || !strings.Contains(l.Obstacles[0].Where, "and 1 more")) {
 				t.Errorf("two mappings of one kind: %v", l.Obstacles)
 			}
 			if !slices.Contains(kinds, c.kind) {

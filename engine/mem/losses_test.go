@@ -87,7 +87,11 @@ func TestLossInSharedMemory(t *testing.T) {
 	if second := r.round(); second.Pages > first.Pages/2 {
 		t.Errorf("%d of %d pages were sent again though nothing changed", second.Pages, first.Pages)
 	}
-	f := r.objects.byID[0].file
+	f, err := reopen(r.objects.list[0].file, unix.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
 	page := bytes.Repeat([]byte{7}, PageSize)
 	if _, err := f.WriteAt(page, 8*PageSize); err != nil {
 		t.Fatal(err)

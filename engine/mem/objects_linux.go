@@ -1,7 +1,6 @@
 package mem
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,78 +8,189 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
-	"migrate/engine/remote"
 )
 
-// Objects are the objects of shared anonymous memory that the processes of one tree have mapped. Each has a small
-// number (shmid) and a space of its own (ObjectSpace), so that its content is carried once, however many processes
-// map it. It is read by way of /proc/PID/map_files, which costs the processes nothing. No tracker sees all writes to
-// it: in each round its pages are compared with what was sent.
+// Objects are the memory and the files of one tree that no name reaches: shared anonymous memory, memfds, System V shared
+// memory, deleted files and directories. Each has a small number and, if it has content, a space of its own (ObjectSpace),
+// so that it is carried once, however many processes map it or have it open. Content is read by an open file of this
+// program, which costs the processes nothing. No tracker sees all writes to it: in each round its pages are compared with what was
+// sent.
 type Objects struct {
-	mu   sync.Mutex
-	byID []*object
-	ids  map[objectKey]uint32
+	mu     sync.Mutex
+	list   []*object // in the order of their numbers
+	byFile map[objectKey]*object
+	byMap  map[mapKey]*object
+	last   uint32
+	links  []madeLink
+	root   string // of the tree's mount namespace, as a path of this program; "" for this program's own
 }
 
+// In says that the tree is in the mount namespace of a process.
+func (o *Objects) In(pid int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.root = ""
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if its, err2 := os.Readlink(procfs.Host.Path(pid, "ns", "mnt")); err == nil && err2 == nil && its != own {
+		o.root = procfs.Host.Path(pid, "root")
+	}
+}
+
+// objectKey names an open file. The inode number of System V memory is its id, which may be that of other memory, too.
 type objectKey struct {
+	dev, inode uint64
+	sysv       bool
+}
+
+// mapKey names what a mapping maps, by what maps tells of it.
+type mapKey struct {
 	major, minor uint32
 	inode        uint64
+	sysv         bool
 }
 
+// An object is held open, so that its inode number is no other's.
 type object struct {
-	file *os.File
-	sent *Digest
+	file   *os.File
+	record *imagespb.Object
+	sent   *Digest
+	used   bool // since Begin
+	mapped bool // shared, by a process of the tree
 }
 
 // NewObjects returns an empty set.
-func NewObjects() *Objects { return &Objects{ids: map[objectKey]uint32{}} }
-
-// add finds or opens the object behind a mapping. Its shmid is 1 or more.
-func (o *Objects) add(pid int, m *procfs.Mapping) (uint32, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	key := objectKey{m.Major, m.Minor, m.Inode}
-	if id := o.ids[key]; id != 0 {
-		return id, nil
-	}
-	f, err := os.OpenFile(procfs.Host.Path(pid, "map_files", fmt.Sprintf("%x-%x", m.Start, m.End)), os.O_RDWR, 0)
-	if err != nil {
-		return 0, fmt.Errorf("opening shared memory: %w", err)
-	}
-	id := uint32(len(o.byID)) + 1
-	o.byID = append(o.byID, &object{f, NewDigest(ObjectSpace(id))})
-	o.ids[key] = id
-	return id, nil
+func NewObjects() *Objects {
+	return &Objects{byFile: map[objectKey]*object{}, byMap: map[mapKey]*object{}}
 }
 
-// Size is the length of an object in bytes; its mappings may be of a part of it.
-func (o *Objects) Size(shmid uint32) (uint64, error) {
+// Begin begins a new description of the tree: an object that is not named again until Records is forgotten then.
+func (o *Objects) Begin() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if shmid == 0 || int(shmid) > len(o.byID) {
-		return 0, fmt.Errorf("shared memory %d is not known", shmid)
+	for _, x := range o.list {
+		x.used, x.mapped = false, false
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(o.byID[shmid-1].file.Fd()), &st); err != nil {
-		return 0, fmt.Errorf("shared memory %d: %w", shmid, err)
+}
+
+// addMapping finds or opens the object behind a mapping.
+func (o *Objects) addMapping(pid int, m *procfs.Mapping) (*object, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	key := keyOf(m)
+	x := o.byMap[key]
+	if x == nil {
+		var err error
+		link := procfs.Host.Path(pid, "map_files", fmt.Sprintf("%x-%x", m.Start, m.End))
+		// A private mapping of a file that another one hides is as good as one of a file without a name.
+		if x, err = o.open(link, !m.Shared); err != nil {
+			return nil, fmt.Errorf("opening what is mapped: %w", err)
+		}
+		o.byMap[key] = x
 	}
-	return uint64(st.Size), nil
+	x.used, x.mapped = true, x.mapped || m.Shared
+	return x, nil
+}
+
+func keyOf(m *procfs.Mapping) mapKey {
+	return mapKey{m.Major, m.Minor, m.Inode, strings.HasPrefix(m.Path, sysvName)}
+}
+
+// AddLink finds or opens the object that a link of /proc leads to, such as /proc/12/exe or /proc/self/fd/7. Its number is 1 or
+// more. ErrReachable: it is none.
+func (o *Objects) AddLink(link string) (uint32, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	x, err := o.open(link, false)
+	if err != nil {
+		return 0, err
+	}
+	x.used = true
+	return x.record.Id, nil
+}
+
+// open finds or opens an object. hidden says that it may be a file that has a name. The lock must be held.
+func (o *Objects) open(link string, hidden bool) (*object, error) {
+	f, record, key, err := o.openObject(link, hidden)
+	if err != nil {
+		return nil, err
+	}
+	if x := o.byFile[key]; x != nil {
+		return x, f.Close()
+	}
+	o.last++
+	record.Id = o.last
+	x := &object{file: f, record: record, sent: NewDigest(ObjectSpace(o.last))}
+	o.list = append(o.list, x)
+	o.byFile[key] = x
+	return x, nil
+}
+
+// Records describes the objects as they are now, and forgets those that nothing has named since Begin. The next Round sends pages up
+// to the sizes that are told here. final says that the tree is stopped, and its files get the names that a restore needs.
+func (o *Objects) Records(final bool) ([]*imagespb.Object, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err := o.forget(); err != nil {
+		return nil, err
+	}
+	out := make([]*imagespb.Object, 0, len(o.list))
+	for _, x := range o.list {
+		before := x.record.Size
+		if err := x.describe(final); err != nil {
+			return nil, fmt.Errorf("%s: %w", x, err)
+		}
+		if x.record.Kind == imagespb.Object_LINK {
+			if err := o.findOther(x, final); err != nil {
+				return nil, fmt.Errorf("%s: %w", x, err)
+			}
+		}
+		if x.record.Size < before {
+			x.sent.Remove(Range{pageUp(x.record.Size), 1 << 62})
+		}
+		out = append(out, proto.CloneOf(x.record))
+	}
+	return out, nil
+}
+
+// forget closes the objects that are not used any more. The lock must be held.
+func (o *Objects) forget() error {
+	gone := func(x *object) bool { return !x.used }
+	maps.DeleteFunc(o.byFile, func(_ objectKey, x *object) bool { return gone(x) })
+	maps.DeleteFunc(o.byMap, func(_ mapKey, x *object) bool { return gone(x) })
+	var errs []error
+	for _, x := range o.list {
+		if gone(x) {
+			errs = append(errs, x.file.Close())
+		}
+	}
+	o.list = slices.DeleteFunc(o.list, gone)
+	return errors.Join(errs...)
+}
+
+func pageUp(n uint64) uint64 { return (n + PageSize - 1) &^ (PageSize - 1) }
+
+func (x *object) String() string {
+	return fmt.Sprintf("object %d (%s)", x.record.Id, x.file.Name())
 }
 
 // Outside names the mappings of the objects by processes that are not in the tree: they would no longer share the memory.
 // It reads the mappings of every process of this host that it may read, unless there are no objects.
 func (o *Objects) Outside(ctx context.Context, inTree func(pid int) bool) ([]engine.Obstacle, error) {
 	o.mu.Lock()
-	ids := maps.Clone(o.ids)
+	known := maps.Clone(o.byMap)
 	o.mu.Unlock()
-	if len(ids) == 0 {
+	maps.DeleteFunc(known, func(_ mapKey, x *object) bool { return !x.mapped })
+	if len(known) == 0 {
 		return nil, nil
 	}
 	pids, err := procfs.Host.PIDs()
@@ -100,7 +210,7 @@ func (o *Objects) Outside(ctx context.Context, inTree func(pid int) bool) ([]eng
 			return nil, err
 		}
 		for _, m := range mapped {
-			if ids[objectKey{m.Major, m.Minor, m.Inode}] != 0 {
+			if x := known[keyOf(&m)]; x != nil && m.Shared && (m.Prot&procfs.ProtWrite != 0 || !x.isFile()) {
 				out = append(out, engine.Obstacle{PID: pid, Kind: refuseOutside.Kind, Where: m.String(), Reason: refuseOutside.About,
 					Remedy: "move that process with it, by naming a common ancestor, or end it"})
 			}
@@ -114,7 +224,7 @@ func (o *Objects) Sum() Sum {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var sum Sum
-	for _, x := range o.byID {
+	for _, x := range o.list {
 		sum = sum.Add(x.sent.Sum())
 	}
 	return sum
@@ -124,11 +234,14 @@ func (o *Objects) Sum() Sum {
 func (o *Objects) Round(ctx context.Context, sink Sink) (stats RoundStats, err error) {
 	start := time.Now()
 	o.mu.Lock()
-	objects := slices.Clone(o.byID)
+	objects := slices.Clone(o.list)
 	o.mu.Unlock()
-	for i, x := range objects {
-		if err := x.round(ctx, ObjectSpace(uint32(i)+1), sink, &stats); err != nil {
-			return stats, fmt.Errorf("shared memory %d: %w", i+1, err)
+	for _, x := range objects {
+		if !hasContent(x.record) {
+			continue
+		}
+		if err := x.round(ctx, ObjectSpace(x.record.Id), sink, &stats); err != nil {
+			return stats, fmt.Errorf("%s: %w", x, err)
 		}
 	}
 	stats.Duration = time.Since(start)
@@ -137,7 +250,7 @@ func (o *Objects) Round(ctx context.Context, sink Sink) (stats RoundStats, err e
 
 // round sends the populated pages of an object that changed, and zeros for those that are no longer populated.
 func (x *object) round(ctx context.Context, space uint32, sink Sink, stats *RoundStats) error {
-	populated, err := extentsOf(x.file)
+	populated, err := extentsOf(x.file, x.record.Size)
 	if err != nil {
 		return err
 	}
@@ -168,6 +281,8 @@ func (x *object) batch(ctx context.Context, space uint32, r Range, sink Sink, st
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
+	// What lies beyond the size that was told is for the next round.
+	n = int(min(uint64(n), x.record.Size-min(x.record.Size, r.Start)))
 	clear(buf[n:])
 	c := chooser{sent: x.sent}
 	for i := range r.Pages() {
@@ -179,12 +294,12 @@ func (x *object) batch(ctx context.Context, space uint32, r Range, sink Sink, st
 	return sink.Send(ctx, space, runs, buf[:kept*PageSize])
 }
 
-// extentsOf lists the populated ranges of a file in memory, widened to pages.
-func extentsOf(f *os.File) ([]Range, error) {
+// extentsOf lists the populated ranges of the first size bytes of a file, widened to pages.
+func extentsOf(f *os.File, size uint64) ([]Range, error) {
 	var out []Range
 	for at := int64(0); ; {
 		start, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
+		if errors.Is(err, unix.ENXIO) || err == nil && uint64(start) >= size {
 			return out, nil
 		}
 		if err != nil {
@@ -194,90 +309,24 @@ func extentsOf(f *os.File) ([]Range, error) {
 		if err != nil {
 			return nil, fmt.Errorf("SEEK_HOLE at %d: %w", start, err)
 		}
-		out = append(out, Range{uint64(start) &^ (PageSize - 1), (uint64(end) + PageSize - 1) &^ (PageSize - 1)})
+		r := Range{uint64(start) &^ (PageSize - 1), pageUp(min(uint64(end), size))}
+		if n := len(out); n > 0 && out[n-1].End >= r.Start { // blocks smaller than pages
+			out[n-1].End = r.End
+		} else {
+			out = append(out, r)
+		}
 		at = end
 	}
 }
 
-// Close lets go of the objects.
+// Close lets go of the objects and takes away the names that were made for them.
 func (o *Objects) Close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var errs []error
-	for _, x := range o.byID {
+	errs := []error{o.unlink()}
+	for _, x := range o.list {
 		errs = append(errs, x.file.Close())
 	}
-	o.byID, o.ids = nil, map[objectKey]uint32{}
+	o.list, o.byFile, o.byMap = nil, map[objectKey]*object{}, map[mapKey]*object{}
 	return errors.Join(errs...)
-}
-
-// An ObjectWriter puts pages into one object of shared memory at the destination. Its methods may be called in parallel
-// for different pages.
-type ObjectWriter struct {
-	file *os.File
-	have *Digest
-	size uint64
-}
-
-// NewObjectWriter takes an object of the given size, open for writing; the file stays the caller's.
-func NewObjectWriter(file *os.File, shmid uint32, size uint64) *ObjectWriter {
-	return &ObjectWriter{file, NewDigest(ObjectSpace(shmid)), size}
-}
-
-// Sum is the hash over all pages that were received.
-func (w *ObjectWriter) Sum() Sum { return w.have.Sum() }
-
-// WritePages puts pages at an offset. ErrOutside: the object is shorter.
-func (w *ObjectWriter) WritePages(off uint64, data []byte) error {
-	if err := w.check(off, uint64(len(data))); err != nil {
-		return err
-	}
-	if _, err := w.file.WriteAt(data, int64(off)); err != nil {
-		return fmt.Errorf("shared memory at %d: %w", off, err)
-	}
-	w.have.Write(off, data)
-	return nil
-}
-
-// ZeroPages makes pages read as zero, and frees them.
-func (w *ObjectWriter) ZeroPages(off uint64, n uint32) error {
-	size := uint64(n) * PageSize
-	if err := w.check(off, size); err != nil {
-		return err
-	}
-	const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
-	if err := unix.Fallocate(int(w.file.Fd()), mode, int64(off), int64(size)); err != nil {
-		return fmt.Errorf("shared memory at %d: punching a hole of %d bytes: %w", off, size, err)
-	}
-	w.have.Remove(Range{off, off + size})
-	return nil
-}
-
-func (w *ObjectWriter) check(off, n uint64) error {
-	end := (w.size + PageSize - 1) &^ (PageSize - 1)
-	if off%PageSize != 0 || n%PageSize != 0 || cmp.Compare(off, end) > 0 || n > end-off {
-		return fmt.Errorf("%d bytes at %d of shared memory of %d bytes: %w", n, off, w.size, ErrOutside)
-	}
-	return nil
-}
-
-// NewSharedMemory makes an object of shared anonymous memory at the destination. It is made as a mapping in a process that
-// is being built, since that is the only way to one that is not called memfd, and reached through /proc/PID/map_files.
-func NewSharedMemory(ctx context.Context, c remote.Caller, size uint64) (_ *os.File, err error) {
-	var b remote.Batch
-	at := b.Call(unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, -1, 0)
-	if err := c.Run(ctx, &b); err != nil {
-		return nil, fmt.Errorf("shared memory of %d bytes: %w", size, err)
-	}
-	start, err := at.Value()
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		var b remote.Batch
-		b.Call(unix.SYS_MUNMAP, start, size)
-		err = errors.Join(err, c.Run(ctx, &b))
-	}()
-	end := (start + size + PageSize - 1) &^ (PageSize - 1)
-	return os.OpenFile(procfs.Host.Path(c.PID(), "map_files", fmt.Sprintf("%x-%x", start, end)), os.O_RDWR, 0)
 }

@@ -11,20 +11,23 @@ type Refusal struct{ Kind, About string }
 
 // The kinds of memory that are not carried. Kind is what a plan prints.
 var (
+	refuseLocked   = &Refusal{"locked-memory", "memory locked by mlock(2) or mlockall(2)"}
 	refuseHugetlb  = &Refusal{"hugetlb", "huge pages of hugetlbfs"}
 	refuseDevice   = &Refusal{"device-mapping", "memory of a device or its driver"}
-	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a file that was deleted"}
-	refuseReplaced = &Refusal{"replaced-file", "a mapping of a file whose name leads to another file now"}
-	refuseMemfd    = &Refusal{"memfd", "a mapping of a memfd"}
+	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a deleted file that is no regular one, or is on hugetlbfs"}
+	refuseReplaced = &Refusal{"replaced-file", "a shared mapping of a file that another one hides, mounted over it"}
 	refuseSysV     = &Refusal{"sysv-shm", "System V shared memory"}
 	refuseUffd     = &Refusal{"userfaultfd", "memory whose faults the program handles by a userfaultfd of its own"}
 	refuseAIO      = &Refusal{"aio", "the ring of an io_setup(2)"}
 	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
 	refusePacket   = &Refusal{"packet-ring", "the ring of a packet socket"}
 	refuseShadow   = &Refusal{"shadow-stack", "a shadow stack"}
+	refuseSealed   = &Refusal{"mseal", "memory sealed by mseal(2)"}
 	refuseTags     = &Refusal{"memory-tagging", "memory with tags (MTE)"}
+	refuseDropped  = &Refusal{"droppable", "memory that the kernel may drop (MAP_DROPPABLE)"}
 	refuseUprobes  = &Refusal{"uprobes", "a probe that a tracer has set"}
 	refuseSpecial  = &Refusal{"special-mapping", "a mapping of a kind that is not known"}
+	refuseGuards   = &Refusal{"guard-pages", "guard pages (MADV_GUARD_INSTALL)"}
 	refusePinned   = &Refusal{"pinned-memory", "memory that is pinned for a device or io_uring, which writes to it unseen"}
 	refuseOutside  = &Refusal{"shared-memory", "shared memory that a process outside of the tree has mapped"}
 )
@@ -32,8 +35,8 @@ var (
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
-	for _, r := range []*Refusal{refuseHugetlb, refuseDevice, refuseDeleted, refuseReplaced, refuseMemfd, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
-		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside} {
+	for _, r := range []*Refusal{refuseLocked, refuseHugetlb, refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
+		refusePacket, refuseShadow, refuseSealed, refuseTags, refuseDropped, refuseUprobes, refuseSpecial, refuseGuards, refusePinned, refuseOutside} {
 		out = append(out, *r)
 	}
 	return out

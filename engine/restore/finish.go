@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"migrate/engine/files"
 	"migrate/engine/images"
-	"migrate/engine/mem"
 	"migrate/engine/procfs"
 	"migrate/engine/task"
 )
@@ -36,6 +38,13 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 				return fmt.Errorf("process %d: %w", p.VPID, err)
 			}
 		}
+	}
+	if err := s.followObjects(ctx, cp.Header); err != nil {
+		return err
+	}
+	s.findNameless(cp.Header)
+	if err := s.settleObjects(); err != nil {
+		return err
 	}
 	if err := s.openFiles(ctx, cp); err != nil {
 		return err
@@ -87,7 +96,7 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 }
 
 func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
-	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root, PID: func(vpid int) int { return s.procs[vpid].PID }})
+	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }})
 	if err != nil {
 		return err
 	}
@@ -111,6 +120,7 @@ func (s *Skeleton) target(p *process, cp *images.Checkpoint, img *images.Process
 			}
 			return "", fmt.Errorf("files.img: file %d is no regular file or directory", id)
 		},
+		Nameless: func(id uint32, flags int) (*os.File, error) { return s.openNameless(id, flags) },
 	}
 }
 
@@ -121,7 +131,15 @@ func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Che
 	if err != nil {
 		return fmt.Errorf("its program: %w", err)
 	}
-	if err := task.RestoreMM(ctx, p.trap, img, exe); err != nil {
+	nameless, err := s.openNameless(img.MM.GetExeFileId(), unix.O_RDONLY)
+	if err != nil {
+		return fmt.Errorf("its program: %w", err)
+	}
+	err = task.RestoreMM(ctx, p.trap, img, exe, nameless)
+	if nameless != nil {
+		err = errors.Join(err, nameless.Close())
+	}
+	if err != nil {
 		return err
 	}
 	for _, th := range img.Threads[1:] {
@@ -132,9 +150,6 @@ func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Che
 		if err := task.RestoreThread(ctx, t, trap, th); err != nil {
 			return err
 		}
-	}
-	if err := mem.RestoreMarks(ctx, p.trap, img); err != nil {
-		return err
 	}
 	return task.RestoreThread(ctx, t, p.trap, img.Leader())
 }
@@ -180,7 +195,9 @@ func (s *Skeleton) Hold(ctx context.Context) error {
 }
 
 // Release lets the restored sockets leave repair. It is called once the tree may run, before it does.
-func (s *Skeleton) Release(ctx context.Context) error { return s.files.Release(ctx) }
+func (s *Skeleton) Release(ctx context.Context) error {
+	return errors.Join(s.files.Release(ctx), s.releaseObjects())
+}
 
 // Resume lets the tree run.
 func (s *Skeleton) Resume(ctx context.Context) error {
@@ -229,7 +246,7 @@ type Identity struct{ PID, VPID int }
 
 // Close lets go of what this program holds of a tree that runs or is held: its ends of restored descriptors.
 func (s *Skeleton) Close() error {
-	errs := []error{s.closeShared()}
+	errs := []error{s.closeObjects()}
 	if s.files != nil {
 		errs = append(errs, s.files.Close())
 	}

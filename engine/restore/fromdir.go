@@ -93,7 +93,7 @@ func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) 
 			return err
 		}
 	}
-	for id := range s.shared {
+	for id := range s.objects {
 		if _, err := images.ReadPages(ctx, dir, mem.ObjectSpace(id), s); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

@@ -12,82 +12,123 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
+	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
 
-// sharedFD is the number at which a process holds an object of shared memory while it maps it. Its own descriptors come
-// last, so every number is free now.
-const sharedFD = 700
+// sharedFD is the first number at which a process holds an object while it maps it. Its own descriptors come last, so
+// every number is free now.
+const sharedFD = 200
 
-// sharedMemory gives the process a descriptor of the shared anonymous memory behind a mapping, and returns its number.
-// All processes that share it map the same object: it is made by the first one, as a mapping, since that is the only
-// way to make one that is not called memfd, and reached by the others through /proc/PID/map_files.
-func (s *Skeleton) sharedMemory(ctx context.Context, p *process, v *vma.VmaEntry) (int, error) {
-	id := uint32(v.GetShmid())
-	o := s.shared[id]
-	if o == nil {
-		f, err := makeShared(ctx, p, s.sharedSize[id])
-		if err != nil {
-			return 0, fmt.Errorf("shared memory %d: %w", id, err)
-		}
-		o = &object{f, mem.NewObjectWriter(f, id, s.sharedSize[id])}
-		s.shared[id] = o
+// followObjects makes the objects of the skeleton those of a layout or checkpoint. All of them belong to the tree: the processes
+// get what they have of them by mappings, descriptors and links.
+func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error {
+	wanted := map[uint32]*imagespb.Object{}
+	for _, r := range h.GetObjects() {
+		wanted[r.GetId()] = r
 	}
-	if err := p.trap.Push(ctx, []remote.PushFile{{File: o.file, FD: sharedFD, CloseOnExec: true}}); err != nil {
-		return 0, fmt.Errorf("shared memory %d: %w", id, err)
-	}
-	return sharedFD, nil
-}
-
-// makeShared makes an object of shared anonymous memory.
-func makeShared(ctx context.Context, p *process, size uint64) (_ *os.File, err error) {
-	var b remote.Batch
-	at := b.Call(unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, -1, 0)
-	if err := p.trap.Run(ctx, &b); err != nil {
-		return nil, err
-	}
-	start, err := at.Value()
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		var b remote.Batch
-		b.Call(unix.SYS_MUNMAP, start, size)
-		err = errors.Join(err, p.trap.Run(ctx, &b))
-	}()
-	return os.OpenFile(fmt.Sprintf("/proc/%d/map_files/%x-%x", p.PID, start, start+size), os.O_RDWR, 0)
-}
-
-// measureShared notes how large each object of shared anonymous memory is.
-func (s *Skeleton) measureShared(layout *images.Layout) error {
-	for _, f := range layout.Header.GetFiles() {
-		if id, ok := mem.IsObject(f.GetId()); ok {
-			s.sharedSize[id] = f.GetSize()
-		}
-	}
-	for _, space := range layout.Spaces {
-		for _, v := range space.MM.GetVmas() {
-			if v.GetStatus()&images.VMAAnonShared != 0 && s.sharedSize[uint32(v.GetShmid())] == 0 {
-				return fmt.Errorf("layout: mapping 0x%x of process %d is of shared memory %d, whose size is not told", v.GetStart(), space.PID, v.GetShmid())
+	for id, o := range s.objects {
+		if wanted[id] == nil {
+			delete(s.objects, id)
+			if err := o.Close(); err != nil {
+				return err
 			}
+		}
+	}
+	for _, r := range h.GetObjects() {
+		if o := s.objects[r.GetId()]; o != nil {
+			if err := o.Follow(r); err != nil {
+				return err
+			}
+			continue
+		}
+		env := mem.ObjectEnv{Root: s.mountRoot(), Caller: s.procs[s.order[0]].trap}
+		if p := s.procs[int(r.GetSegment().GetCreator())]; p != nil {
+			env.Caller = p.trap
+		}
+		o, err := mem.NewObject(ctx, env, r)
+		if err != nil {
+			return err
+		}
+		s.objects[r.GetId()] = o
+	}
+	return nil
+}
+
+// mountRoot is the root directory of the tree's mount namespace.
+func (s *Skeleton) mountRoot() string { return procfs.Host.Path(s.env.Parent, "root") }
+
+// findNameless notes which files of a layout or checkpoint are objects.
+func (s *Skeleton) findNameless(h *imagespb.Header) {
+	s.nameless = map[uint32]uint32{}
+	for _, f := range h.GetFiles() {
+		if f.GetObject() != 0 {
+			s.nameless[f.GetId()] = f.GetObject()
+		}
+	}
+}
+
+// openObject opens an object anew.
+func (s *Skeleton) openObject(id uint32, flags int) (*os.File, error) {
+	o := s.objects[id]
+	if o == nil {
+		return nil, fmt.Errorf("object %d is not part of the checkpoint", id)
+	}
+	return o.Open(flags)
+}
+
+// openNameless opens a file that no name reaches; none if a name does.
+func (s *Skeleton) openNameless(file uint32, flags int) (*os.File, error) {
+	if s.nameless[file] == 0 {
+		return nil, nil
+	}
+	return s.openObject(s.nameless[file], flags)
+}
+
+// lendObject gives the process a descriptor of the object behind a mapping at a number.
+func (s *Skeleton) lendObject(ctx context.Context, p *process, v *vma.VmaEntry, id uint32, fd int) (err error) {
+	flags := unix.O_RDONLY
+	if v.GetStatus()&images.VMAAnonShared != 0 || v.GetStatus()&images.VMAFileShared != 0 && v.GetFdflags()&unix.O_ACCMODE == unix.O_RDWR {
+		flags = unix.O_RDWR
+	}
+	f, err := s.openObject(id, flags)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := p.trap.Push(ctx, []remote.PushFile{{File: f, FD: fd, CloseOnExec: true}}); err != nil {
+		return fmt.Errorf("object %d: %w", id, err)
+	}
+	return nil
+}
+
+// settleObjects gives the objects what they have beside their content, after the last page.
+func (s *Skeleton) settleObjects() error {
+	for _, o := range s.objects {
+		if err := o.Settle(); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// object is an object of shared anonymous memory.
-type object struct {
-	file   *os.File
-	writer *mem.ObjectWriter
+// releaseObjects ends what was kept for the restore alone.
+func (s *Skeleton) releaseObjects() error {
+	var errs []error
+	for _, o := range s.objects {
+		errs = append(errs, o.Release(s.mountRoot()))
+	}
+	return errors.Join(errs...)
 }
 
-// closeShared lets go of the objects, which live on as mappings.
-func (s *Skeleton) closeShared() error {
+// closeObjects lets go of the objects, which live on as what the processes have of them.
+func (s *Skeleton) closeObjects() error {
 	var errs []error
-	for _, o := range s.shared {
-		errs = append(errs, o.file.Close())
+	for _, o := range s.objects {
+		errs = append(errs, o.Close())
 	}
-	s.shared = map[uint32]*object{}
+	s.objects = map[uint32]*mem.Object{}
 	return errors.Join(errs...)
 }

@@ -58,8 +58,8 @@ type Skeleton struct {
 	state  state
 	files  *files.Restorer
 
-	shared     map[uint32]*object // objects of shared anonymous memory, by shmid
-	sharedSize map[uint32]uint64
+	objects  map[uint32]*mem.Object // memory and files that no name reaches, by their number
+	nameless map[uint32]uint32      // the objects that files of the layout or checkpoint are
 }
 
 // state of a Skeleton:
@@ -98,7 +98,7 @@ var ErrState = errors.New("not possible in this state of the skeleton")
 
 // Prepare builds the skeleton of a tree: processes, threads and mappings, no pages. On failure nothing is left.
 func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, err error) {
-	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, shared: map[uint32]*object{}, sharedSize: map[uint32]uint64{}}
+	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, objects: map[uint32]*mem.Object{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Destroy(context.WithoutCancel(ctx)))
@@ -123,9 +123,10 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	if err := s.followTree(ctx, layout); err != nil {
 		return err
 	}
-	if err := s.measureShared(layout); err != nil {
+	if err := s.followObjects(ctx, layout.Header); err != nil {
 		return err
 	}
+	s.findNameless(layout.Header)
 	mapped := make(map[uint32]*fdinfo.FileEntry, len(layout.Files))
 	for _, f := range layout.Files {
 		mapped[f.GetId()] = f
@@ -176,10 +177,10 @@ type pageWriter interface {
 
 func (s *Skeleton) writer(space uint32) (pageWriter, error) {
 	if id, ok := mem.IsObject(space); ok {
-		if o := s.shared[id]; o != nil {
-			return o.writer, nil
+		if o := s.objects[id]; o != nil && o.Writer() != nil {
+			return o.Writer(), nil
 		}
-		return nil, fmt.Errorf("pages of shared memory %d, which nothing maps", id)
+		return nil, fmt.Errorf("pages of object %d, which has none or is not in the layout", id)
 	}
 	if p := s.procs[int(space)]; p != nil && p.writer != nil {
 		return p.writer, nil
@@ -204,7 +205,7 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	for _, p := range s.procs {
 		errs = append(errs, s.end(ctx, p))
 	}
-	errs = append(errs, s.closeShared())
+	errs = append(errs, s.closeObjects())
 	if s.files != nil {
 		errs = append(errs, s.files.Drop())
 	}
@@ -231,8 +232,10 @@ func (s *Skeleton) destroyHeld(ctx context.Context) error {
 // Digest is the hash over all memory that was received.
 func (s *Skeleton) Digest() mem.Sum {
 	var sum mem.Sum
-	for _, o := range s.shared {
-		sum = sum.Add(o.writer.Sum())
+	for _, o := range s.objects {
+		if o.Writer() != nil {
+			sum = sum.Add(o.Writer().Sum())
+		}
 	}
 	for _, p := range s.procs {
 		if p.writer != nil {

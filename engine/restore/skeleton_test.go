@@ -23,7 +23,6 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/kernel/kerneltest"
-	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
@@ -51,7 +50,7 @@ func layoutOfProcess(t *testing.T, pid int, vpid uint32, threads ...uint32) *ima
 			v.Status = proto.Uint32(images.VMAVvar)
 		case strings.HasPrefix(m.Path, "/dev/zero"):
 			v.Status, v.Flags, v.Shmid = proto.Uint32(images.VMAAnonShared), proto.Uint32(unix.MAP_SHARED), proto.Uint64(1)
-			l.Header.Files = []*imagespb.FileExtra{{Id: mem.ObjectSpace(1), Size: m.Size()}}
+			l.Header.Objects = []*imagespb.Object{{Id: 1, Size: m.Size()}}
 		case strings.HasPrefix(m.Path, "/"):
 			if ids[m.Path] == 0 {
 				ids[m.Path] = uint64(len(ids) + 1)

@@ -200,7 +200,11 @@ func sameShape(here []procfs.Mapping, there []*vma.VmaEntry) error {
 func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, files map[uint32]*fdinfo.FileEntry) error {
 	var b remote.Batch
 	results := make([]*remote.Result, len(changes))
-	open := func(b *remote.Batch, v *vma.VmaEntry) (any, error) { return s.openMapped(ctx, p, b, v, files) }
+	lent := sharedFD
+	open := func(b *remote.Batch, v *vma.VmaEntry) (any, error) {
+		lent++
+		return s.openMapped(ctx, p, b, v, files, lent)
+	}
 	for i, c := range changes {
 		var err error
 		if results[i], err = mem.AddChange(&b, c, open); err != nil {
@@ -219,10 +223,13 @@ func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, 
 	return err
 }
 
-// openMapped makes the process hold a descriptor of what a mapping maps.
-func (s *Skeleton) openMapped(ctx context.Context, p *process, b *remote.Batch, v *vma.VmaEntry, files map[uint32]*fdinfo.FileEntry) (any, error) {
+// openMapped makes the process hold a descriptor of what a mapping maps, at the number lent if it is an object.
+func (s *Skeleton) openMapped(ctx context.Context, p *process, b *remote.Batch, v *vma.VmaEntry, files map[uint32]*fdinfo.FileEntry, lent int) (any, error) {
 	if v.GetStatus()&images.VMAAnonShared != 0 {
-		return s.sharedMemory(ctx, p, v)
+		return lent, s.lendObject(ctx, p, v, uint32(v.GetShmid()), lent)
+	}
+	if id := s.nameless[uint32(v.GetShmid())]; id != 0 {
+		return lent, s.lendObject(ctx, p, v, id, lent)
 	}
 	f := files[uint32(v.GetShmid())]
 	if f.GetReg() == nil {

@@ -63,7 +63,6 @@ func TestCheckRefusesByName(t *testing.T) {
 		"namespace": "another pid namespace",
 		"thread":    "does not share its process's working directory",
 		"leader":    "(dead-leader)",
-		"cwd":       "does not exist any more",
 		"uts":       "uts namespace",
 	} {
 		t.Run(what, func(t *testing.T) {

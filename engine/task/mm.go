@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -61,8 +62,8 @@ func dumpMM(d *dumper) error {
 // RestoreMM tells the kernel where program, break, stack, arguments and environment of a skeleton are, gives it its
 // auxiliary vector and its exe link. The mappings must stand, those of the seed must be gone (EBUSY), and the
 // caller must still have the capabilities with which the skeleton was born. Exe is the path of the program in the
-// skeleton's root.
-func RestoreMM(ctx context.Context, caller remote.Caller, img *images.Process, exe string) error {
+// skeleton's root; nameless is the open program if no path leads to it, else nil.
+func RestoreMM(ctx context.Context, caller remote.Caller, img *images.Process, exe string, nameless *os.File) error {
 	const mapSize = 104 // struct prctl_mm_map, include/uapi/linux/prctl.h
 	m := img.MM
 	aux := make([]byte, 0, 8*len(m.GetMmSavedAuxv()))
@@ -71,7 +72,15 @@ func RestoreMM(ctx context.Context, caller remote.Caller, img *images.Process, e
 	}
 	fd := freeFD(img)
 	b := &remote.Batch{}
-	opened := b.Try(unix.SYS_OPENAT, unix.AT_FDCWD, b.String(exe), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	var opened *remote.Result
+	if nameless == nil {
+		opened = b.Try(unix.SYS_OPENAT, unix.AT_FDCWD, b.String(exe), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	} else {
+		if err := caller.Push(ctx, []remote.PushFile{{File: nameless, FD: fd, CloseOnExec: true}}); err != nil {
+			return fmt.Errorf("pid %d: program %s: %w", img.PID, exe, err)
+		}
+		opened = b.Try(unix.SYS_FCNTL, fd, unix.F_DUPFD_CLOEXEC, 0)
+	}
 	// The number of the descriptor stands in the struct, so it must be known beforehand. EINVAL: it is the number.
 	dup := b.Try(unix.SYS_DUP3, opened, fd, unix.O_CLOEXEC)
 	arg := b.Buffer(mapSize)
@@ -106,12 +115,14 @@ func RestoreMM(ctx context.Context, caller remote.Caller, img *images.Process, e
 }
 
 // freeFD returns a number that none of the process's descriptors has. It is low enough for any limit.
-func freeFD(img *images.Process) int {
+func freeFD(img *images.Process) int { return freeFDFrom(img, 3) }
+
+// freeFDFrom returns the first such number from the given one on.
+func freeFDFrom(img *images.Process, fd uint32) int {
 	used := map[uint32]bool{}
 	for _, f := range img.FDs {
 		used[f.GetFd()] = true
 	}
-	fd := uint32(3)
 	for used[fd] {
 		fd++
 	}

@@ -26,6 +26,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -278,6 +279,8 @@ type Target struct {
 	Header *imagespb.Header
 	// Path returns where a file of files.img is found inside the target's root.
 	Path func(id uint32) (string, error)
+	// Nameless opens a file of files.img that no name reaches; it returns nil for one that has a path. It may be nil.
+	Nameless func(id uint32, flags int) (*os.File, error)
 
 	known    *known
 	complete int // threads that have their registers

@@ -78,6 +78,67 @@ func (RestartBlock_Kind) EnumDescriptor() ([]byte, []int) {
 	return file_engine_images_extra_proto_rawDescGZIP(), []int{10, 0}
 }
 
+type Object_Kind int32
+
+const (
+	Object_ANON      Object_Kind = 0 // shared anonymous memory
+	Object_MEMFD     Object_Kind = 1 // memfd_create(2)
+	Object_SYSV      Object_Kind = 2 // a segment of shmget(2)
+	Object_FILE      Object_Kind = 3 // a regular file whose last name was deleted
+	Object_LINK      Object_Kind = 4 // a file one of whose names was deleted
+	Object_DIRECTORY Object_Kind = 5
+	Object_SYMLINK   Object_Kind = 6
+)
+
+// Enum value maps for Object_Kind.
+var (
+	Object_Kind_name = map[int32]string{
+		0: "ANON",
+		1: "MEMFD",
+		2: "SYSV",
+		3: "FILE",
+		4: "LINK",
+		5: "DIRECTORY",
+		6: "SYMLINK",
+	}
+	Object_Kind_value = map[string]int32{
+		"ANON":      0,
+		"MEMFD":     1,
+		"SYSV":      2,
+		"FILE":      3,
+		"LINK":      4,
+		"DIRECTORY": 5,
+		"SYMLINK":   6,
+	}
+)
+
+func (x Object_Kind) Enum() *Object_Kind {
+	p := new(Object_Kind)
+	*p = x
+	return p
+}
+
+func (x Object_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Object_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_engine_images_extra_proto_enumTypes[1].Descriptor()
+}
+
+func (Object_Kind) Type() protoreflect.EnumType {
+	return &file_engine_images_extra_proto_enumTypes[1]
+}
+
+func (x Object_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Object_Kind.Descriptor instead.
+func (Object_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{12, 0}
+}
+
 // Header stands once in a checkpoint or layout.
 type Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -88,6 +149,7 @@ type Header struct {
 	Clocks        *Clocks                `protobuf:"bytes,5,opt,name=clocks,proto3" json:"clocks,omitempty"`                      // at the instant at which the tree was stopped, as the tree saw them
 	CpuCount      uint64                 `protobuf:"varint,6,opt,name=cpu_count,json=cpuCount,proto3" json:"cpu_count,omitempty"` // processors of the source
 	Files         []*FileExtra           `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
+	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"` // memory and files that no name reaches
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +233,13 @@ func (x *Header) GetFiles() []*FileExtra {
 	return nil
 }
 
+func (x *Header) GetObjects() []*Object {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
 // Clocks are readings taken at one instant.
 type Clocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -246,7 +315,8 @@ type FileExtra struct {
 	RdevMajor     uint32                 `protobuf:"varint,9,opt,name=rdev_major,json=rdevMajor,proto3" json:"rdev_major,omitempty"` // of a device node
 	RdevMinor     uint32                 `protobuf:"varint,10,opt,name=rdev_minor,json=rdevMinor,proto3" json:"rdev_minor,omitempty"`
 	Size          uint64                 `protobuf:"varint,11,opt,name=size,proto3" json:"size,omitempty"`
-	Mode          uint32                 `protobuf:"varint,12,opt,name=mode,proto3" json:"mode,omitempty"` // st_mode
+	Mode          uint32                 `protobuf:"varint,12,opt,name=mode,proto3" json:"mode,omitempty"`     // st_mode
+	Object        uint32                 `protobuf:"varint,40,opt,name=object,proto3" json:"object,omitempty"` // it is this Object, and its path leads nowhere; 0 for none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -365,6 +435,13 @@ func (x *FileExtra) GetMode() uint32 {
 	return 0
 }
 
+func (x *FileExtra) GetObject() uint32 {
+	if x != nil {
+		return x.Object
+	}
+	return 0
+}
+
 type ProcessExtra struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Pid             uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -375,10 +452,6 @@ type ProcessExtra struct {
 	GroupStopSignal uint32                 `protobuf:"varint,9,opt,name=group_stop_signal,json=groupStopSignal,proto3" json:"group_stop_signal,omitempty"`
 	ThpDisable      uint64                 `protobuf:"varint,11,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // PR_GET_THP_DISABLE as it answered
 	VmaNames        []*VmaName             `protobuf:"bytes,12,rep,name=vma_names,json=vmaNames,proto3" json:"vma_names,omitempty"`
-	VmaMarks        []*VmaMark             `protobuf:"bytes,40,rep,name=vma_marks,json=vmaMarks,proto3" json:"vma_marks,omitempty"`
-	Guards          []*AddressRange        `protobuf:"bytes,41,rep,name=guards,proto3" json:"guards,omitempty"`                            // guard pages (MADV_GUARD_INSTALL)
-	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"` // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
-	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                             // bit n: protection key n is allocated (pkey_alloc(2))
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -467,34 +540,6 @@ func (x *ProcessExtra) GetVmaNames() []*VmaName {
 		return x.VmaNames
 	}
 	return nil
-}
-
-func (x *ProcessExtra) GetVmaMarks() []*VmaMark {
-	if x != nil {
-		return x.VmaMarks
-	}
-	return nil
-}
-
-func (x *ProcessExtra) GetGuards() []*AddressRange {
-	if x != nil {
-		return x.Guards
-	}
-	return nil
-}
-
-func (x *ProcessExtra) GetLockFuture() uint32 {
-	if x != nil {
-		return x.LockFuture
-	}
-	return 0
-}
-
-func (x *ProcessExtra) GetPkeys() uint32 {
-	if x != nil {
-		return x.Pkeys
-	}
-	return 0
 }
 
 // VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
@@ -1203,29 +1248,43 @@ func (x *File) GetThreads() []*ThreadExtra {
 	return nil
 }
 
-// AddressRange is [start, end) of a process, whole pages.
-type AddressRange struct {
+// Object is memory or a file that no name reaches: processes hold it by mappings, descriptors or links of /proc.
+type Object struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
-	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // its pages travel in the space with this number and the highest bit set
+	Kind          Object_Kind            `protobuf:"varint,2,opt,name=kind,proto3,enum=migrate.images.Object_Kind" json:"kind,omitempty"`
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`  // as it was, from the root of the mount namespace; the name of a memfd
+	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"` // in bytes
+	Mode          uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"` // st_mode
+	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	Atime         int64                  `protobuf:"zigzag64,8,opt,name=atime,proto3" json:"atime,omitempty"` // since the epoch
+	Mtime         int64                  `protobuf:"zigzag64,9,opt,name=mtime,proto3" json:"mtime,omitempty"`
+	Seals         uint32                 `protobuf:"varint,10,opt,name=seals,proto3" json:"seals,omitempty"`                       // F_GET_SEALS
+	HugePage      uint64                 `protobuf:"varint,11,opt,name=huge_page,json=hugePage,proto3" json:"huge_page,omitempty"` // of hugetlbfs: size of a page in bytes
+	Other         string                 `protobuf:"bytes,12,opt,name=other,proto3" json:"other,omitempty"`                        // LINK: another name; SYMLINK: what it says
+	Temporary     bool                   `protobuf:"varint,13,opt,name=temporary,proto3" json:"temporary,omitempty"`               // LINK: the other name was made for the restore, which removes it
+	Extents       []*Extent              `protobuf:"bytes,14,rep,name=extents,proto3" json:"extents,omitempty"`                    // parts that are no holes
+	Segment       *Segment               `protobuf:"bytes,15,opt,name=segment,proto3" json:"segment,omitempty"`                    // SYSV
+	Tmpfile       bool                   `protobuf:"varint,16,opt,name=tmpfile,proto3" json:"tmpfile,omitempty"`                   // made by O_TMPFILE, so that it may be given a name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *AddressRange) Reset() {
-	*x = AddressRange{}
+func (x *Object) Reset() {
+	*x = Object{}
 	mi := &file_engine_images_extra_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *AddressRange) String() string {
+func (x *Object) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*AddressRange) ProtoMessage() {}
+func (*Object) ProtoMessage() {}
 
-func (x *AddressRange) ProtoReflect() protoreflect.Message {
+func (x *Object) ProtoReflect() protoreflect.Message {
 	mi := &file_engine_images_extra_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1237,51 +1296,145 @@ func (x *AddressRange) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use AddressRange.ProtoReflect.Descriptor instead.
-func (*AddressRange) Descriptor() ([]byte, []int) {
+// Deprecated: Use Object.ProtoReflect.Descriptor instead.
+func (*Object) Descriptor() ([]byte, []int) {
 	return file_engine_images_extra_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *AddressRange) GetStart() uint64 {
+func (x *Object) GetId() uint32 {
 	if x != nil {
-		return x.Start
+		return x.Id
 	}
 	return 0
 }
 
-func (x *AddressRange) GetEnd() uint64 {
+func (x *Object) GetKind() Object_Kind {
 	if x != nil {
-		return x.End
+		return x.Kind
+	}
+	return Object_ANON
+}
+
+func (x *Object) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Object) GetSize() uint64 {
+	if x != nil {
+		return x.Size
 	}
 	return 0
 }
 
-// VmaMark is what a mapping has beyond vma_entry. It is given to the mapping last, when it has its content.
-type VmaMark struct {
+func (x *Object) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Object) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Object) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Object) GetAtime() int64 {
+	if x != nil {
+		return x.Atime
+	}
+	return 0
+}
+
+func (x *Object) GetMtime() int64 {
+	if x != nil {
+		return x.Mtime
+	}
+	return 0
+}
+
+func (x *Object) GetSeals() uint32 {
+	if x != nil {
+		return x.Seals
+	}
+	return 0
+}
+
+func (x *Object) GetHugePage() uint64 {
+	if x != nil {
+		return x.HugePage
+	}
+	return 0
+}
+
+func (x *Object) GetOther() string {
+	if x != nil {
+		return x.Other
+	}
+	return ""
+}
+
+func (x *Object) GetTemporary() bool {
+	if x != nil {
+		return x.Temporary
+	}
+	return false
+}
+
+func (x *Object) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
+func (x *Object) GetSegment() *Segment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
+func (x *Object) GetTmpfile() bool {
+	if x != nil {
+		return x.Tmpfile
+	}
+	return false
+}
+
+type Extent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
 	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
-	LockOnFault   bool                   `protobuf:"varint,3,opt,name=lock_on_fault,json=lockOnFault,proto3" json:"lock_on_fault,omitempty"` // of a locked mapping (MAP_LOCKED in its flags): MLOCK_ONFAULT
-	Sealed        bool                   `protobuf:"varint,4,opt,name=sealed,proto3" json:"sealed,omitempty"`                                // mseal(2)
-	Pkey          uint32                 `protobuf:"varint,5,opt,name=pkey,proto3" json:"pkey,omitempty"`                                    // protection key, 0 for the usual one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *VmaMark) Reset() {
-	*x = VmaMark{}
+func (x *Extent) Reset() {
+	*x = Extent{}
 	mi := &file_engine_images_extra_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *VmaMark) String() string {
+func (x *Extent) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*VmaMark) ProtoMessage() {}
+func (*Extent) ProtoMessage() {}
 
-func (x *VmaMark) ProtoReflect() protoreflect.Message {
+func (x *Extent) ProtoReflect() protoreflect.Message {
 	mi := &file_engine_images_extra_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1293,42 +1446,114 @@ func (x *VmaMark) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use VmaMark.ProtoReflect.Descriptor instead.
-func (*VmaMark) Descriptor() ([]byte, []int) {
+// Deprecated: Use Extent.ProtoReflect.Descriptor instead.
+func (*Extent) Descriptor() ([]byte, []int) {
 	return file_engine_images_extra_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *VmaMark) GetStart() uint64 {
+func (x *Extent) GetStart() uint64 {
 	if x != nil {
 		return x.Start
 	}
 	return 0
 }
 
-func (x *VmaMark) GetEnd() uint64 {
+func (x *Extent) GetEnd() uint64 {
 	if x != nil {
 		return x.End
 	}
 	return 0
 }
 
-func (x *VmaMark) GetLockOnFault() bool {
+// Segment is what shmctl(2) tells of System V shared memory.
+type Segment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Key           int32                  `protobuf:"zigzag32,2,opt,name=key,proto3" json:"key,omitempty"`
+	Mode          uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"` // permissions
+	Uid           uint32                 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	Removed       bool                   `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"` // IPC_RMID: it vanishes with its last user
+	Creator       uint32                 `protobuf:"varint,7,opt,name=creator,proto3" json:"creator,omitempty"` // the process that made it, by the id that the tree knows; 0 if it is not in the tree
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Segment) Reset() {
+	*x = Segment{}
+	mi := &file_engine_images_extra_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Segment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Segment) ProtoMessage() {}
+
+func (x *Segment) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[14]
 	if x != nil {
-		return x.LockOnFault
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Segment.ProtoReflect.Descriptor instead.
+func (*Segment) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Segment) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Segment) GetKey() int32 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *Segment) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Segment) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Segment) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Segment) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
 	}
 	return false
 }
 
-func (x *VmaMark) GetSealed() bool {
+func (x *Segment) GetCreator() uint32 {
 	if x != nil {
-		return x.Sealed
-	}
-	return false
-}
-
-func (x *VmaMark) GetPkey() uint32 {
-	if x != nil {
-		return x.Pkey
+		return x.Creator
 	}
 	return 0
 }
@@ -1337,7 +1562,7 @@ var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
 	"\n" +
-	"\x19engine/images/extra.proto\x12\x0emigrate.images\"\xe9\x01\n" +
+	"\x19engine/images/extra.proto\x12\x0emigrate.images\"\x9b\x02\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x16\n" +
@@ -1345,11 +1570,12 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\aboot_id\x18\x04 \x01(\tR\x06bootId\x12.\n" +
 	"\x06clocks\x18\x05 \x01(\v2\x16.migrate.images.ClocksR\x06clocks\x12\x1b\n" +
 	"\tcpu_count\x18\x06 \x01(\x04R\bcpuCount\x12/\n" +
-	"\x05files\x18\a \x03(\v2\x19.migrate.images.FileExtraR\x05files\"^\n" +
+	"\x05files\x18\a \x03(\v2\x19.migrate.images.FileExtraR\x05files\x120\n" +
+	"\aobjects\x18( \x03(\v2\x16.migrate.images.ObjectR\aobjects\"^\n" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
-	"\brealtime\x18\x03 \x01(\x12R\brealtime\"\xac\x02\n" +
+	"\brealtime\x18\x03 \x01(\x12R\brealtime\"\xc4\x02\n" +
 	"\tFileExtra\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tdev_major\x18\x02 \x01(\rR\bdevMajor\x12\x1b\n" +
@@ -1365,7 +1591,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"rdev_minor\x18\n" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
-	"\x04mode\x18\f \x01(\rR\x04mode\"\xc7\x03\n" +
+	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
+	"\x06object\x18( \x01(\rR\x06object\"\xa4\x02\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -1376,12 +1603,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x11group_stop_signal\x18\t \x01(\rR\x0fgroupStopSignal\x12\x1f\n" +
 	"\vthp_disable\x18\v \x01(\x04R\n" +
 	"thpDisable\x124\n" +
-	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\x124\n" +
-	"\tvma_marks\x18( \x03(\v2\x17.migrate.images.VmaMarkR\bvmaMarks\x124\n" +
-	"\x06guards\x18) \x03(\v2\x1c.migrate.images.AddressRangeR\x06guards\x12\x1f\n" +
-	"\vlock_future\x18* \x01(\rR\n" +
-	"lockFuture\x12\x14\n" +
-	"\x05pkeys\x18+ \x01(\rR\x05pkeys\"E\n" +
+	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -1452,16 +1674,44 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04File\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.migrate.images.HeaderR\x06header\x12:\n" +
 	"\tprocesses\x18\x02 \x03(\v2\x1c.migrate.images.ProcessExtraR\tprocesses\x125\n" +
-	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\"6\n" +
-	"\fAddressRange\x12\x14\n" +
+	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\"\x92\x04\n" +
+	"\x06Object\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12/\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1b.migrate.images.Object.KindR\x04kind\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\x12\x14\n" +
+	"\x05atime\x18\b \x01(\x12R\x05atime\x12\x14\n" +
+	"\x05mtime\x18\t \x01(\x12R\x05mtime\x12\x14\n" +
+	"\x05seals\x18\n" +
+	" \x01(\rR\x05seals\x12\x1b\n" +
+	"\thuge_page\x18\v \x01(\x04R\bhugePage\x12\x14\n" +
+	"\x05other\x18\f \x01(\tR\x05other\x12\x1c\n" +
+	"\ttemporary\x18\r \x01(\bR\ttemporary\x120\n" +
+	"\aextents\x18\x0e \x03(\v2\x16.migrate.images.ExtentR\aextents\x121\n" +
+	"\asegment\x18\x0f \x01(\v2\x17.migrate.images.SegmentR\asegment\x12\x18\n" +
+	"\atmpfile\x18\x10 \x01(\bR\atmpfile\"U\n" +
+	"\x04Kind\x12\b\n" +
+	"\x04ANON\x10\x00\x12\t\n" +
+	"\x05MEMFD\x10\x01\x12\b\n" +
+	"\x04SYSV\x10\x02\x12\b\n" +
+	"\x04FILE\x10\x03\x12\b\n" +
+	"\x04LINK\x10\x04\x12\r\n" +
+	"\tDIRECTORY\x10\x05\x12\v\n" +
+	"\aSYMLINK\x10\x06\"0\n" +
+	"\x06Extent\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x04R\x03end\"\x81\x01\n" +
-	"\aVmaMark\x12\x14\n" +
-	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x04R\x03end\x12\"\n" +
-	"\rlock_on_fault\x18\x03 \x01(\bR\vlockOnFault\x12\x16\n" +
-	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x12\n" +
-	"\x04pkey\x18\x05 \x01(\rR\x04pkeyB Z\x1emigrate/engine/images/imagespbb\x06proto3"
+	"\x03end\x18\x02 \x01(\x04R\x03end\"\x97\x01\n" +
+	"\aSegment\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\x11R\x03key\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\x12\x18\n" +
+	"\aremoved\x18\x06 \x01(\bR\aremoved\x12\x18\n" +
+	"\acreator\x18\a \x01(\rR\acreatorB Z\x1emigrate/engine/images/imagespbb\x06proto3"
 
 var (
 	file_engine_images_extra_proto_rawDescOnce sync.Once
@@ -1475,45 +1725,49 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 	return file_engine_images_extra_proto_rawDescData
 }
 
-var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
-	(*Header)(nil),          // 1: migrate.images.Header
-	(*Clocks)(nil),          // 2: migrate.images.Clocks
-	(*FileExtra)(nil),       // 3: migrate.images.FileExtra
-	(*ProcessExtra)(nil),    // 4: migrate.images.ProcessExtra
-	(*VmaName)(nil),         // 5: migrate.images.VmaName
-	(*ThreadExtra)(nil),     // 6: migrate.images.ThreadExtra
-	(*Regset)(nil),          // 7: migrate.images.Regset
-	(*SchedAttr)(nil),       // 8: migrate.images.SchedAttr
-	(*SyscallDispatch)(nil), // 9: migrate.images.SyscallDispatch
-	(*Speculation)(nil),     // 10: migrate.images.Speculation
-	(*RestartBlock)(nil),    // 11: migrate.images.RestartBlock
-	(*File)(nil),            // 12: migrate.images.File
-	(*AddressRange)(nil),    // 13: migrate.images.AddressRange
-	(*VmaMark)(nil),         // 14: migrate.images.VmaMark
+	(Object_Kind)(0),        // 1: migrate.images.Object.Kind
+	(*Header)(nil),          // 2: migrate.images.Header
+	(*Clocks)(nil),          // 3: migrate.images.Clocks
+	(*FileExtra)(nil),       // 4: migrate.images.FileExtra
+	(*ProcessExtra)(nil),    // 5: migrate.images.ProcessExtra
+	(*VmaName)(nil),         // 6: migrate.images.VmaName
+	(*ThreadExtra)(nil),     // 7: migrate.images.ThreadExtra
+	(*Regset)(nil),          // 8: migrate.images.Regset
+	(*SchedAttr)(nil),       // 9: migrate.images.SchedAttr
+	(*SyscallDispatch)(nil), // 10: migrate.images.SyscallDispatch
+	(*Speculation)(nil),     // 11: migrate.images.Speculation
+	(*RestartBlock)(nil),    // 12: migrate.images.RestartBlock
+	(*File)(nil),            // 13: migrate.images.File
+	(*Object)(nil),          // 14: migrate.images.Object
+	(*Extent)(nil),          // 15: migrate.images.Extent
+	(*Segment)(nil),         // 16: migrate.images.Segment
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
-	2,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
-	3,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
-	5,  // 2: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
-	14, // 3: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
-	13, // 4: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
-	7,  // 5: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	8,  // 6: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	9,  // 7: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	11, // 8: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	10, // 9: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 10: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	1,  // 11: migrate.images.File.header:type_name -> migrate.images.Header
-	4,  // 12: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	6,  // 13: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
+	4,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
+	14, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
+	6,  // 3: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
+	8,  // 4: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 5: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 6: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 7: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 8: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	0,  // 9: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 10: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 11: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 12: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	1,  // 13: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	15, // 14: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	16, // 15: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -1526,8 +1780,8 @@ func file_engine_images_extra_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   14,
+			NumEnums:      2,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

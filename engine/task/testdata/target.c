@@ -204,12 +204,6 @@ static void refused(const char *what) {
 		fflush(stdout);
 		pthread_exit(0);
 	}
-	if (!strcmp(what, "cwd")) {
-		char dir[] = "/tmp/gone-XXXXXX";
-		must(mkdtemp(dir) ? 0 : -1);
-		must(chdir(dir));
-		must(rmdir(dir));
-	}
 	if (!strcmp(what, "uts")) {
 		pid_t p = fork();
 		must(p);

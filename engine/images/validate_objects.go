@@ -1,0 +1,90 @@
+package images
+
+import (
+	"fmt"
+	"math/bits"
+	"path"
+	"strings"
+
+	"migrate/engine/images/imagespb"
+)
+
+const (
+	maxObjects    = 1 << 20
+	maxObjectPath = 4096 // PATH_MAX
+	maxMemfdName  = 249  // MFD_NAME_MAX_LEN
+	maxExtents    = 1 << 16
+)
+
+// validateObjects checks what a header tells of memory and files that no name reaches.
+func validateObjects(objects []*imagespb.Object) error {
+	if n := len(objects); n > maxObjects {
+		return fmt.Errorf("migrate.img: header.objects: %d entries", n)
+	}
+	seen := map[uint32]bool{}
+	for i, o := range objects {
+		if o.GetId() == 0 || o.GetId() >= 1<<31 || seen[o.GetId()] {
+			return fmt.Errorf("migrate.img: header.objects[%d].id: %d is out of bounds or stands twice", i, o.GetId())
+		}
+		seen[o.GetId()] = true
+		if err := validateObject(o); err != nil {
+			return fmt.Errorf("migrate.img: header.objects[%d] (%d): %w", i, o.GetId(), err)
+		}
+	}
+	return nil
+}
+
+func validateObject(o *imagespb.Object) error {
+	if _, ok := imagespb.Object_Kind_name[int32(o.GetKind())]; !ok {
+		return fmt.Errorf("kind: %d", o.GetKind())
+	}
+	if o.GetSize() >= 1<<63 {
+		return fmt.Errorf("size: %d", o.GetSize())
+	}
+	if h := o.GetHugePage(); h != 0 && (bits.OnesCount64(h) != 1 || h < PageSize || h > 1<<40) {
+		return fmt.Errorf("huge_page: %d", h)
+	}
+	for field, s := range map[string]string{"path": o.GetPath(), "other": o.GetOther()} {
+		if len(s) >= maxObjectPath || strings.Contains(s, "\x00") {
+			return fmt.Errorf("%s: %d bytes, or with a zero byte", field, len(s))
+		}
+	}
+	switch o.GetKind() {
+	case imagespb.Object_MEMFD:
+		if len(o.GetPath()) > maxMemfdName {
+			return fmt.Errorf("path: the name of a memfd of %d bytes", len(o.GetPath()))
+		}
+	case imagespb.Object_LINK:
+		if !isClean(o.GetOther()) {
+			return fmt.Errorf("other: %.100q is no path from the root", o.GetOther())
+		}
+		fallthrough
+	case imagespb.Object_FILE, imagespb.Object_DIRECTORY, imagespb.Object_SYMLINK:
+		if !isClean(o.GetPath()) {
+			return fmt.Errorf("path: %.100q is no path from the root", o.GetPath())
+		}
+	case imagespb.Object_SYSV:
+		if o.GetSegment() == nil {
+			return fmt.Errorf("segment: is missing")
+		}
+	}
+	return validateExtents(o)
+}
+
+func isClean(name string) bool {
+	return strings.HasPrefix(name, "/") && name != "/" && path.Clean(name) == name
+}
+
+func validateExtents(o *imagespb.Object) error {
+	if n := len(o.GetExtents()); n > maxExtents {
+		return fmt.Errorf("extents: %d", n)
+	}
+	last := uint64(0)
+	for i, e := range o.GetExtents() {
+		if e.GetStart() < last || e.GetEnd() <= e.GetStart() || e.GetEnd() >= 1<<63 {
+			return fmt.Errorf("extents[%d]: %d to %d", i, e.GetStart(), e.GetEnd())
+		}
+		last = e.GetEnd()
+	}
+	return nil
+}
