@@ -399,10 +399,10 @@ func (st *stream) send(frame []byte) error {
 		if err := st.conn.SetWriteDeadline(time.Now().Add(st.s.stall)); err != nil {
 			return err
 		}
+		st.s.sent.wire.Add(uint64(n)) // before the receiver can count and answer it
 		if _, err := st.conn.Write(frame[:n]); err != nil {
 			return err
 		}
-		st.s.sent.wire.Add(uint64(n))
 		frame = frame[n:]
 	}
 	return nil
