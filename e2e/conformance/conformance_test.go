@@ -112,14 +112,7 @@ func start(ctx context.Context, t *testing.T, bin, dir, program string) *workloa
 	if err := os.MkdirAll(w.dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(w.dir, 0o777); err != nil { // some programs give their credentials up
-		t.Fatal(err)
-	}
-	for d := w.dir; d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o777); err != nil {
-			break // a directory above the temporary ones
-		}
-	}
+	openUp(t, w.dir)
 	cmd := exec.CommandContext(ctx, program)
 	cmd.Dir = w.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -145,6 +138,19 @@ func start(ctx context.Context, t *testing.T, bin, dir, program string) *workloa
 	})
 	w.await(ctx, t, "ready")
 	return w
+}
+
+// openUp lets everybody write to a directory: some programs give their credentials up.
+func openUp(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o777); err != nil {
+			break // a directory above the temporary ones
+		}
+	}
 }
 
 // await returns when a file has appeared in the program's directory.

@@ -14,6 +14,7 @@ import (
 
 	"migrate/engine/files"
 	"migrate/engine/mem"
+	"migrate/engine/ns"
 	"migrate/engine/task"
 )
 
@@ -77,6 +78,11 @@ func coverage(t *testing.T) []byte {
 	section(&b, "Processes and threads", tasks)
 	section(&b, "Descriptors", descriptorRows())
 	section(&b, "Memory", memoryRows(t))
+	var spaces []coverageRow
+	for _, k := range ns.Kinds() {
+		spaces = append(spaces, coverageRow{k.Name, k.About, k.Carried})
+	}
+	section(&b, "Namespaces that a tree has for itself", spaces)
 	return b.Bytes()
 }
 

@@ -169,11 +169,11 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	if err := s.files.Nameless(ctx, s.procs, s.frozen != nil); err != nil {
 		return nil, err
 	}
-	header, err := s.header()
+	header, spaces, err := s.header(ctx)
 	if err != nil {
 		return nil, err
 	}
-	l := &images.Layout{Header: header, Tree: s.entries()}
+	l := &images.Layout{Header: header, Tree: s.entries(), Namespaces: spaces}
 	for _, p := range s.procs {
 		sp := s.memory.spaces[p.PID]
 		if isZombie(s.fs, p.PID) {

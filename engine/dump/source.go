@@ -52,6 +52,7 @@ type Source struct {
 	procs     []*engine.Process // as last listed
 	frozen    []*frozen         // after Freeze
 	stoppedAt time.Time         // when Freeze began
+	spaces    *namespaces       // as last described; nil before
 	held      bool
 }
 
@@ -109,6 +110,10 @@ func (s *Source) obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 	}
 	list, err := s.files.Check(ctx, s.procs)
 	if err != nil {
+		return nil, err
+	}
+	all = append(all, list...)
+	if list, err = s.checkNamespaces(ctx); err != nil {
 		return nil, err
 	}
 	all = append(all, list...)

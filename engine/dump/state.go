@@ -28,11 +28,11 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	if s.frozen == nil {
 		return nil, errors.New("recording the state of a tree that was not frozen")
 	}
-	header, err := s.header()
+	header, spaces, err := s.header(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}}
+	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}, Namespaces: spaces}
 	for _, f := range s.frozen {
 		img, err := s.process(ctx, f, header.Clocks)
 		if err != nil {
@@ -78,24 +78,29 @@ func (s *Source) dumpFiles(ctx context.Context, cp *images.Checkpoint) (err erro
 	return s.files.Dump(ctx, s.procs, cp)
 }
 
-// header says where and when the state was taken. The clocks are those of the tree.
-func (s *Source) header() (*imagespb.Header, error) {
+// header says where and when the state was taken, and in which namespaces. The clocks are those of the tree.
+func (s *Source) header(ctx context.Context) (*imagespb.Header, *images.Namespaces, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return nil, fmt.Errorf("uname: %w", err)
+		return nil, nil, fmt.Errorf("uname: %w", err)
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	clocks, err := task.Clocks(s.fs, s.procs[0].PID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	spaces, err := s.describeNamespaces(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	return &imagespb.Header{
 		Version: images.Version, Goarch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
 		BootId: strings.TrimSpace(string(boot)), Clocks: clocks, CpuCount: uint64(runtime.NumCPU()),
-	}, nil
+		Namespaces: spaces.header,
+	}, spaces.images, nil
 }
 
 // entries is the tree as records.

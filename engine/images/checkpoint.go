@@ -42,6 +42,8 @@ type Checkpoint struct {
 	Processes []*Process            // in the order of Tree
 	Files     []*fdinfo.FileEntry   // open and mapped files; ids are unique in the checkpoint
 	Blobs     map[string][]byte     // raw data by name: contents of pipes, socket queues ...
+	// Namespaces are those that the tree has for itself; nil if there are none.
+	Namespaces *Namespaces
 }
 
 // A Process is one process of a checkpoint. A zombie has no MM, FDs, FS and IDs.
@@ -68,6 +70,8 @@ type Layout struct {
 	Tree   []*pstree.PstreeEntry // parents before their children, with their threads
 	Spaces []*Space              // in the order of Tree
 	Files  []*fdinfo.FileEntry   // mapped files; a mapping names its file by vma.shmid
+	// Namespaces are those that the tree has for itself; nil if there are none.
+	Namespaces *Namespaces
 }
 
 // A Space is the address space of a process.

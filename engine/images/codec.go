@@ -195,6 +195,7 @@ func (c *Checkpoint) encode() ([]file, error) {
 		put(p, fmt.Sprintf("fdinfo-%d.img", pr.IDs.GetFilesId()), "FDINFO", pr.FDs...)
 	}
 	put(p, "migrate.img", "EXTRA", extra)
+	c.Namespaces.encode(p)
 	names := make([]string, 0, len(c.Blobs))
 	for n := range c.Blobs {
 		names = append(names, n)
@@ -224,6 +225,9 @@ func decode(files map[string][]byte) (*Checkpoint, error) {
 		return nil, err
 	}
 	c.Header = extra.GetHeader()
+	if c.Namespaces, err = decodeNamespaces(files, c.Header); err != nil {
+		return nil, err
+	}
 	for _, e := range c.Tree {
 		p, err := decodeProcess(files, e)
 		if err != nil {
@@ -239,7 +243,7 @@ func decode(files map[string][]byte) (*Checkpoint, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: name: %w", f, err)
 		}
-		if ok {
+		if ok && !isTree(name) {
 			c.Blobs[name] = data
 		}
 	}

@@ -38,6 +38,9 @@ func (c *Checkpoint) Validate() error {
 	if err := validateHeader(c.Header); err != nil {
 		return err
 	}
+	if err := validateNamespaces(c.Namespaces, c.Header); err != nil {
+		return err
+	}
 	tids, err := validateTree(c.Tree)
 	if err != nil {
 		return err
@@ -68,6 +71,9 @@ func (c *Checkpoint) Validate() error {
 // Validate checks every count, length and reference. The error names the file and the field.
 func (l *Layout) Validate() error {
 	if err := validateHeader(l.Header); err != nil {
+		return err
+	}
+	if err := validateNamespaces(l.Namespaces, l.Header); err != nil {
 		return err
 	}
 	if _, err := validateTree(l.Tree); err != nil {

@@ -122,6 +122,7 @@ func (l *Layout) Marshal() ([]byte, error) {
 	put(p, "pstree.img", "PSTREE", l.Tree...)
 	put(p, "files.img", "FILES", l.Files...)
 	put(p, "migrate.img", "EXTRA", &imagespb.File{Header: l.Header})
+	l.Namespaces.encode(p)
 	for _, s := range l.Spaces {
 		if s.MM != nil {
 			put(p, fmt.Sprintf("mm-%d.img", s.PID), "MM", s.MM)
@@ -151,6 +152,9 @@ func UnmarshalLayout(b []byte) (*Layout, error) {
 		return nil, err
 	}
 	l.Header = extra.GetHeader()
+	if l.Namespaces, err = decodeNamespaces(files, l.Header); err != nil {
+		return nil, err
+	}
 	for _, e := range l.Tree {
 		s := &Space{PID: e.GetPid()}
 		name := fmt.Sprintf("mm-%d.img", s.PID)

@@ -72,7 +72,7 @@ func (b *builder) enter(pid, session, group int) {
 
 func (b *builder) fork(ctx context.Context, st task.Step) error {
 	flags := uint64(0)
-	if st.Sibling || st.By == 1 && b.env.Sibling {
+	if st.Sibling || st.By == 1 && b.env.Sibling && b.own == nil {
 		flags = unix.CLONE_PARENT
 	}
 	maker := b.trap(st.By)

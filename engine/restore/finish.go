@@ -96,7 +96,11 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 }
 
 func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
-	s.files, err = files.NewRestorer(cp, files.Env{NetNS: s.env.NetNS, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }})
+	net, err := s.netNS()
+	if err != nil {
+		return err
+	}
+	s.files, err = files.NewRestorer(cp, files.Env{NetNS: net, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }})
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 
 // layoutOf is the layout of a checkpoint's tree.
 func layoutOf(cp *images.Checkpoint) *images.Layout {
-	l := &images.Layout{Header: cp.Header, Tree: cp.Tree, Files: cp.Files}
+	l := &images.Layout{Header: cp.Header, Tree: cp.Tree, Files: cp.Files, Namespaces: cp.Namespaces}
 	for _, p := range cp.Processes {
 		l.Spaces = append(l.Spaces, &images.Space{PID: p.PID, MM: p.MM})
 	}

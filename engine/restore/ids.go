@@ -24,6 +24,12 @@ const reapTime = 15 * time.Second
 func awaitIDs(ctx context.Context, cp *images.Checkpoint) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, reapTime, fmt.Errorf("its parent has not reaped it within %v", reapTime))
 	defer cancel()
+	if cp.Namespaces != nil { // all ids inside are free; that of the root outside need not be
+		if root := int(cp.Header.GetNamespaces().GetRootPid()); root > 0 {
+			_ = awaitID(ctx, root)
+		}
+		return nil
+	}
 	for _, e := range cp.Tree {
 		if err := awaitID(ctx, int(e.GetPid())); err != nil {
 			return fmt.Errorf("process %d: the id is taken: %w", e.GetPid(), err)

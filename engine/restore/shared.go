@@ -58,7 +58,12 @@ func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error 
 }
 
 // mountRoot is the root directory of the tree's mount namespace.
-func (s *Skeleton) mountRoot() string { return procfs.Host.Path(s.env.Parent, "root") }
+func (s *Skeleton) mountRoot() string {
+	if s.own != nil {
+		return s.root(1)
+	}
+	return procfs.Host.Path(s.env.Parent, "root")
+}
 
 // findNameless notes which files of a layout or checkpoint are objects.
 func (s *Skeleton) findNameless(h *imagespb.Header) {
@@ -123,9 +128,13 @@ func (s *Skeleton) releaseObjects() error {
 	return errors.Join(errs...)
 }
 
-// closeObjects lets go of the objects, which live on as what the processes have of them.
+// closeObjects lets go of the objects, which live on as what the processes have of them, and of the tree's network namespace.
 func (s *Skeleton) closeObjects() error {
 	var errs []error
+	if s.ownNet != nil {
+		errs = append(errs, s.ownNet.Close())
+		s.ownNet = nil
+	}
 	for _, o := range s.objects {
 		errs = append(errs, o.Close())
 	}

@@ -23,6 +23,7 @@ import (
 	"migrate/engine"
 	"migrate/engine/files"
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/ptrace"
@@ -60,6 +61,11 @@ type Skeleton struct {
 
 	objects  map[uint32]*mem.Object // memory and files that no name reaches, by their number
 	nameless map[uint32]uint32      // the objects that files of the layout or checkpoint are
+
+	// Namespaces that the tree has for itself; nil if it has none.
+	own       *images.Namespaces
+	ownHeader *imagespb.Namespaces
+	ownNet    *os.File // its network namespace, once it is open
 }
 
 // state of a Skeleton:
@@ -119,6 +125,9 @@ func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, 
 func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	if s.state != building {
 		return fmt.Errorf("following a layout: %w: %v", ErrState, s.state)
+	}
+	if err := s.namespaces(layout); err != nil {
+		return err
 	}
 	if err := s.followTree(ctx, layout); err != nil {
 		return err

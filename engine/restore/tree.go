@@ -35,6 +35,9 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 			}
 		}
 	}
+	if err := s.bearRoot(ctx, layout.Tree); err != nil {
+		return err
+	}
 	nodes, err := s.nodes(layout.Tree)
 	if err != nil {
 		return err
@@ -62,6 +65,9 @@ func (s *Skeleton) nodes(tree []*pstree.PstreeEntry) ([]task.Node, error) {
 	session, group := s.outside(tree)
 	out := make([]task.Node, 0, len(tree))
 	for _, e := range tree {
+		if s.own != nil && e.GetPid() == 1 {
+			continue // the planner's pid 1, which it finds there
+		}
 		n := task.Node{PID: int(e.GetPid()), PPID: int(e.GetPpid()), SID: int(e.GetSid()), PGID: int(e.GetPgid())}
 		if n.SID == session {
 			n.SID = 0
@@ -73,7 +79,7 @@ func (s *Skeleton) nodes(tree []*pstree.PstreeEntry) ([]task.Node, error) {
 			if p.VPPID != n.PPID {
 				return nil, fmt.Errorf("%w: process %d has got the parent %d while %d, which it was built under, lives", ErrOrder, n.PID, n.PPID, p.VPPID)
 			}
-			n.Built, n.NowSID, n.NowPGID = true, p.session, p.group
+			n.Built, n.NowSID, n.NowPGID = true, s.fromOutside(p.session), s.fromOutside(p.group)
 		}
 		out = append(out, n)
 	}

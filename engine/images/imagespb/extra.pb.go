@@ -149,7 +149,8 @@ type Header struct {
 	Clocks        *Clocks                `protobuf:"bytes,5,opt,name=clocks,proto3" json:"clocks,omitempty"`                      // at the instant at which the tree was stopped, as the tree saw them
 	CpuCount      uint64                 `protobuf:"varint,6,opt,name=cpu_count,json=cpuCount,proto3" json:"cpu_count,omitempty"` // processors of the source
 	Files         []*FileExtra           `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
-	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"` // memory and files that no name reaches
+	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"`       // memory and files that no name reaches
+	Namespaces    *Namespaces            `protobuf:"bytes,20,opt,name=namespaces,proto3" json:"namespaces,omitempty"` // those that the tree has for itself; absent if there are none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +237,13 @@ func (x *Header) GetFiles() []*FileExtra {
 func (x *Header) GetObjects() []*Object {
 	if x != nil {
 		return x.Objects
+	}
+	return nil
+}
+
+func (x *Header) GetNamespaces() *Namespaces {
+	if x != nil {
+		return x.Namespaces
 	}
 	return nil
 }
@@ -1562,7 +1570,7 @@ var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
 	"\n" +
-	"\x19engine/images/extra.proto\x12\x0emigrate.images\"\x9b\x02\n" +
+	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\"\xd7\x02\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x16\n" +
@@ -1571,7 +1579,10 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x06clocks\x18\x05 \x01(\v2\x16.migrate.images.ClocksR\x06clocks\x12\x1b\n" +
 	"\tcpu_count\x18\x06 \x01(\x04R\bcpuCount\x12/\n" +
 	"\x05files\x18\a \x03(\v2\x19.migrate.images.FileExtraR\x05files\x120\n" +
-	"\aobjects\x18( \x03(\v2\x16.migrate.images.ObjectR\aobjects\"^\n" +
+	"\aobjects\x18( \x03(\v2\x16.migrate.images.ObjectR\aobjects\x12:\n" +
+	"\n" +
+	"namespaces\x18\x14 \x01(\v2\x1a.migrate.images.NamespacesR\n" +
+	"namespaces\"^\n" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
@@ -1745,29 +1756,31 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*Object)(nil),          // 14: migrate.images.Object
 	(*Extent)(nil),          // 15: migrate.images.Extent
 	(*Segment)(nil),         // 16: migrate.images.Segment
+	(*Namespaces)(nil),      // 17: migrate.images.Namespaces
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	4,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
 	14, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
-	6,  // 3: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
-	8,  // 4: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	9,  // 5: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	10, // 6: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	12, // 7: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	11, // 8: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 9: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	2,  // 10: migrate.images.File.header:type_name -> migrate.images.Header
-	5,  // 11: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	7,  // 12: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	1,  // 13: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
-	15, // 14: migrate.images.Object.extents:type_name -> migrate.images.Extent
-	16, // 15: migrate.images.Object.segment:type_name -> migrate.images.Segment
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	17, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
+	6,  // 4: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
+	8,  // 5: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 6: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 7: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 8: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 9: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	0,  // 10: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 11: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 12: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 13: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	1,  // 14: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	15, // 15: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	16, // 16: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -1775,6 +1788,7 @@ func file_engine_images_extra_proto_init() {
 	if File_engine_images_extra_proto != nil {
 		return
 	}
+	file_engine_images_namespaces_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -1,0 +1,45 @@
+//go:build linux
+
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Inside runs fn in the namespaces of a process that kinds names (CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWNS), on a
+// thread that is never used again. With CLONE_NEWNS the thread's root and working directory are the root of that
+// namespace. fn must not start goroutines that it expects to be there too.
+func Inside(pid int, kinds int, fn func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- enter(pid, kinds, fn) }()
+	return <-done
+}
+
+// enter runs on a thread that is thrown away: it stays locked, so that it ends with its goroutine.
+func enter(pid int, kinds int, fn func() error) (err error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The first thread stands for the whole program in /proc/PID, so it is never moved. While this goroutine holds it,
+		// the next one gets another thread.
+		defer runtime.UnlockOSThread()
+		return Inside(pid, kinds, fn)
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(pidfd)) }()
+	if kinds&unix.CLONE_NEWNS != 0 {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("giving a thread its own root: %w", err)
+		}
+	}
+	if err := unix.Setns(pidfd, kinds); err != nil {
+		return fmt.Errorf("entering namespaces 0x%x of pid %d (setns): %w", kinds, pid, err)
+	}
+	return fn()
+}

@@ -1,0 +1,148 @@
+//go:build linux
+
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	ipc_var "github.com/checkpoint-restore/go-criu/v8/crit/images/ipc-var"
+	"golang.org/x/sys/unix"
+)
+
+// ipcSysctl is a setting of an IPC namespace below /proc/sys (sysctl/kernel.rst, ipc_namespaces(7)).
+type ipcSysctl struct {
+	name string
+	get  func(e *ipc_var.IpcVarEntry) []uint64
+	set  func(e *ipc_var.IpcVarEntry, v []uint64)
+	many int  // numbers in it
+	any  bool // a kernel may be without
+}
+
+func number[T uint32 | uint64](name string, field func(e *ipc_var.IpcVarEntry) **T, optional bool) ipcSysctl {
+	return ipcSysctl{name: name, many: 1, any: optional,
+		get: func(e *ipc_var.IpcVarEntry) []uint64 {
+			if p := *field(e); p != nil {
+				return []uint64{uint64(*p)}
+			}
+			return nil
+		},
+		set: func(e *ipc_var.IpcVarEntry, v []uint64) { n := T(v[0]); *field(e) = &n },
+	}
+}
+
+// ipcSysctls in the order in which they are set: limits before what they limit.
+var ipcSysctls = []ipcSysctl{
+	{name: "kernel/sem", many: 4,
+		get: func(e *ipc_var.IpcVarEntry) (v []uint64) {
+			for _, n := range e.GetSemCtls() {
+				v = append(v, uint64(n))
+			}
+			return v
+		},
+		set: func(e *ipc_var.IpcVarEntry, v []uint64) {
+			for _, n := range v {
+				e.SemCtls = append(e.SemCtls, uint32(n))
+			}
+		}},
+	number("kernel/msgmax", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MsgCtlmax }, false),
+	number("kernel/msgmnb", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MsgCtlmnb }, false),
+	number("kernel/msgmni", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MsgCtlmni }, false),
+	number("kernel/auto_msgmni", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.AutoMsgmni }, true),
+	number("kernel/shmmax", func(e *ipc_var.IpcVarEntry) **uint64 { return &e.ShmCtlmax }, false),
+	number("kernel/shmall", func(e *ipc_var.IpcVarEntry) **uint64 { return &e.ShmCtlall }, false),
+	number("kernel/shmmni", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.ShmCtlmni }, false),
+	number("kernel/shm_rmid_forced", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.ShmRmidForced }, false),
+	number("fs/mqueue/queues_max", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqQueuesMax }, true),
+	number("fs/mqueue/msg_max", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgMax }, true),
+	number("fs/mqueue/msgsize_max", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgsizeMax }, true),
+	number("fs/mqueue/msg_default", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgDefault }, true),
+	number("fs/mqueue/msgsize_default", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgsizeDefault }, true),
+}
+
+const sysctlDir = "/proc/sys/"
+
+func dumpIPC(d *dumper) error {
+	d.out.IPC = &ipc_var.IpcVarEntry{}
+	return Inside(d.root.PID, unix.CLONE_NEWIPC, func() error {
+		for _, s := range ipcSysctls {
+			text, err := os.ReadFile(sysctlDir + s.name)
+			if s.any && errors.Is(err, fs.ErrNotExist) {
+				s.set(d.out.IPC, []uint64{0})
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			v, err := numbers(string(text))
+			if err != nil || len(v) != s.many {
+				return fmt.Errorf("%s%s holds %q: %w", sysctlDir, s.name, text, err)
+			}
+			s.set(d.out.IPC, v)
+		}
+		return nil
+	})
+}
+
+func restoreIPC(r *restorer) error {
+	if r.in.IPC == nil {
+		return nil
+	}
+	return Inside(r.caller.PID(), unix.CLONE_NEWIPC, func() error {
+		for _, s := range ipcSysctls {
+			if err := s.restore(r.in.IPC); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// restore writes the setting if it is not what a new namespace has.
+func (s *ipcSysctl) restore(e *ipc_var.IpcVarEntry) error {
+	want := make([]string, 0, s.many)
+	for _, v := range s.get(e) {
+		want = append(want, strconv.FormatUint(v, 10))
+	}
+	have, err := os.ReadFile(sysctlDir + s.name)
+	if s.any && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if strings.Join(strings.Fields(string(have)), " ") == strings.Join(want, " ") {
+		return nil
+	}
+	return writeFile(sysctlDir+s.name, strings.Join(want, " "))
+}
+
+// numbers parses numbers that white space parts.
+func numbers(text string) ([]uint64, error) {
+	var out []uint64
+	for _, f := range strings.Fields(text) {
+		v, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// writeFile writes to a file of the kernel, in one call.
+func writeFile(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("writing %q to %s: %w", text, path, err)
+	}
+	return nil
+}

@@ -1,0 +1,342 @@
+//go:build linux
+
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/images/imagespb"
+	"migrate/engine/procfs"
+)
+
+const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content"
+
+// fresh are the file systems that are made anew when they are the namespace's own; those with content have it carried.
+var fresh = map[string]struct{ content bool }{
+	"tmpfs": {true}, "ramfs": {true},
+	"proc": {}, "sysfs": {}, "devpts": {}, "mqueue": {}, "cgroup2": {}, "debugfs": {}, "tracefs": {}, "securityfs": {}, "fusectl": {},
+	"configfs": {}, "pstore": {}, "binfmt_misc": {}, "bpf": {},
+}
+
+// fsTypes are CRIU's numbers of file systems; the others are AUTO, with their name.
+var fsTypes = map[string]mnt.Fstype{
+	"proc": mnt.Fstype_PROC, "sysfs": mnt.Fstype_SYSFS, "devtmpfs": mnt.Fstype_DEVTMPFS, "binfmt_misc": mnt.Fstype_BINFMT_MISC,
+	"tmpfs": mnt.Fstype_TMPFS, "devpts": mnt.Fstype_DEVPTS, "pstore": mnt.Fstype_PSTORE, "securityfs": mnt.Fstype_SECURITYFS,
+	"fusectl": mnt.Fstype_FUSECTL, "debugfs": mnt.Fstype_DEBUGFS, "cgroup": mnt.Fstype_CGROUP, "mqueue": mnt.Fstype_MQUEUE,
+	"overlay": mnt.Fstype_OVERLAYFS, "tracefs": mnt.Fstype_TRACEFS, "cgroup2": mnt.Fstype_CGROUP2,
+}
+
+// mountFlags are the options of mountinfo that belong to a mount and not to its file system (mount(2)).
+var mountFlags = map[string]uint32{
+	"ro": unix.MS_RDONLY, "nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "noatime": unix.MS_NOATIME,
+	"nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "nosymfollow": unix.MS_NOSYMFOLLOW,
+}
+
+// superFlags are the options that the kernel takes for every file system (fs/fs_context.c, common_set_sb_flag).
+var superFlags = map[string]uint32{
+	"ro": unix.MS_RDONLY, "sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "mand": unix.MS_MANDLOCK, "lazytime": unix.MS_LAZYTIME,
+}
+
+// device is the number of a file system's device.
+type device struct{ major, minor int }
+
+// mountReader reads the mounts of a namespace.
+type mountReader struct {
+	*dumper
+	mounts []*mountinfo.Info
+	host   []*mountinfo.Info
+	byID   map[int]*mountinfo.Info
+	paths  map[int]string // where a mount is found on the host
+	fs     map[device]uint32
+}
+
+func dumpMounts(d *dumper) error {
+	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, fs: map[device]uint32{}}
+	var err error
+	if r.host, err = procfs.Host.Mounts(os.Getpid()); err != nil {
+		return err
+	}
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = proc.Close() }() // a directory: nothing is lost
+	return Inside(d.root.PID, unix.CLONE_NEWNS, func() error {
+		if err := r.list(proc); err != nil {
+			return err
+		}
+		if err := r.locate(); err != nil {
+			return err
+		}
+		for _, m := range r.mounts {
+			r.record(m)
+		}
+		if len(d.found) > 0 {
+			return nil
+		}
+		return r.contents()
+	})
+}
+
+// list reads the mounts, from the root of the namespace, and puts them into the order in which they can be made.
+func (r *mountReader) list(proc *os.File) error {
+	fd, err := unix.Openat(int(proc.Fd()), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("mountinfo: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "mountinfo")
+	defer func() { _ = f.Close() }()
+	all, err := procfs.ParseMounts(f)
+	if err != nil {
+		return err
+	}
+	below := map[int][]*mountinfo.Info{}
+	for _, m := range all {
+		r.byID[m.ID] = m
+		below[m.Parent] = append(below[m.Parent], m)
+	}
+	var roots []*mountinfo.Info
+	for _, m := range all {
+		if r.byID[m.Parent] == nil || m.Parent == m.ID {
+			roots = append(roots, m)
+		}
+	}
+	if len(roots) != 1 || roots[0].Mountpoint != "/" {
+		r.refuse("mounts", fmt.Sprintf("%d of them are on none that can be seen; one is the root", len(roots)), "")
+		return nil
+	}
+	// A mount on /a/b beside one on /a, both on the same one, was there before.
+	depth := func(m *mountinfo.Info) int { return strings.Count(m.Mountpoint, "/") }
+	for queue := roots; len(queue) > 0; queue = queue[1:] {
+		m := queue[0]
+		r.mounts = append(r.mounts, m)
+		next := below[m.ID]
+		slices.SortStableFunc(next, func(a, b *mountinfo.Info) int { return depth(b) - depth(a) })
+		for _, c := range next {
+			if c != m {
+				queue = append(queue, c)
+			}
+		}
+	}
+	return nil
+}
+
+// locate finds out what of the mounts the host has too, in this program's mount namespace.
+func (r *mountReader) locate() error {
+	onHost := map[device]bool{}
+	for _, h := range r.host {
+		onHost[device{h.Major, h.Minor}] = true
+	}
+	return Inside(os.Getpid(), unix.CLONE_NEWNS, func() error {
+		for _, m := range r.mounts {
+			dev := device{m.Major, m.Minor}
+			if r.fs[dev] == 0 {
+				r.fs[dev] = uint32(len(r.fs) + 1)
+			}
+			if m.FSType == "nsfs" {
+				r.refuse("mount "+m.Mountpoint, "it is a namespace ("+m.Root+")", "unmount it")
+				continue
+			}
+			if strings.HasSuffix(m.Root, "//deleted") {
+				r.refuse("mount "+m.Mountpoint, "what is mounted there, "+m.Root+", was deleted", "unmount it")
+				continue
+			}
+			if !onHost[dev] {
+				if _, ok := fresh[m.FSType]; !ok {
+					r.refuse("mount "+m.Mountpoint, fmt.Sprintf("a file system of type %s (%s) that the host has not mounted", m.FSType, m.Source), "mount it on the host, too")
+				}
+				continue
+			}
+			path, err := r.hostPath(m)
+			if err != nil {
+				return err
+			}
+			if path == "" {
+				r.refuse("mount "+m.Mountpoint, fmt.Sprintf("%s of a file system that the host has mounted, but where that path cannot be reached", m.Root), "")
+				continue
+			}
+			r.paths[m.ID] = path
+		}
+		return nil
+	})
+}
+
+// hostPath finds a path of the host that leads to the root of a mount; "" if there is none.
+func (r *mountReader) hostPath(m *mountinfo.Info) (string, error) {
+	for _, h := range slices.Backward(r.host) {
+		if h.Major != m.Major || h.Minor != m.Minor {
+			continue
+		}
+		rest, ok := cutDir(m.Root, h.Root)
+		if !ok {
+			continue
+		}
+		path := strings.TrimSuffix(h.Mountpoint, "/") + rest
+		if path == "" {
+			path = "/"
+		}
+		id, err := mountOf(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if id == uint64(h.ID) {
+			return path, nil
+		}
+	}
+	return "", nil
+}
+
+// cutDir removes a directory from the beginning of a path; what is left is empty or begins with a slash.
+func cutDir(path, dir string) (string, bool) {
+	if dir == "/" {
+		if path == "/" {
+			path = ""
+		}
+		return path, true
+	}
+	rest, ok := strings.CutPrefix(path, dir)
+	return rest, ok && (rest == "" || rest[0] == '/')
+}
+
+// mountOf is the id of the mount that a path leads to (statx(2), STATX_MNT_ID).
+func mountOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, fmt.Errorf("statx %s: %w", path, err)
+	}
+	return st.Mnt_id, nil
+}
+
+// record makes the entry of a mount.
+func (r *mountReader) record(m *mountinfo.Info) {
+	flags := uint32(0)
+	for o := range strings.SplitSeq(m.Options, ",") {
+		flags |= mountFlags[o]
+	}
+	var options []string
+	super := uint32(0)
+	for o := range strings.SplitSeq(m.VFSOptions, ",") {
+		if f := superFlags[o]; f != 0 {
+			super |= f
+		} else if o != "rw" && o != "" {
+			options = append(options, o)
+		}
+	}
+	shared, master, unbindable := peerGroups(m.Optional)
+	switch {
+	case unbindable:
+		flags |= unix.MS_UNBINDABLE
+	case shared != 0:
+		flags |= unix.MS_SHARED
+	case master != 0:
+		flags |= unix.MS_SLAVE
+	default:
+		flags |= unix.MS_PRIVATE
+	}
+	e := &mnt.MntEntry{
+		Fstype: proto.Uint32(uint32(mnt.Fstype_AUTO)), Fsname: proto.String(m.FSType), MntId: proto.Uint32(uint32(m.ID)),
+		RootDev: proto.Uint32(uint32(m.Major)<<20 | uint32(m.Minor)), ParentMntId: proto.Uint32(uint32(m.Parent)),
+		Flags: proto.Uint32(flags), SbFlags: proto.Uint32(super), Root: proto.String(m.Root), Mountpoint: proto.String(m.Mountpoint),
+		Source: proto.String(m.Source), Options: proto.String(strings.Join(options, ",")),
+	}
+	if t, ok := fsTypes[m.FSType]; ok {
+		e.Fstype = proto.Uint32(uint32(t))
+	}
+	if shared != 0 {
+		e.SharedId = proto.Uint32(uint32(shared))
+	}
+	if master != 0 {
+		e.MasterId = proto.Uint32(uint32(master))
+	}
+	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID]}
+	if x.Path != "" {
+		e.ExtMount, e.ExtKey = proto.Bool(true), proto.String(x.Path)
+	}
+	x.SharedOutside, x.SlaveOutside = r.outside(shared), master != 0 && r.outside(master)
+	r.out.Mounts = append(r.out.Mounts, e)
+	r.header.Mounts = append(r.header.Mounts, x)
+}
+
+// peerGroups reads the optional fields of mountinfo.
+func peerGroups(optional string) (shared, master int, unbindable bool) {
+	for f := range strings.FieldsSeq(optional) {
+		var n int
+		switch {
+		case f == "unbindable":
+			unbindable = true
+		case strings.HasPrefix(f, "shared:"):
+			if _, err := fmt.Sscanf(f, "shared:%d", &n); err == nil {
+				shared = n
+			}
+		case strings.HasPrefix(f, "master:"):
+			if _, err := fmt.Sscanf(f, "master:%d", &n); err == nil {
+				master = n
+			}
+		}
+	}
+	return shared, master, unbindable
+}
+
+// outside tells whether the host has mounts of a peer group.
+func (r *mountReader) outside(group int) bool {
+	return group != 0 && slices.ContainsFunc(r.host, func(h *mountinfo.Info) bool {
+		shared, _, _ := peerGroups(h.Optional)
+		return shared == group
+	})
+}
+
+// contents reads the file systems that have any and are the namespace's own.
+func (r *mountReader) contents() error {
+	done := map[device][]string{}
+	sorted := slices.Clone(r.mounts)
+	slices.SortStableFunc(sorted, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
+	trees := map[device]*imagespb.Tree{}
+	for _, m := range sorted {
+		dev := device{m.Major, m.Minor}
+		if !fresh[m.FSType].content || r.paths[m.ID] != "" {
+			continue
+		}
+		if slices.ContainsFunc(done[dev], func(root string) bool { _, ok := cutDir(m.Root, root); return ok }) {
+			continue
+		}
+		id, err := mountOf(m.Mountpoint)
+		if err != nil {
+			return err
+		}
+		if id != uint64(m.ID) {
+			r.refuse("mount "+m.Mountpoint, "a "+m.FSType+" under another mount, where its content cannot be read", "unmount what covers it")
+			continue
+		}
+		done[dev] = append(done[dev], m.Root)
+		if !r.content {
+			continue
+		}
+		if trees[dev] == nil {
+			trees[dev] = &imagespb.Tree{}
+		}
+		if err := readTree(trees[dev], m); err != nil {
+			return fmt.Errorf("%s at %s: %w", m.FSType, m.Mountpoint, err)
+		}
+	}
+	for dev, t := range trees {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(t)
+		if err != nil {
+			return err
+		}
+		r.out.Trees[r.fs[dev]] = b
+	}
+	return nil
+}

@@ -1,0 +1,274 @@
+//go:build linux
+
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/images/imagespb"
+	"migrate/engine/remote"
+)
+
+// The commands of fsconfig(2), which x/sys knows only wrapped.
+const (
+	fsconfigFlag   = 0
+	fsconfigString = 1
+	fsconfigCreate = 6
+)
+
+// mountTree is a tree of mounts that is being made: first each mount alone, then all put in their places.
+type mountTree struct {
+	*restorer
+	fds     map[uint32]int // of each mount, by id
+	sources map[uint32]int // of each file system of the namespace's own: a mount of its root
+	outside []int          // clones of mounts of the host, that lend their peer groups
+}
+
+func restoreMounts(r *restorer) (err error) {
+	t := &mountTree{restorer: r, fds: map[uint32]int{}, sources: map[uint32]int{}}
+	defer func() { err = errors.Join(err, t.close()) }()
+	for i, e := range r.in.Mounts {
+		x := r.header.GetMounts()[i]
+		fd, err := t.alone(e, x)
+		if err != nil {
+			return fmt.Errorf("%s at %s: %w", e.GetFsname(), e.GetMountpoint(), err)
+		}
+		t.fds[e.GetMntId()] = fd
+	}
+	return Inside(r.caller.PID(), unix.CLONE_NEWNS, t.assemble)
+}
+
+func (t *mountTree) close() error {
+	var errs []error
+	for _, fd := range t.fds {
+		errs = append(errs, unix.Close(fd))
+	}
+	for _, fd := range t.sources {
+		errs = append(errs, unix.Close(fd))
+	}
+	for _, fd := range t.outside {
+		errs = append(errs, unix.Close(fd))
+	}
+	return errors.Join(errs...)
+}
+
+// alone makes a mount that is nowhere yet, and private.
+func (t *mountTree) alone(e *mnt.MntEntry, x *imagespb.Mount) (int, error) {
+	if x.GetPath() != "" {
+		return cloneMount(unix.AT_FDCWD, x.GetPath())
+	}
+	source, ok := t.sources[x.GetFs()]
+	if !ok {
+		var err error
+		if source, err = t.create(e, x); err != nil {
+			return -1, err
+		}
+		t.sources[x.GetFs()] = source
+	}
+	return cloneMount(source, strings.TrimPrefix(e.GetRoot(), "/"))
+}
+
+// cloneMount makes a private mount of what a path leads to (open_tree(2)).
+func cloneMount(dir int, path string) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT)
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	fd, err := unix.OpenTree(dir, path, flags)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree %q: %w", path, err)
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		return -1, errors.Join(fmt.Errorf("making the mount of %q private: %w", path, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// create makes a file system of the namespace's own, by calls in the root of the tree, whose namespaces it belongs to.
+func (t *mountTree) create(e *mnt.MntEntry, x *imagespb.Mount) (_ int, err error) {
+	if _, ok := fresh[e.GetFsname()]; !ok {
+		return -1, fmt.Errorf("a file system of type %.40q cannot be made: %w", e.GetFsname(), ErrNotCarried)
+	}
+	var b remote.Batch
+	config := b.Call(unix.SYS_FSOPEN, b.String(e.GetFsname()), unix.FSOPEN_CLOEXEC)
+	b.Call(unix.SYS_FSCONFIG, config, fsconfigString, b.String("source"), b.String(e.GetSource()), 0)
+	for o := range strings.SplitSeq(e.GetOptions(), ",") {
+		switch key, value, ok := strings.Cut(o, "="); {
+		case o == "" || e.GetFsname() == "tmpfs" && (key == "uid" || key == "gid" || key == "mode"): // those of the root directory, see writeTree
+		case ok:
+			b.Call(unix.SYS_FSCONFIG, config, fsconfigString, b.String(key), b.String(value), 0)
+		default:
+			b.Call(unix.SYS_FSCONFIG, config, fsconfigFlag, b.String(key), 0, 0)
+		}
+	}
+	b.Call(unix.SYS_FSCONFIG, config, fsconfigCreate, 0, 0, 0)
+	made := b.Call(unix.SYS_FSMOUNT, config, unix.FSMOUNT_CLOEXEC, 0)
+	if err := t.caller.Run(t.ctx, &b); err != nil {
+		return -1, fmt.Errorf("with the options %q: %w", e.GetOptions(), err)
+	}
+	number, err := made.Value()
+	if err != nil {
+		return -1, err
+	}
+	f, err := t.caller.Pull(t.ctx, int(number))
+	if err != nil {
+		return -1, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var after remote.Batch
+	after.Call(unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
+	if err := t.caller.Run(t.ctx, &after); err != nil {
+		return -1, err
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := t.fill(fd, x); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	if err := setSuper(fd, e.GetSbFlags()); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// fill gives a file system its content.
+func (t *mountTree) fill(fd int, x *imagespb.Mount) (err error) {
+	data := t.in.Trees[x.GetFs()]
+	if data == nil {
+		return nil
+	}
+	tree := &imagespb.Tree{}
+	if err := proto.Unmarshal(data, tree); err != nil {
+		return fmt.Errorf("content of file system %d: %w", x.GetFs(), err)
+	}
+	dir, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(dir)) }()
+	return writeTree(dir, tree)
+}
+
+// setSuper sets the flags of a file system that has been filled.
+func setSuper(fd int, flags uint32) (err error) {
+	if flags == 0 {
+		return nil
+	}
+	config, err := unix.Fspick(fd, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fspick: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(config)) }()
+	for name, f := range superFlags {
+		if flags&f == 0 {
+			continue
+		}
+		if err := unix.FsconfigSetFlag(config, name); err != nil {
+			return fmt.Errorf("option %s: %w", name, err)
+		}
+	}
+	if err := unix.FsconfigReconfigure(config); err != nil {
+		return fmt.Errorf("changing options: %w", err)
+	}
+	return nil
+}
+
+// assemble runs in the mount namespace of the tree, which is a copy of another one so far.
+func (t *mountTree) assemble() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("cutting the mounts off from the host's: %w", err)
+	}
+	for i, e := range t.in.Mounts {
+		fd := t.fds[e.GetMntId()]
+		var err error
+		if i == 0 {
+			err = enterRoot(fd)
+		} else {
+			err = t.attach(e, fd)
+		}
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", e.GetMountpoint(), err)
+		}
+	}
+	for _, e := range t.in.Mounts {
+		if err := unix.MountSetattr(t.fds[e.GetMntId()], "", unix.AT_EMPTY_PATH, attributes(e.GetFlags())); err != nil {
+			return fmt.Errorf("flags of the mount at %s: %w", e.GetMountpoint(), err)
+		}
+	}
+	return t.propagate()
+}
+
+// enterRoot makes a mount the root of the mount namespace of this thread, and lets go of all that was there.
+func enterRoot(fd int) (err error) {
+	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(old)) }()
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount: %w", err)
+	}
+	if err := unix.Fchdir(fd); err != nil {
+		return err
+	}
+	// The old root comes to lie on the new one, from where it is taken away (pivot_root(2), notes).
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Fchdir(old); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmounting the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// attach puts a mount in its place on its parent, below all that is mounted there later.
+func (t *mountTree) attach(e *mnt.MntEntry, fd int) error {
+	parent := slices.IndexFunc(t.in.Mounts, func(p *mnt.MntEntry) bool { return p.GetMntId() == e.GetParentMntId() })
+	on := t.in.Mounts[parent]
+	rest, _ := cutDir(e.GetMountpoint(), on.GetMountpoint())
+	flags := unix.MOVE_MOUNT_F_EMPTY_PATH
+	if rest = strings.TrimPrefix(rest, "/"); rest == "" {
+		flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
+	}
+	if err := unix.MoveMount(fd, "", t.fds[on.GetMntId()], rest, flags); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("move_mount: the directory is missing in %s: %w", on.GetMountpoint(), err)
+		}
+		return fmt.Errorf("move_mount: %w", err)
+	}
+	return nil
+}
+
+// attributes turns flags of mount(2) into those of mount_setattr(2).
+func attributes(flags uint32) *unix.MountAttr {
+	a := &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC |
+		unix.MOUNT_ATTR_NODIRATIME | unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR__ATIME}
+	for f, to := range map[uint32]uint64{
+		unix.MS_RDONLY: unix.MOUNT_ATTR_RDONLY, unix.MS_NOSUID: unix.MOUNT_ATTR_NOSUID, unix.MS_NODEV: unix.MOUNT_ATTR_NODEV,
+		unix.MS_NOEXEC: unix.MOUNT_ATTR_NOEXEC, unix.MS_NODIRATIME: unix.MOUNT_ATTR_NODIRATIME, unix.MS_NOSYMFOLLOW: unix.MOUNT_ATTR_NOSYMFOLLOW,
+	} {
+		if flags&f != 0 {
+			a.Attr_set |= to
+		}
+	}
+	switch {
+	case flags&unix.MS_NOATIME != 0:
+		a.Attr_set |= unix.MOUNT_ATTR_NOATIME
+	case flags&unix.MS_RELATIME == 0:
+		a.Attr_set |= unix.MOUNT_ATTR_STRICTATIME
+	}
+	return a
+}

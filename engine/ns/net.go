@@ -1,0 +1,192 @@
+//go:build linux
+
+package ns
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images/imagespb"
+)
+
+const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside, with their addresses, flags and masters; routes, rules, permanent neighbours and all sysctls; not with firewall rules, queueing disciplines or IPsec, nor devices that lead to another namespace"
+
+// Sizes of the fixed parts of messages (rtnetlink(7)).
+const (
+	sizeLink  = unix.SizeofIfInfomsg
+	sizeAddr  = unix.SizeofIfAddrmsg
+	sizeRoute = unix.SizeofRtMsg
+	sizeRule  = 12 // struct fib_rule_hdr
+	sizeNeigh = unix.SizeofNdMsg
+)
+
+func dumpNet(d *dumper) error {
+	return Inside(d.root.PID, unix.CLONE_NEWNET, func() error {
+		n := &imagespb.NetNamespace{}
+		d.header.Net = n
+		for _, read := range []func(*imagespb.NetNamespace) error{d.links, d.routes, d.others, d.firewall, d.sysctls} {
+			if err := read(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// routes reads the routes of all tables, the rules that choose among them and the neighbours that somebody has set.
+func (d *dumper) routes(n *imagespb.NetNamespace) (err error) {
+	if n.Routes, err = listRoutes(); err != nil {
+		return err
+	}
+	if n.Rules, err = dumpNetlink(unix.RTM_GETRULE, unix.RTM_NEWRULE, make([]byte, sizeRule)); err != nil {
+		return err
+	}
+	all, err := dumpNetlink(unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, make([]byte, sizeNeigh))
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		// struct ndmsg: family, pads, ifindex, state, flags, type
+		const noARP = 0x40
+		if len(m) < sizeNeigh || binary.NativeEndian.Uint16(m[8:])&unix.NUD_PERMANENT == 0 || binary.NativeEndian.Uint16(m[8:])&noARP != 0 {
+			continue
+		}
+		kept, err := keep(m, sizeNeigh, func(k uint16) bool { return k == unix.NDA_DST || k == unix.NDA_LLADDR })
+		if err != nil {
+			return err
+		}
+		n.Neighbours = append(n.Neighbours, kept)
+	}
+	return nil
+}
+
+// listRoutes reads the routes in the form in which they can be made again.
+func listRoutes() ([][]byte, error) {
+	all, err := dumpNetlink(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, make([]byte, sizeRoute))
+	if err != nil {
+		return nil, err
+	}
+	var out [][]byte
+	for _, m := range all {
+		if len(m) < sizeRoute || word(m[8:])&unix.RTM_F_CLONED != 0 {
+			continue
+		}
+		// Ages, and flags that tell the state of the device.
+		kept, err := keep(m, sizeRoute, func(k uint16) bool { return k != unix.RTA_CACHEINFO })
+		if err != nil {
+			return nil, err
+		}
+		binary.NativeEndian.PutUint32(kept[8:], word(kept[8:])&unix.RTNH_F_ONLINK)
+		out = append(out, kept)
+	}
+	return out, nil
+}
+
+// others refuses what is not carried: queueing disciplines that somebody has set.
+func (d *dumper) others(*imagespb.NetNamespace) error {
+	all, err := dumpNetlink(unix.RTM_GETQDISC, unix.RTM_NEWQDISC, make([]byte, 20)) // struct tcmsg
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if list, err := attrs(m, 20); err != nil {
+			return err
+		} else if handle := word(m[8:]); handle != 0 {
+			d.refuse("queueing discipline", fmt.Sprintf("%s with handle %x: of device %d", text(find(list, unix.TCA_KIND)), handle>>16, word(m[4:])), "")
+		}
+	}
+	return nil
+}
+
+func restoreNet(r *restorer) error {
+	n := r.header.GetNet()
+	if n == nil {
+		return nil
+	}
+	return Inside(r.caller.PID(), unix.CLONE_NEWNET, func() error {
+		if err := restoreLinks(n); err != nil {
+			return err
+		}
+		if err := restoreRules(n.GetRules()); err != nil {
+			return err
+		}
+		if err := restoreRoutes(n.GetRoutes()); err != nil {
+			return err
+		}
+		for _, m := range n.GetNeighbours() {
+			if err := sendNetlink(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m); err != nil {
+				return fmt.Errorf("a neighbour of device %d: %w", word(m[4:]), err)
+			}
+		}
+		return restoreSysctls(n.GetSysctls())
+	})
+}
+
+// restoreRoutes makes the routes those of the record: addresses and devices have brought some along. A route by a gateway
+// needs the one that leads there, so those that fail are tried again as long as others succeed.
+func restoreRoutes(want [][]byte) error {
+	have, err := listRoutes()
+	if err != nil {
+		return err
+	}
+	in := func(list [][]byte, m []byte) bool {
+		return slices.ContainsFunc(list, func(o []byte) bool { return bytes.Equal(o, m) })
+	}
+	for _, m := range have {
+		if in(want, m) {
+			continue
+		}
+		if err := sendNetlink(unix.RTM_DELROUTE, 0, m); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("removing a route that the tree did not have: %w", err)
+		}
+	}
+	left := slices.DeleteFunc(slices.Clone(want), func(m []byte) bool { return len(m) < sizeRoute || in(have, m) })
+	for len(left) > 0 {
+		var failed [][]byte
+		var last error
+		for _, m := range left {
+			err := sendNetlink(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, m)
+			if err != nil && !errors.Is(err, unix.EEXIST) {
+				failed, last = append(failed, m), err
+			}
+		}
+		if len(failed) == len(left) {
+			return fmt.Errorf("%d routes, such as one in table %d with protocol %d: %w", len(failed), failed[0][4], failed[0][5], last)
+		}
+		left = failed
+	}
+	return nil
+}
+
+// restoreRules makes the routing rules those of the record.
+func restoreRules(want [][]byte) error {
+	have, err := dumpNetlink(unix.RTM_GETRULE, unix.RTM_NEWRULE, make([]byte, sizeRule))
+	if err != nil {
+		return err
+	}
+	in := func(list [][]byte, m []byte) bool {
+		return slices.ContainsFunc(list, func(o []byte) bool { return bytes.Equal(o, m) })
+	}
+	for _, m := range want {
+		if in(have, m) {
+			continue
+		}
+		if err := sendNetlink(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, m); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("a routing rule of family %d: %w", m[0], err)
+		}
+	}
+	for _, m := range have {
+		if in(want, m) {
+			continue
+		}
+		if err := sendNetlink(unix.RTM_DELRULE, 0, m); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("removing a routing rule that the tree did not have: %w", err)
+		}
+	}
+	return nil
+}

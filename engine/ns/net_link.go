@@ -1,0 +1,287 @@
+//go:build linux
+
+package ns
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images/imagespb"
+)
+
+// linkKinds are the kinds of devices that can be made, and the attributes of IFLA_INFO_DATA that are set then (include/uapi/linux/if_link.h);
+// the others are read only.
+var linkKinds = map[string][]uint16{
+	"dummy":   {},
+	"veth":    {},
+	"vlan":    {nl.IFLA_VLAN_ID, nl.IFLA_VLAN_FLAGS, nl.IFLA_VLAN_EGRESS_QOS, nl.IFLA_VLAN_INGRESS_QOS, nl.IFLA_VLAN_PROTOCOL},
+	"macvlan": {nl.IFLA_MACVLAN_MODE, nl.IFLA_MACVLAN_FLAGS},
+	"bridge": {nl.IFLA_BR_FORWARD_DELAY, nl.IFLA_BR_HELLO_TIME, nl.IFLA_BR_MAX_AGE, nl.IFLA_BR_AGEING_TIME, nl.IFLA_BR_STP_STATE,
+		nl.IFLA_BR_PRIORITY, nl.IFLA_BR_VLAN_FILTERING, nl.IFLA_BR_VLAN_PROTOCOL, nl.IFLA_BR_GROUP_FWD_MASK, nl.IFLA_BR_MCAST_SNOOPING, nl.IFLA_BR_MCAST_QUERIER,
+		nl.IFLA_BR_VLAN_DEFAULT_PVID},
+}
+
+// linkAttrs are the attributes of a device that are set when it is made.
+var linkAttrs = []uint16{unix.IFLA_IFNAME, unix.IFLA_ADDRESS, unix.IFLA_BROADCAST, unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_LINK, unix.IFLA_NUM_TX_QUEUES,
+	unix.IFLA_NUM_RX_QUEUES, unix.IFLA_GROUP, unix.IFLA_IFALIAS, unix.IFLA_LINKMODE}
+
+// linkFlags are those of a device that can be set (netdevice(7)).
+const linkFlags = unix.IFF_UP | unix.IFF_NOARP | unix.IFF_PROMISC | unix.IFF_ALLMULTI | unix.IFF_MULTICAST | unix.IFF_DYNAMIC | unix.IFF_DEBUG
+
+// fallbacks are devices that some kernels put into every new network namespace.
+var fallbacks = []string{"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
+
+// links reads the devices and their addresses.
+func (d *dumper) links(n *imagespb.NetNamespace) error {
+	all, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
+	if err != nil {
+		return err
+	}
+	byIndex := map[uint32]*imagespb.NetDevice{}
+	for _, m := range all {
+		list, err := attrs(m, sizeLink)
+		if err != nil {
+			return err
+		}
+		dev := &imagespb.NetDevice{Index: word(m[4:]), Name: text(find(list, unix.IFLA_IFNAME)), Link: m}
+		if info, err := attrs(find(list, unix.IFLA_LINKINFO), 0); err != nil {
+			return err
+		} else if k := find(info, nl.IFLA_INFO_KIND); k != nil {
+			dev.Kind = text(k)
+		}
+		d.checkLink(dev, list)
+		n.Devices = append(n.Devices, dev)
+		byIndex[dev.Index] = dev
+	}
+	addrs, err := dumpNetlink(unix.RTM_GETADDR, unix.RTM_NEWADDR, make([]byte, sizeAddr))
+	if err != nil {
+		return err
+	}
+	for _, m := range addrs {
+		if len(m) >= sizeAddr && byIndex[word(m[4:])] != nil {
+			byIndex[word(m[4:])].Addresses = append(byIndex[word(m[4:])].Addresses, m)
+		}
+	}
+	return nil
+}
+
+// checkLink refuses devices that cannot be made again.
+func (d *dumper) checkLink(dev *imagespb.NetDevice, list []attr) {
+	where := "device " + dev.Name
+	if slices.Contains(fallbacks, dev.Name) {
+		return
+	}
+	if _, ok := linkKinds[dev.Kind]; !ok {
+		d.refuse(where, fmt.Sprintf("a device of kind %q", dev.Kind), "remove it")
+		return
+	}
+	if find(list, unix.IFLA_LINK_NETNSID) != nil {
+		d.refuse(where, fmt.Sprintf("a %s whose other end is in another network namespace", dev.Kind), "remove it, or let migrate run the program, which then has an address of its own")
+	}
+}
+
+// restoreLinks makes the devices of a namespace that is new: first all of them, then what refers to others, then their
+// addresses, and last they go up.
+func restoreLinks(n *imagespb.NetNamespace) error {
+	have, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
+	if err != nil {
+		return err
+	}
+	made := map[uint32]bool{}
+	for _, m := range have {
+		list, err := attrs(m, sizeLink)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(n.GetDevices(), func(d *imagespb.NetDevice) bool { return d.GetName() == text(find(list, unix.IFLA_IFNAME)) })
+		if i >= 0 && n.GetDevices()[i].GetIndex() == word(m[4:]) {
+			made[word(m[4:])] = true
+		}
+	}
+	if err := makeLinks(n, made); err != nil {
+		return err
+	}
+	for _, step := range []func(*imagespb.NetDevice) error{setLink, quiet, setUp, setAddresses} {
+		for _, d := range n.GetDevices() {
+			if err := step(d); err != nil {
+				return fmt.Errorf("device %s: %w", d.GetName(), err)
+			}
+		}
+	}
+	return nil
+}
+
+// makeLinks makes devices, those on which others stand first.
+func makeLinks(n *imagespb.NetNamespace, made map[uint32]bool) error {
+	for {
+		progress, left := false, ""
+		for _, d := range n.GetDevices() {
+			if made[d.GetIndex()] {
+				continue
+			}
+			list, err := attrs(d.GetLink(), sizeLink)
+			if err != nil {
+				return fmt.Errorf("device %.16q: %w", d.GetName(), err)
+			}
+			lower := word(find(list, unix.IFLA_LINK))
+			if d.GetKind() != "veth" && lower != 0 && !made[lower] {
+				left = d.GetName()
+				continue
+			}
+			if err := makeLink(n, d, list); err != nil {
+				return fmt.Errorf("device %s of kind %s: %w", d.GetName(), d.GetKind(), err)
+			}
+			made[d.GetIndex()], progress = true, true
+			if d.GetKind() == "veth" {
+				made[lower] = true
+			}
+		}
+		if left == "" {
+			return nil
+		}
+		if !progress {
+			return fmt.Errorf("device %s: the one on which it stands is not among the devices", left)
+		}
+	}
+}
+
+// linkMessage is the message that makes a device, without its kind.
+func linkMessage(d *imagespb.NetDevice, list []attr) []byte {
+	m := make([]byte, sizeLink)
+	binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
+	for _, a := range list {
+		if slices.Contains(linkAttrs, a.kind) && (a.kind != unix.IFLA_LINK || d.GetKind() != "veth") {
+			m = appendAttr(m, a.kind, a.data)
+		}
+	}
+	return m
+}
+
+func makeLink(n *imagespb.NetNamespace, d *imagespb.NetDevice, list []attr) error {
+	settable, ok := linkKinds[d.GetKind()]
+	if !ok {
+		return ErrNotCarried
+	}
+	info, err := attrs(find(list, unix.IFLA_LINKINFO), 0)
+	if err != nil {
+		return err
+	}
+	given, err := attrs(find(info, nl.IFLA_INFO_DATA), 0)
+	if err != nil {
+		return err
+	}
+	var data []byte
+	for _, a := range given {
+		if slices.Contains(settable, a.kind) {
+			data = appendAttr(data, a.kind, a.data)
+		}
+	}
+	if d.GetKind() == "veth" {
+		if data, err = peerMessage(n, word(find(list, unix.IFLA_LINK))); err != nil {
+			return err
+		}
+	}
+	kind := appendAttr(nil, nl.IFLA_INFO_KIND, []byte(d.GetKind()))
+	if data != nil {
+		kind = appendAttr(kind, nl.IFLA_INFO_DATA|unix.NLA_F_NESTED, data)
+	}
+	m := appendAttr(linkMessage(d, list), unix.IFLA_LINKINFO|unix.NLA_F_NESTED, kind)
+	return sendNetlink(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, m)
+}
+
+// peerMessage is the other end of a veth, as an attribute of the first (VETH_INFO_PEER).
+func peerMessage(n *imagespb.NetNamespace, index uint32) ([]byte, error) {
+	i := slices.IndexFunc(n.GetDevices(), func(d *imagespb.NetDevice) bool { return d.GetIndex() == index })
+	if i < 0 {
+		return nil, fmt.Errorf("its other end, device %d, is not among the devices: %w", index, ErrNotCarried)
+	}
+	peer := n.GetDevices()[i]
+	list, err := attrs(peer.GetLink(), sizeLink)
+	if err != nil {
+		return nil, err
+	}
+	return appendAttr(nil, nl.VETH_INFO_PEER|unix.NLA_F_NESTED, linkMessage(peer, list)), nil
+}
+
+// setLink gives a device what refers to others, and what a device that was there already did not get when it was made.
+func setLink(d *imagespb.NetDevice) error {
+	list, err := attrs(d.GetLink(), sizeLink)
+	if err != nil {
+		return err
+	}
+	m := make([]byte, sizeLink)
+	binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
+	for _, kind := range []uint16{unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_MASTER} {
+		if v := find(list, kind); v != nil {
+			m = appendAttr(m, kind, v)
+		}
+	}
+	return sendNetlink(unix.RTM_NEWLINK, 0, m)
+}
+
+// quiet keeps the kernel from giving a device IPv6 addresses by itself and from testing those that are set. The settings
+// are those of the record again when all sysctls have been written.
+func quiet(d *imagespb.NetDevice) error {
+	for name, value := range map[string]string{"addr_gen_mode": "1", "accept_dad": "0", "dad_transmits": "0"} {
+		err := writeFile(netSysctls+"/ipv6/conf/"+d.GetName()+"/"+name, value)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func setUp(d *imagespb.NetDevice) error {
+	if len(d.GetLink()) < sizeLink {
+		return errors.New("its record is too short")
+	}
+	// struct ifinfomsg: family, pad, type, index, flags, change
+	m := make([]byte, sizeLink)
+	binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
+	binary.NativeEndian.PutUint32(m[8:], word(d.GetLink()[8:])&linkFlags)
+	binary.NativeEndian.PutUint32(m[12:], linkFlags)
+	return sendNetlink(unix.RTM_NEWLINK, 0, m)
+}
+
+// setAddresses makes the addresses of a device those of the record.
+func setAddresses(d *imagespb.NetDevice) error {
+	var wanted [][]byte
+	for _, m := range d.GetAddresses() {
+		kept, err := keep(m, sizeAddr, func(uint16) bool { return true })
+		if err != nil {
+			return err
+		}
+		wanted = append(wanted, kept)
+		err = sendNetlink(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, kept)
+		if err != nil {
+			return fmt.Errorf("an address of family %d: %w", kept[0], err)
+		}
+	}
+	have, err := dumpNetlink(unix.RTM_GETADDR, unix.RTM_NEWADDR, make([]byte, sizeAddr))
+	if err != nil {
+		return err
+	}
+	for _, m := range have {
+		if len(m) < sizeAddr || word(m[4:]) != d.GetIndex() || slices.ContainsFunc(wanted, func(w []byte) bool { return sameAddress(w, m) }) {
+			continue
+		}
+		if err := sendNetlink(unix.RTM_DELADDR, 0, m); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("removing an address that the tree did not have: %w", err)
+		}
+	}
+	return nil
+}
+
+// sameAddress compares family, prefix and address.
+func sameAddress(a, b []byte) bool {
+	x, err1 := attrs(a, sizeAddr)
+	y, err2 := attrs(b, sizeAddr)
+	return err1 == nil && err2 == nil && a[0] == b[0] && a[1] == b[1] &&
+		string(find(x, unix.IFA_ADDRESS)) == string(find(y, unix.IFA_ADDRESS)) && string(find(x, unix.IFA_LOCAL)) == string(find(y, unix.IFA_LOCAL))
+}
