@@ -11,16 +11,13 @@ type Listener struct {
 	V6    bool
 	MPTCP bool           // of the protocol MPTCP, as Go's are: the fresh socket must be one too
 	Local netip.AddrPort // the address may be the unspecified one
+	// Foreign: the address was not one of the host, because the program had set IP_FREEBIND when it bound the socket.
+	Foreign bool
 	// Backlog is what the program gave to listen(2), as far as the kernel's limit let it.
 	Backlog int32
 	// FastOpen is the length of the queue of TCP Fast Open, 0 if off.
-	FastOpen   int32
-	ReuseAddr  bool
-	Buffers    Buffers
-	Linger     Linger
-	Congestion string
-	Device     string
-	Options    map[string]int64
+	FastOpen int32
+	Settings
 }
 
 // Validate checks a Listener from outside. The error names the field.
@@ -36,17 +33,6 @@ func (l *Listener) Validate() error {
 	if l.Backlog < 0 || l.FastOpen < 0 {
 		bad("Backlog, FastOpen", "%d and %d", l.Backlog, l.FastOpen)
 	}
-	if l.Linger.Seconds < 0 {
-		bad("Linger", "%d seconds", l.Linger.Seconds)
-	}
-	if l.Buffers.Send >= 1<<31 || l.Buffers.Recv >= 1<<31 || l.Buffers.Locked > 3 {
-		bad("Buffers", "%+v", l.Buffers)
-	}
-	if !validName(l.Congestion) || !validName(l.Device) {
-		bad("Congestion, Device", "%.40q and %.40q", l.Congestion, l.Device)
-	}
-	if why := optionsProblem(l.Options); why != "" {
-		bad("Options", "%s", why)
-	}
+	l.Settings.validate(bad)
 	return errors.Join(errs...)
 }

@@ -50,23 +50,21 @@ func saveListener(fd int, l *Listener) error {
 	if err := l.saveQueue(fd); err != nil {
 		return err
 	}
+	if l.Foreign, err = foreign(fd, v6, l.Local); err != nil {
+		return err
+	}
 	reuse, err := getInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	if err != nil {
 		return fmt.Errorf("SO_REUSEADDR: %w", err)
 	}
 	l.ReuseAddr = reuse != 0
-	c, err := saveCommon(fd, l.Local.String(), l.MPTCP)
-	if err != nil {
+	if l.FastOpen, err = fastOpen(fd); err != nil {
+		return err
+	}
+	if err := l.Settings.save(fd, l.Local.String(), l.MPTCP, onListn, v6); err != nil {
 		return fmt.Errorf("%v: %w", l.Local, err)
 	}
-	l.Buffers, l.Linger, l.Congestion, l.Device = c.buffers, c.linger, c.congestion, c.device
-	if fo, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN); err == nil {
-		l.FastOpen = int32(fo)
-	} else if !quiet(err) {
-		return fmt.Errorf("TCP_FASTOPEN: %w", err)
-	}
-	l.Options, err = saveOptions(fd, onListn, v6)
-	return err
+	return nil
 }
 
 func (l *Listener) saveQueue(fd int) error {
@@ -109,24 +107,20 @@ func restoreListener(fd int, l *Listener) error {
 	if v6 != l.V6 || (protocol == unix.IPPROTO_MPTCP) != l.MPTCP {
 		return errors.New("the fresh socket is of another address family or protocol")
 	}
-	if err := restoreOptions(fd, l.Options, early|late, onListn, v6); err != nil {
+	if err := l.Settings.restore(fd, onListn, v6); err != nil {
 		return err
 	}
-	if err := restoreCommon(fd, l.Linger, l.Congestion, l.Device); err != nil {
+	if err := restoreOptions(fd, l.Options, late, onListn, v6); err != nil {
 		return err
 	}
-	if err := l.restoreBuffers(fd); err != nil {
+	if err := restoreLocked(fd, l.Buffers); err != nil {
 		return err
 	}
 	if err := setReuse(fd, l.ReuseAddr); err != nil {
 		return err
 	}
-	sa, err := sockaddr(fd, v6, l.Local)
-	if err != nil {
+	if err := bind(fd, v6, l.Local, l.Foreign, l.ReuseAddr); err != nil {
 		return err
-	}
-	if err := unix.Bind(fd, sa); err != nil {
-		return fmt.Errorf("bind (is the address configured, and the port free?): %w", err)
 	}
 	if l.FastOpen > 0 {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, int(l.FastOpen)); err != nil {
@@ -136,17 +130,5 @@ func restoreListener(fd int, l *Listener) error {
 	if err := unix.Listen(fd, int(l.Backlog)); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	return nil
-}
-
-// restoreBuffers sets sizes that the program has set; the others follow the destination's own defaults, as accepted
-// connections would.
-func (l *Listener) restoreBuffers(fd int) error {
-	if !l.Buffers.LockKnown || l.Buffers.Locked == 0 {
-		return nil
-	}
-	if err := setBuffers(fd, l.Buffers.Send, l.Buffers.Recv); err != nil {
-		return err
-	}
-	return unlockBuffers(fd, l.Buffers)
+	return l.Settings.finish(fd, onListn, v6)
 }

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -423,37 +422,6 @@ func TestRefused(t *testing.T) {
 	}
 	if _, err := p.Save(); !errors.As(err, &notCarried) {
 		t.Errorf("urgent data: %v", err)
-	}
-	for what, spoil := range map[string]func(fd int) error{
-		"socket filter": func(fd int) error {
-			accept := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff}}
-			return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &accept[0]})
-		},
-		"IP options": func(fd int) error {
-			return unix.SetsockoptString(fd, unix.IPPROTO_IP, unix.IP_OPTIONS, "\x01\x01\x01\x01")
-		},
-	} {
-		_, s := w.pair("tcp4", "127.0.0.1:0")
-		f := file(t, s)
-		rc, err := f.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = rc.Control(func(fd uintptr) {
-			if err := spoil(int(fd)); err != nil {
-				t.Errorf("%s: %v", what, err)
-			}
-		})
-		p, err := tcprepair.Pause(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.Save(); !errors.As(err, &notCarried) || !strings.Contains(err.Error(), what) {
-			t.Errorf("%s: %v", what, err)
-		}
-		if err := p.Resume(); err != nil {
-			t.Error(err)
-		}
 	}
 	if _, err := tcprepair.Adopt(fresh(t, false), sample()); !errors.Is(err, tcprepair.ErrNotInRepair) {
 		t.Errorf("adopt a fresh socket: %v", err)

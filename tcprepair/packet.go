@@ -8,6 +8,7 @@ import (
 // Flags of the TCP header (RFC 9293, section 3.1).
 const (
 	flagFIN = 0x01
+	flagRST = 0x04
 	flagACK = 0x10
 )
 

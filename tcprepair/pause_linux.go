@@ -72,7 +72,7 @@ func (p *Paused) FlushAck() error {
 // Save reads the connection's state. Frames must be kept away from the socket from before this call until Resume or the end of
 // it; else what arrives is acknowledged and lost.
 func (p *Paused) Save() (*State, error) {
-	st := &State{V6: p.v6, ReuseAddr: p.reuse}
+	st := &State{V6: p.v6, Settings: Settings{ReuseAddr: p.reuse}}
 	err := control(p.f, func(fd int) error {
 		if err := saveNames(fd, st); err != nil {
 			return err
@@ -149,20 +149,14 @@ func (p *Paused) saveNumbers(fd int, st *State) error {
 }
 
 func saveSettings(fd int, st *State) error {
-	c, err := saveCommon(fd, st.Name(), false)
-	if err != nil {
+	if err := st.Settings.save(fd, st.Name(), false, onConn, st.V6); err != nil {
 		return err
 	}
-	st.Buffers, st.Linger, st.Congestion, st.Device = c.buffers, c.linger, c.congestion, c.device
 	// MSG_OOB answers EINVAL where there is no urgent byte that waits.
 	var b [1]byte
-	_, _, err = unix.Recvfrom(fd, b[:], unix.MSG_OOB|unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	_, _, err := unix.Recvfrom(fd, b[:], unix.MSG_OOB|unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	if !errors.Is(err, unix.EINVAL) {
 		return &NotCarriedError{Socket: st.Name(), What: "urgent data that the program has not read"}
-	}
-	st.Options, err = saveOptions(fd, onConn, st.V6)
-	if err != nil {
-		return err
 	}
 	clamp, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
 	if err != nil {

@@ -60,16 +60,20 @@ func restore(fd int, st *State) error {
 	if err := setRepair(fd, unix.TCP_REPAIR_ON); err != nil {
 		return err
 	}
-	if err := restoreOptions(fd, st.Options, early, onConn, v6); err != nil {
-		return err
-	}
-	if err := restoreCommon(fd, st.Linger, st.Congestion, st.Device); err != nil {
+	if err := st.Settings.restore(fd, onConn, v6); err != nil {
 		return err
 	}
 	if err := growBuffers(fd, st); err != nil {
 		return err
 	}
-	if err := connect(fd, st); err != nil {
+	local, err := sockaddr(fd, st.V6, st.Local)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, local); err != nil {
+		return fmt.Errorf("bind to %v (is the address configured?): %w", st.Local, err)
+	}
+	if err := join(fd, st); err != nil {
 		return err
 	}
 	if err := negotiated(fd, st); err != nil {
@@ -94,8 +98,8 @@ func growBuffers(fd int, st *State) error {
 	return setBuffers(fd, room(st.Buffers.Send, len(st.SendQueue)), room(st.Buffers.Recv, len(st.RecvQueue)))
 }
 
-// connect gives the socket its numbers and its two ends. In repair that sends nothing and ends in ESTABLISHED.
-func connect(fd int, st *State) error {
+// join gives a bound socket its numbers and its other end. In repair that sends nothing and ends in ESTABLISHED.
+func join(fd int, st *State) error {
 	for _, q := range []struct {
 		queue int
 		seq   uint32
@@ -112,16 +116,9 @@ func connect(fd int, st *State) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, int(min(max(st.MSSClamp, 88), 32767))); err != nil {
 		return fmt.Errorf("set TCP_MAXSEG to %d: %w", st.MSSClamp, err)
 	}
-	local, err := sockaddr(fd, st.V6, st.Local)
-	if err != nil {
-		return err
-	}
 	remote, err := sockaddr(fd, st.V6, st.Remote)
 	if err != nil {
 		return err
-	}
-	if err := unix.Bind(fd, local); err != nil {
-		return fmt.Errorf("bind to %v (is the address configured?): %w", st.Local, err)
 	}
 	if err := unix.Connect(fd, remote); err != nil {
 		return fmt.Errorf("connect to %v (is there a route?): %w", st.Remote, err)
@@ -307,7 +304,7 @@ func settle(fd int, st *State) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, 0); err != nil {
 		return fmt.Errorf("reset TCP_MAXSEG: %w", err)
 	}
-	return nil
+	return st.Settings.finish(fd, onConn, st.V6)
 }
 
 // Release lets the connection go on here. It sends what was unsent as far as the peer's window and the congestion control

@@ -113,17 +113,7 @@ type State struct {
 	Timestamp            uint32 // our clock of the timestamp option at the instant of Save
 	MicroTimestamps      bool   // that clock counts microseconds (a route's feature, Linux 6.7)
 
-	Buffers Buffers
-	Linger  Linger
-	// ReuseAddr is SO_REUSEADDR, which repair overwrites.
-	ReuseAddr bool
-	// Congestion is the name of the congestion control, such as "cubic".
-	Congestion string
-	// Device is the interface that the socket is bound to (SO_BINDTODEVICE); mostly empty.
-	Device string
-	// Options are the values of the other socket options that the kernel told, by their names, such as
-	// "TCP_NODELAY". Only names that OptionNames lists are accepted.
-	Options map[string]int64
+	Settings
 }
 
 // Name is the connection's addresses, for messages.
@@ -205,7 +195,7 @@ func (s *State) Validate() error {
 		bad("ReadShutdown", "in state %v", s.TCP)
 	}
 	s.validateWindow(bad)
-	s.validateOptions(bad)
+	s.Settings.validate(bad)
 	return errors.Join(errs...)
 }
 
@@ -235,25 +225,6 @@ func (s *State) validateWindow(bad func(field, format string, args ...any)) {
 	}
 	if w.SndWnd > MaxQueue || w.RcvWnd > MaxQueue || w.MaxWindow > MaxQueue {
 		bad("Window", "a window larger than %d bytes", MaxQueue)
-	}
-}
-
-func (s *State) validateOptions(bad func(field, format string, args ...any)) {
-	const maxBuffer = 1 << 31
-	if s.Buffers.Send >= maxBuffer || s.Buffers.Recv >= maxBuffer || s.Buffers.Locked > 3 {
-		bad("Buffers", "%+v", s.Buffers)
-	}
-	if s.Linger.Seconds < 0 {
-		bad("Linger", "%d seconds", s.Linger.Seconds)
-	}
-	if !validName(s.Congestion) {
-		bad("Congestion", "%.40q is not a name", s.Congestion)
-	}
-	if !validName(s.Device) {
-		bad("Device", "%.40q is not a name", s.Device)
-	}
-	if why := optionsProblem(s.Options); why != "" {
-		bad("Options", "%s", why)
 	}
 }
 

@@ -15,7 +15,7 @@ func sample() *tcprepair.State {
 		TCP: tcprepair.Established, RecvQueue: []byte("abc"), RecvSeq: 1003, SendQueue: []byte("defgh"), SendSeq: 5, Unsent: 2,
 		Window:   tcprepair.Window{SndWl1: 990, SndWnd: 1000, MaxWindow: 2000, RcvWnd: 3000, RcvWup: 1000},
 		MSSClamp: 1460, WindowScaling: true, SendScale: 7, RecvScale: 7, SACK: true, Timestamps: true, Timestamp: 12345,
-		Congestion: "cubic", Options: map[string]int64{"TCP_NODELAY": 1, "SO_PEEK_OFF": -1},
+		Settings: tcprepair.Settings{Congestion: "cubic", Options: map[string]int64{"TCP_NODELAY": 1, "SO_PEEK_OFF": -1}},
 	}
 }
 

@@ -32,6 +32,9 @@ func (r *Restorer) Adopt(ctx context.Context, procs []*engine.Process) (err erro
 		if desc.kind != kindTCP {
 			continue
 		}
+		if err := r.adoptIdle(desc); err != nil {
+			return fmt.Errorf("%s: %w", desc.where(), err)
+		}
 		if v, err := unix.GetsockoptInt(desc.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR); err != nil || v != unix.TCP_REPAIR_ON {
 			continue
 		}
@@ -62,5 +65,28 @@ func (r *Restorer) adopt(desc *description) error {
 		return err
 	}
 	r.held = append(r.held, heldConn{conn: held, state: state})
+	return nil
+}
+
+// adoptIdle takes over a socket that is to connect at the release.
+func (r *Restorer) adoptIdle(desc *description) error {
+	h := desc.holders[0]
+	id, ok := r.tables[h.proc.VPID][h.fd]
+	blob := r.cp.Blobs[idleBlob(id)]
+	if !ok || blob == nil {
+		return nil
+	}
+	s, err := sock.DecodeIdle(blob)
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", idleBlob(id), err)
+	}
+	if state, err := tcpState(desc); err != nil || state != tcprepair.Closed {
+		return err // it connects already
+	}
+	dup, err := unix.FcntlInt(uintptr(desc.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("duplicate: %w", err)
+	}
+	r.connecting(r.put(id, dup), s)
 	return nil
 }

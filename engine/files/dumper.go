@@ -251,7 +251,9 @@ type dump struct {
 	snap  *snapshot
 	cp    *images.Checkpoint
 	pipes map[uint32]bool // inodes of pipes whose contents have been read
-	mu    sync.Mutex      // over cp.Blobs and Dumper.paused, which kinds that are dumped side by side write
+	// tcpInfo is what sock_diag(7) tells of the TCP sockets of the network namespace, by inode.
+	tcpInfo map[uint32]sock.TCPInfo
+	mu      sync.Mutex // over cp.Blobs and Dumper.paused, which kinds that are dumped side by side write
 }
 
 // Dump adds the descriptors of the stopped tree to the checkpoint: Files, the processes' FDs (by the ids that the tree sees) and
@@ -293,6 +295,9 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 		}
 	}
 	if err := d.undelivered(); err != nil {
+		return err
+	}
+	if err := run.askTCP(); err != nil {
 		return err
 	}
 	if err := run.lockConnections(); err != nil {

@@ -49,10 +49,12 @@ type Restorer struct {
 	objects map[uint32]uint32 // of records that no name reaches
 	mu      sync.Mutex        // over held, which connections that are restored side by side write
 	held    []heldConn
-	fresh   map[uint32]*os.File // internet sockets that were made beforehand; also among files
-	roots   map[int]int         // descriptors of root directories, by vpid
-	tables  map[int]map[int]uint32
-	holders map[uint32][]int // processes that hold a record, in the order of the checkpoint
+	// connects are the sockets that connect again at the release.
+	connects []func() error
+	fresh    map[uint32]*os.File // internet sockets that were made beforehand; also among files
+	roots    map[int]int         // descriptors of root directories, by vpid
+	tables   map[int]map[int]uint32
+	holders  map[uint32][]int // processes that hold a record, in the order of the checkpoint
 }
 
 // home is the first process that holds a description, and the number there.
@@ -276,7 +278,10 @@ func (r *Restorer) Release(context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	r.held = nil
+	for _, connect := range r.connects {
+		errs = append(errs, connect())
+	}
+	r.held, r.connects = nil, nil
 	errs = append(errs, r.keepPaths())
 	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
@@ -21,8 +22,8 @@ import (
 
 var kindTCP = &Kind{
 	Name: "TCP socket", Type: fdinfo.FdTypes_INETSK, Carried: true,
-	Note: "listening, established and closing, IPv4 and IPv6, with queues and options; connections that wait to be accepted, " +
-		"sockets that are connecting and sockets that are not connected must pass first",
+	Note: "in every state, IPv4 and IPv6, with queues, options and MD5 keys; connections that wait to be accepted must pass first; a socket " +
+		"that is connecting sends its SYN again; what no option shows (a stored SYN, MD5 keys of a socket that never listened or connected) is lost",
 	match: func(d *description) bool {
 		s := d.socket()
 		return s != nil && (s.domain == unix.AF_INET || s.domain == unix.AF_INET6) && s.typ == unix.SOCK_STREAM &&
@@ -72,7 +73,9 @@ func checkTCP(_ context.Context, dm *Dumper, d *description) []problem {
 		if errors.As(err, &waits) {
 			err = nil // by the time of the freeze it will be another number
 		}
-	case state == tcprepair.Closed || state == tcprepair.SynSent || state == tcprepair.SynRecv:
+	case state == tcprepair.Closed:
+		_, err = tcprepair.SaveIdle(d.osFile(), netip.AddrPort{}, nil)
+	case state == tcprepair.SynSent || state == tcprepair.SynRecv:
 		// These pass by themselves; if not, Dump says so.
 	case d.sock.proto == unix.IPPROTO_MPTCP:
 		return []problem{{reason: "it is a connection of Multipath TCP", remedy: "make the program use plain TCP for it"}}
@@ -93,6 +96,7 @@ func checkTCP(_ context.Context, dm *Dumper, d *description) []problem {
 
 func tcpBlob(id uint32) string    { return fmt.Sprintf("tcp-%d", id) }
 func listenBlob(id uint32) string { return fmt.Sprintf("listen-%d", id) }
+func idleBlob(id uint32) string   { return fmt.Sprintf("tcpidle-%d", id) }
 
 func dumpTCP(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
 	state, err := tcpState(d)
@@ -107,9 +111,9 @@ func dumpTCP(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, err
 		Type: proto.Uint32(unix.SOCK_STREAM), Proto: proto.Uint32(uint32(d.sock.proto)), State: proto.Uint32(uint32(state)),
 		SrcPort: proto.Uint32(0), DstPort: proto.Uint32(0), Flags: proto.Uint32(uint32(d.flags)), Backlog: proto.Uint32(0), Fown: owner}
 	switch state {
-	case tcprepair.Closed:
-		return nil, fmt.Errorf("the socket is not connected, or its connection has ended and it was not closed yet: %w", ErrBusy)
-	case tcprepair.SynSent, tcprepair.SynRecv:
+	case tcprepair.Closed, tcprepair.SynSent:
+		err = r.dumpIdle(d, e)
+	case tcprepair.SynRecv:
 		return nil, fmt.Errorf("the socket is connecting (%v): %w", state, ErrBusy)
 	case tcprepair.Listen:
 		err = r.dumpListener(d, e)
@@ -141,7 +145,20 @@ func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
 	e.SrcAddr, *e.SrcPort = words(l.Local.Addr()), uint32(l.Local.Port())
 	*e.Backlog = uint32(l.Backlog)
 	e.Opts = bareOptions(l.Buffers, l.ReuseAddr)
+	setKeys(&l.Settings, r.tcpInfo[uint32(d.stat.Ino)])
 	r.blob(listenBlob(d.id), sock.EncodeListener(l))
+	return nil
+}
+
+func (r *dump) dumpIdle(d *description, e *sk_inet.InetSkEntry) error {
+	s, err := tcprepair.SaveIdle(d.osFile(), r.tcpInfo[uint32(d.stat.Ino)].Remote, nil)
+	if err != nil {
+		return notCarried(err)
+	}
+	e.SrcAddr, *e.SrcPort = words(s.Local.Addr()), uint32(s.Local.Port())
+	e.DstAddr, *e.DstPort = words(s.Remote.Addr()), uint32(s.Remote.Port())
+	e.Opts = bareOptions(s.Buffers, s.ReuseAddr)
+	r.blob(idleBlob(d.id), sock.EncodeIdle(s))
 	return nil
 }
 
@@ -158,12 +175,20 @@ func (r *dump) dumpConnection(d *description, e *sk_inet.InetSkEntry) error {
 	if err != nil {
 		return notCarried(err)
 	}
+	setKeys(&s.Settings, r.tcpInfo[uint32(d.stat.Ino)])
 	saved.state = s
 	e.SrcAddr, *e.SrcPort = words(s.Local.Addr()), uint32(s.Local.Port())
 	e.DstAddr, *e.DstPort = words(s.Remote.Addr()), uint32(s.Remote.Port())
 	e.Opts = bareOptions(s.Buffers, s.ReuseAddr)
 	r.blob(tcpBlob(d.id), sock.EncodeTCP(s))
 	return nil
+}
+
+// setKeys adds what the socket itself does not tell.
+func setKeys(s *tcprepair.Settings, i sock.TCPInfo) {
+	if len(i.Keys) > 0 {
+		s.Values[tcprepair.KeysMD5] = i.Keys
+	}
 }
 
 // notCarried marks the refusals of package tcprepair as such.
@@ -223,8 +248,11 @@ func openTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 }
 
 func connectTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
-	if tcprepair.ConnState(e.Isk.GetState()) == tcprepair.Listen {
+	switch tcprepair.ConnState(e.Isk.GetState()) {
+	case tcprepair.Listen:
 		return nil
+	case tcprepair.Closed, tcprepair.SynSent:
+		return r.restoreIdle(e)
 	}
 	s, err := sock.DecodeTCP(r.cp.Blobs[tcpBlob(e.GetId())])
 	if err != nil {
@@ -238,4 +266,25 @@ func connectTCP(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	defer r.mu.Unlock()
 	r.held = append(r.held, heldConn{conn: h, state: s})
 	return nil
+}
+
+func (r *Restorer) restoreIdle(e *fdinfo.FileEntry) error {
+	s, err := sock.DecodeIdle(r.cp.Blobs[idleBlob(e.GetId())])
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", idleBlob(e.GetId()), err)
+	}
+	if err := tcprepair.RestoreIdle(r.fresh[e.GetId()], s); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.connecting(r.fresh[e.GetId()], s)
+	return nil
+}
+
+// connecting leaves a socket that was connecting to Release.
+func (r *Restorer) connecting(f *os.File, s *tcprepair.Idle) {
+	if s.TCP == tcprepair.SynSent {
+		r.connects = append(r.connects, func() error { return tcprepair.Connect(f, s) })
+	}
 }

@@ -6,49 +6,70 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/tcprepair"
 )
 
-// A Closing is a TCP connection that no descriptor holds any more, while the kernel still delivers what the program wrote
-// before it closed it.
-type Closing struct {
-	Local, Remote netip.AddrPort
-	Left          uint32 // bytes that the peer has not acknowledged, the end of the stream counted as one
+// A TCPInfo is a TCP socket of a network namespace, as sock_diag(7) tells of it: all but those in CLOSE.
+type TCPInfo struct {
+	State         tcprepair.ConnState
+	Local, Remote netip.AddrPort // without zones
+	Ino           uint32         // 0: no descriptor holds it
+	Left          uint32         // of a connection: bytes that the peer has not acknowledged, the end of the stream counted as one
+	Keys          []byte         // of TCP_MD5SIG: see tcprepair.KeysMD5
 }
 
 // inet_diag.h
 const (
-	inetReqSize = 56     // struct inet_diag_req_v2
-	inetMsgSize = 72     // struct inet_diag_msg
-	closing     = 1<<4 | // FIN_WAIT1
-		1<<9 | 1<<11 // LAST_ACK, CLOSING
+	inetReqSize = 56 // struct inet_diag_req_v2
+	inetMsgSize = 72 // struct inet_diag_msg
+	inetExtInfo = 1 << 1
+	attrMD5     = 18 // INET_DIAG_MD5SIG
 )
 
-// Closing lists the connections of the network namespace that are closed and not delivered yet.
-func (d *Diag) Closing() ([]Closing, error) {
-	var out []Closing
+// Closing lists the connections of the network namespace that no descriptor holds any more, while the kernel still delivers what the
+// program wrote before it closed them.
+func (d *Diag) Closing() ([]TCPInfo, error) {
+	list, err := d.TCP(tcprepair.FinWait1, tcprepair.LastAck, tcprepair.Closing)
+	out := list[:0]
+	for _, c := range list {
+		if c.Ino == 0 {
+			out = append(out, c)
+		}
+	}
+	return out, err
+}
+
+// TCP lists the TCP sockets of the network namespace in some states.
+func (d *Diag) TCP(states ...tcprepair.ConnState) ([]TCPInfo, error) {
+	var mask uint32
+	for _, s := range states {
+		mask |= 1 << s
+	}
+	var out []TCPInfo
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		list, err := d.closing(family)
+		list, err := d.tcp(family, mask)
 		if err != nil {
-			return nil, fmt.Errorf("connections that are closing: %w", err)
+			return nil, fmt.Errorf("TCP sockets of the network namespace: %w", err)
 		}
 		out = append(out, list...)
 	}
 	return out, nil
 }
 
-func (d *Diag) closing(family uint8) ([]Closing, error) {
+func (d *Diag) tcp(family uint8, states uint32) ([]TCPInfo, error) {
 	req := make([]byte, unix.NLMSG_HDRLEN+inetReqSize)
 	ne := binary.NativeEndian
 	ne.PutUint32(req, uint32(len(req)))
 	ne.PutUint16(req[4:], diagByFamily)
 	ne.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	body := req[unix.NLMSG_HDRLEN:]
-	body[0], body[1] = family, unix.IPPROTO_TCP
-	ne.PutUint32(body[4:], closing)
+	body[0], body[1], body[2] = family, unix.IPPROTO_TCP, inetExtInfo
+	ne.PutUint32(body[4:], states)
 	if err := unix.Sendto(d.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
-	var out []Closing
+	var out []TCPInfo
 	for {
 		n, _, err := unix.Recvfrom(d.fd, d.buf, 0)
 		if err == unix.EINTR {
@@ -57,7 +78,7 @@ func (d *Diag) closing(family uint8) ([]Closing, error) {
 		if err != nil {
 			return nil, err
 		}
-		list, done, err := parseClosing(d.buf[:n])
+		list, done, err := parseTCP(d.buf[:n])
 		out = append(out, list...)
 		if err != nil || done {
 			return out, err
@@ -65,8 +86,8 @@ func (d *Diag) closing(family uint8) ([]Closing, error) {
 	}
 }
 
-// parseClosing parses a datagram of inet_diag messages; done tells that the last one has been seen.
-func parseClosing(b []byte) (out []Closing, done bool, err error) {
+// parseTCP parses a datagram of inet_diag messages; done tells that the last one has been seen.
+func parseTCP(b []byte) (out []TCPInfo, done bool, err error) {
 	ne := binary.NativeEndian
 	for len(b) >= unix.NLMSG_HDRLEN {
 		size := ne.Uint32(b)
@@ -85,12 +106,32 @@ func parseClosing(b []byte) (out []Closing, done bool, err error) {
 			return nil, true, fmt.Errorf("sock_diag: %w", errno)
 		case typ != diagByFamily || len(m) < inetMsgSize:
 			return nil, true, fmt.Errorf("sock_diag: message type %d of %d bytes", typ, len(m))
-		case ne.Uint32(m[68:]) == 0: // no inode: no descriptor
-			out = append(out, Closing{Local: diagAddr(m[0], m[8:24], m[4:]), Remote: diagAddr(m[0], m[24:40], m[6:]), Left: ne.Uint32(m[60:])})
 		}
+		keys, err := diagKeys(m[inetMsgSize:])
+		if err != nil {
+			return nil, true, err
+		}
+		out = append(out, TCPInfo{State: tcprepair.ConnState(m[1]), Local: diagAddr(m[0], m[8:24], m[4:]), Remote: diagAddr(m[0], m[24:40], m[6:]),
+			Ino: ne.Uint32(m[68:]), Left: ne.Uint32(m[60:]), Keys: keys})
 		b = b[min((int(size)+3)&^3, len(b)):]
 	}
 	return out, false, nil
+}
+
+// diagKeys finds the keys of TCP_MD5SIG among the attributes of a message.
+func diagKeys(b []byte) ([]byte, error) {
+	ne := binary.NativeEndian
+	for len(b) >= 4 {
+		n := int(ne.Uint16(b))
+		if n < 4 || n > len(b) {
+			return nil, fmt.Errorf("sock_diag: an attribute of %d in %d bytes", n, len(b))
+		}
+		if ne.Uint16(b[2:]) == attrMD5 && n > 4 {
+			return append([]byte{}, b[4:n]...), nil
+		}
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return nil, nil
 }
 
 func diagAddr(family uint8, addr, port []byte) netip.AddrPort {

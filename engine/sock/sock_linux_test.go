@@ -187,7 +187,7 @@ func FuzzClosing(f *testing.F) {
 	ok := make([]byte, 16+inetMsgSize)
 	ok[0], ok[4], ok[16] = byte(len(ok)), diagByFamily, unix.AF_INET
 	f.Add(ok)
-	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parseClosing(b) })
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parseTCP(b) })
 }
 
 func TestMulticastGroups(t *testing.T) {

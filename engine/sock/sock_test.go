@@ -34,6 +34,10 @@ func fill(v reflect.Value, n *uint64) {
 	case reflect.Slice:
 		v.SetBytes([]byte{byte(*n), 1, 2})
 	case reflect.Map:
+		if v.Type().Elem().Kind() == reflect.Slice {
+			v.Set(reflect.ValueOf(map[string][]byte{"IP_OPTIONS": {byte(*n)}}))
+			return
+		}
 		v.Set(reflect.ValueOf(map[string]int64{"TCP_NODELAY": 1, "SO_MARK": int64(*n)}))
 	}
 }
@@ -59,6 +63,15 @@ func TestTCPCodecHoldsAllFields(t *testing.T) {
 	if d := cmp.Diff(wantL, gotL, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
+	wantI, gotI := &tcprepair.Idle{}, &tcprepair.Idle{}
+	fill(reflect.ValueOf(wantI).Elem(), &n)
+	r = &coder{in: EncodeIdle(wantI), reading: true}
+	if err := r.idle(gotI).finish(); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(wantI, gotI, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
+		t.Error(d)
+	}
 }
 
 func FuzzDecodeTCP(f *testing.F) {
@@ -76,6 +89,7 @@ func FuzzDecodeTCP(f *testing.F) {
 			}
 		}
 		_, _ = DecodeListener(b)
+		_, _ = DecodeIdle(b)
 	})
 }
 

@@ -3,6 +3,7 @@ package sock
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -13,7 +14,7 @@ import (
 // order of its declaration. Integers are little-endian in their own size, bools one byte, strings and byte strings have
 // their length (4 bytes) before them, addresses are strings, Options is a count and that many pairs of name and
 // 8-byte value in the order of the names.
-const tcpVersion = 1
+const tcpVersion = 2
 
 // EncodeTCP lays a connection out for an image.
 func EncodeTCP(s *tcprepair.State) []byte {
@@ -47,6 +48,22 @@ func DecodeListener(b []byte) (*tcprepair.Listener, error) {
 	return l, l.Validate()
 }
 
+// EncodeIdle lays a socket without a connection out for an image.
+func EncodeIdle(s *tcprepair.Idle) []byte {
+	w := &coder{out: make([]byte, 0, 2048+len(s.RecvQueue))}
+	return w.idle(s).out
+}
+
+// DecodeIdle reads what EncodeIdle wrote and validates it.
+func DecodeIdle(b []byte) (*tcprepair.Idle, error) {
+	s := &tcprepair.Idle{}
+	r := &coder{in: b, reading: true}
+	if err := r.idle(s).finish(); err != nil {
+		return nil, fmt.Errorf("TCP socket: %w", err)
+	}
+	return s, s.Validate()
+}
+
 func (c *coder) state(s *tcprepair.State) *coder {
 	c.version()
 	c.bool(&s.V6)
@@ -71,11 +88,7 @@ func (c *coder) state(s *tcprepair.State) *coder {
 	c.bool(&s.Timestamps)
 	c.u32(&s.Timestamp)
 	c.bool(&s.MicroTimestamps)
-	c.buffers(&s.Buffers, &s.Linger)
-	c.bool(&s.ReuseAddr)
-	c.string(&s.Congestion)
-	c.string(&s.Device)
-	c.options(&s.Options)
+	c.settings(&s.Settings)
 	return c
 }
 
@@ -84,14 +97,67 @@ func (c *coder) listener(l *tcprepair.Listener) *coder {
 	c.bool(&l.V6)
 	c.bool(&l.MPTCP)
 	c.addr(&l.Local)
+	c.bool(&l.Foreign)
 	c.i32(&l.Backlog)
 	c.i32(&l.FastOpen)
-	c.bool(&l.ReuseAddr)
-	c.buffers(&l.Buffers, &l.Linger)
-	c.string(&l.Congestion)
-	c.string(&l.Device)
-	c.options(&l.Options)
+	c.settings(&l.Settings)
 	return c
+}
+
+func (c *coder) idle(s *tcprepair.Idle) *coder {
+	c.version()
+	c.bool(&s.V6)
+	c.bool(&s.MPTCP)
+	c.addr(&s.Local)
+	c.bool(&s.Foreign)
+	c.addr(&s.Remote)
+	c.u8((*uint8)(&s.TCP))
+	c.u32(&s.SynSeq)
+	c.i32(&s.FastOpen)
+	c.u8(&s.Shutdown)
+	c.bool(&s.Finished)
+	c.i32(&s.Error)
+	c.bytes(&s.RecvQueue)
+	c.settings(&s.Settings)
+	return c
+}
+
+func (c *coder) settings(s *tcprepair.Settings) {
+	c.u32(&s.UID)
+	c.buffers(&s.Buffers, &s.Linger)
+	c.bool(&s.ReuseAddr)
+	c.string(&s.Congestion)
+	c.string(&s.Device)
+	c.options(&s.Options)
+	c.values(&s.Values)
+}
+
+// values bounds the count as options does.
+func (c *coder) values(m *map[string][]byte) {
+	n := uint32(len(*m))
+	c.u32(&n)
+	if !c.reading {
+		for _, name := range slices.Sorted(maps.Keys(*m)) {
+			v := (*m)[name]
+			c.string(&name)
+			c.bytes(&v)
+		}
+		return
+	}
+	if c.err == nil && n > 1024 {
+		c.err = fmt.Errorf("%d values of options", n)
+	}
+	*m = make(map[string][]byte)
+	for range n {
+		var name string
+		var v []byte
+		c.string(&name)
+		c.bytes(&v)
+		if c.err != nil {
+			return
+		}
+		(*m)[name] = v
+	}
 }
 
 func (c *coder) buffers(b *tcprepair.Buffers, l *tcprepair.Linger) {
