@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
@@ -274,10 +275,17 @@ func (m *memory) close(context.Context) error {
 }
 
 // pageDir makes a directory's writer of pages a Sink.
-type pageDir struct{ *images.PageWriter }
+type pageDir struct {
+	*images.PageWriter
+	buffers *sync.Pool // of *[]byte with a capacity of mem.BatchBytes
+}
+
+func newPageDir(w *images.PageWriter) pageDir {
+	return pageDir{w, &sync.Pool{New: func() any { b := make([]byte, 0, mem.BatchBytes); return &b }}}
+}
 
 // Buffer implements mem.Sink.
-func (pageDir) Buffer() []byte { return make([]byte, 0, mem.BatchBytes) }
+func (d pageDir) Buffer() []byte { return *d.buffers.Get().(*[]byte) }
 
 // Send implements mem.Sink.
 func (d pageDir) Send(ctx context.Context, space uint32, runs []mem.Run, data []byte) error {
@@ -285,5 +293,21 @@ func (d pageDir) Send(ctx context.Context, space uint32, runs []mem.Run, data []
 	for _, r := range runs {
 		out = append(out, images.Run(r))
 	}
-	return d.PageWriter.Send(ctx, space, out, data)
+	err := d.PageWriter.Send(ctx, space, out, data)
+	if data = data[:0]; cap(data) == mem.BatchBytes {
+		d.buffers.Put(&data)
+	}
+	return err
+}
+
+// Expect implements mem.Expecter.
+func (d pageDir) Expect(space uint32, ranges []mem.Range) error {
+	const most = 1 << 30
+	var out []images.Run
+	for _, r := range ranges {
+		for at := r.Start; at < r.End; at += most * mem.PageSize {
+			out = append(out, images.Run{Addr: at, Pages: uint32(min(r.End-at, most*mem.PageSize) / mem.PageSize)})
+		}
+	}
+	return d.PageWriter.Expect(space, out)
 }

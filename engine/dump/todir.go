@@ -64,7 +64,7 @@ func (s *Source) write(ctx context.Context, dir string) (err error) {
 	if _, err := s.Layout(ctx); err != nil {
 		return err
 	}
-	if _, err := s.Round(ctx, pageDir{pages}); err != nil {
+	if _, err := s.Round(ctx, newPageDir(pages)); err != nil {
 		return err
 	}
 	cp, err := s.State(ctx)

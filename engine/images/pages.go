@@ -37,20 +37,31 @@ const (
 )
 
 // A PageWriter writes pages into a checkpoint directory. A page that comes again replaces what was written of it.
-// Its methods may be called by several goroutines at once, also for the same space; Close ends it.
+// Its methods may be called by several goroutines at once, also for the same space, but not for the same page; Close ends
+// it.
 type PageWriter struct {
 	dir    string
 	mu     sync.Mutex
 	spaces map[uint32]*pageFile
 }
 
-// pageFile is the pages file of one space. Its pages stand in the order of their first arrival until finish.
+// pageFile is the pages file of one space. Its pages stand in the order in which they were expected or first arrived, until
+// finish.
 type pageFile struct {
 	mu     sync.Mutex
 	f      *os.File
 	id     uint32
-	next   uint32                         // pages in the file
-	chunks map[uint64]*[chunkPages]uint32 // by address / chunkSize: place of the page in the file + 1
+	next   uint32            // pages in the file
+	chunks map[uint64]*chunk // by address / chunkSize
+	// The chunk that was used last: pages come in long runs.
+	last   *chunk
+	lastAt uint64
+}
+
+// chunk is the places of the pages of one page table in the file.
+type chunk struct {
+	place   [chunkPages]uint32 // + 1; 0 for none
+	written [chunkPages]bool
 }
 
 // NewPageWriter starts writing pages into dir, an existing directory.
@@ -72,7 +83,7 @@ func (w *PageWriter) space(space uint32) (*pageFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pageFile{f: f, id: id, chunks: map[uint64]*[chunkPages]uint32{}}
+	p := &pageFile{f: f, id: id, chunks: map[uint64]*chunk{}}
 	w.spaces[space] = p
 	return p, nil
 }
@@ -125,58 +136,111 @@ func (w *PageWriter) put(space uint32, addr, n uint64, data []byte) error {
 	if err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if uint64(p.next)+n >= 1<<32 {
-		return fmt.Errorf("%s: more than 2^32 pages", pagesName(p.id))
+	pieces, err := p.places(addr, n)
+	if err != nil {
+		return err
 	}
-	// Pages that stand next to each other in the file are written by one call.
-	for i := uint64(0); i < n; {
-		at, fresh := p.place(addr + i*PageSize)
-		k := uint64(1)
-		for ; i+k < n; k++ {
-			a, f := p.place(addr + (i+k)*PageSize)
-			if a != at+uint32(k) || f != fresh {
-				break
-			}
-		}
-		if err := p.write(at, k, fresh, data, i); err != nil {
+	for _, x := range pieces {
+		if err := p.write(x, data); err != nil {
 			return fmt.Errorf("%s: %w", pagesName(p.id), err)
 		}
-		i += k
 	}
 	return nil
 }
 
-// place finds the place of a page in the file, and gives it one if it has none.
-func (p *pageFile) place(addr uint64) (at uint32, fresh bool) {
-	c := p.chunks[addr/chunkSize]
-	if c == nil {
-		c = new([chunkPages]uint32)
-		p.chunks[addr/chunkSize] = c
-	}
-	slot := &c[addr%chunkSize/PageSize]
-	if *slot == 0 {
-		p.next++
-		*slot = p.next
-		return p.next - 1, true
-	}
-	return *slot - 1, false
+// piece is pages that stand next to each other in the file, and were all or not at all written before.
+type piece struct {
+	at    uint32 // in the file
+	from  uint64 // in the data, in pages
+	pages uint64
+	fresh bool
 }
 
-// write puts k pages at the place given: those of data from page i on, or zeroes. What was never written is a hole.
-func (p *pageFile) write(at uint32, k uint64, fresh bool, data []byte, i uint64) error {
-	off := int64(at) * PageSize
-	if data != nil {
-		_, err := p.f.WriteAt(data[i*PageSize:(i+k)*PageSize], off)
+// places finds the places of n pages that are to be written now.
+func (p *pageFile) places(addr, n uint64) ([]piece, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if uint64(p.next)+n >= 1<<32 {
+		return nil, fmt.Errorf("%s: more than 2^32 pages", pagesName(p.id))
+	}
+	var out []piece
+	for i := range n {
+		at, fresh := p.place(addr + i*PageSize)
+		if k := len(out); k > 0 {
+			if last := &out[k-1]; uint64(at) == uint64(last.at)+last.pages && fresh == last.fresh {
+				last.pages++
+				continue
+			}
+		}
+		out = append(out, piece{at, i, 1, fresh})
+	}
+	return out, nil
+}
+
+// Expect gives pages their places in the file, in the order of the ranges, before they come: pages that come in another
+// order, as those that several workers read do, need not be sorted afterwards. A page that was expected need not come.
+func (w *PageWriter) Expect(space uint32, ranges []Run) error {
+	p, err := w.space(space)
+	if err != nil {
 		return err
 	}
-	if fresh {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range ranges {
+		if r.Addr%PageSize != 0 || r.Addr >= maxAddr || uint64(r.Pages) > (maxAddr-r.Addr)/PageSize || uint64(p.next)+uint64(r.Pages) >= 1<<32 {
+			return fmt.Errorf("pages of space %d: 0x%x and %d pages cannot be expected", space, r.Addr, r.Pages)
+		}
+		for i := range uint64(r.Pages) {
+			c, at := p.chunk(r.Addr + i*PageSize)
+			p.placeIn(c, at)
+		}
+	}
+	return nil
+}
+
+// chunk returns where the place of a page is kept.
+func (p *pageFile) chunk(addr uint64) (*chunk, int) {
+	key := addr / chunkSize
+	if p.last == nil || p.lastAt != key {
+		c := p.chunks[key]
+		if c == nil {
+			c = &chunk{}
+			p.chunks[key] = c
+		}
+		p.last, p.lastAt = c, key
+	}
+	return p.last, int(addr % chunkSize / PageSize)
+}
+
+func (p *pageFile) placeIn(c *chunk, i int) uint32 {
+	if c.place[i] == 0 {
+		p.next++
+		c.place[i] = p.next
+	}
+	return c.place[i] - 1
+}
+
+// place finds the place of a page that is to be written now, and gives it one if it has none. It is fresh if nothing was
+// written there before.
+func (p *pageFile) place(addr uint64) (at uint32, fresh bool) {
+	c, i := p.chunk(addr)
+	fresh = !c.written[i]
+	c.written[i] = true
+	return p.placeIn(c, i), fresh
+}
+
+// write puts a piece of data, or zeroes, into the file. What was never written is a hole.
+func (p *pageFile) write(x piece, data []byte) error {
+	off := int64(x.at) * PageSize
+	if data != nil {
+		_, err := p.f.WriteAt(data[x.from*PageSize:(x.from+x.pages)*PageSize], off)
+		return err
+	}
+	if x.fresh {
 		return nil
 	}
-	var zero [PageSize]byte
-	for n := range int64(k) {
-		if _, err := p.f.WriteAt(zero[:], off+n*PageSize); err != nil {
+	for n := range int64(x.pages) {
+		if _, err := p.f.WriteAt(zeroPage[:], off+n*PageSize); err != nil {
 			return err
 		}
 	}
@@ -212,9 +276,10 @@ func (p *pageFile) runs() []placedRun {
 	slices.Sort(keys)
 	var out []placedRun
 	for _, k := range keys {
-		for i, slot := range p.chunks[k] {
-			if slot == 0 {
-				continue
+		c := p.chunks[k]
+		for i, slot := range c.place {
+			if !c.written[i] {
+				continue // expected, but never sent
 			}
 			addr := k*chunkSize + uint64(i)*PageSize
 			if n := len(out); n > 0 {
@@ -233,13 +298,18 @@ func (p *pageFile) runs() []placedRun {
 func (p *pageFile) finish(dir string, space uint32) (err error) {
 	defer func() { err = errors.Join(err, p.f.Close()) }()
 	runs := p.runs()
-	inOrder := slices.IsSortedFunc(runs, func(a, b placedRun) int { return int(int64(a.at) - int64(b.at)) })
+	pages := uint64(0)
+	inOrder := true // and without gaps
+	for _, r := range runs {
+		inOrder = inOrder && uint64(r.at) == pages
+		pages += r.pages
+	}
 	if !inOrder {
 		if err := p.sort(dir, runs); err != nil {
 			return err
 		}
 	}
-	if err := p.f.Truncate(int64(p.next) * PageSize); err != nil {
+	if err := p.f.Truncate(int64(pages) * PageSize); err != nil {
 		return err
 	}
 	if err := p.f.Sync(); err != nil {

@@ -34,6 +34,12 @@ type Sink interface {
 	Send(ctx context.Context, space uint32, runs []Run, data []byte) error
 }
 
+// An Expecter is a Sink that is told, before the pages of a round come, which may: their ranges in ascending order. They
+// then come in any order.
+type Expecter interface {
+	Expect(space uint32, pages []Range) error
+}
+
 // objectSpaces is the first space that is no process: ids of processes are below 2^22 (PID_MAX_LIMIT).
 const objectSpaces = 1 << 31
 

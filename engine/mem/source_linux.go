@@ -135,6 +135,11 @@ func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundS
 		read = s.lookAgain(start, areas, read)
 	}
 	read = without(read, zero) // a page travels once in a round
+	if e, ok := sink.(Expecter); ok {
+		if err := e.Expect(s.space, merge(slices.Clone(zero), read)); err != nil {
+			return stats, err
+		}
+	}
 	s.whole, s.retry = nil, nil
 	if err := s.sendZeros(ctx, sink, zero, &stats); err != nil {
 		return stats, err
