@@ -38,6 +38,7 @@ type space struct {
 	source *mem.Source
 	vmas   []*vma.VmaEntry // as last described
 	names  []*imagespb.VmaName
+	marks  []*imagespb.VmaMark
 	caller *borrower
 }
 
@@ -220,12 +221,22 @@ func (m *memory) describe(sp *space, marks bool) error {
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", sp.pid, err)
 	}
-	sp.vmas, sp.names = vmas, nil
+	sp.vmas, sp.names, sp.marks = vmas, nil, layout.LateMarks()
 	for _, n := range layout.Names() {
 		sp.names = append(sp.names, &imagespb.VmaName{Start: n.Start, End: n.End, Name: n.Name})
 	}
 	sp.source.Follow(vmas)
 	return nil
+}
+
+// record puts what was last described of the mappings of a stopped process into its image.
+func (sp *space) record(img *images.Process) error {
+	img.MM.Vmas, img.Extra.VmaNames, img.Extra.VmaMarks = sp.vmas, sp.names, sp.marks
+	guards, err := sp.source.Guards()
+	for _, g := range guards {
+		img.Extra.Guards = append(img.Extra.Guards, &imagespb.AddressRange{Start: g.Start, End: g.End})
+	}
+	return err
 }
 
 // Round sends what was written since the round before, or all there is, for the layout that was described last. In a

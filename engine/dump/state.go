@@ -144,8 +144,9 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 	if err != nil {
 		return nil, err
 	}
-	sp := s.memory.spaces[f.PID]
-	img.MM.Vmas, img.Extra.VmaNames = sp.vmas, sp.names
+	if err := s.memory.spaces[f.PID].record(img); err != nil {
+		return nil, err
+	}
 	// Nothing of these is shared between processes (see task.Check), so the process's own id tells them apart.
 	id := proto.Uint32(uint32(f.VPID))
 	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}

@@ -253,6 +253,9 @@ func (p *Process) validate(e *pstree.PstreeEntry, files map[uint32]*fdinfo.FileE
 			return fmt.Errorf("migrate.img: process %d: vma_names[%d]: %d bytes at 0x%x", p.PID, i, len(v.GetName()), v.GetStart())
 		}
 	}
+	if err := validateMarks(p.PID, p.Extra); err != nil {
+		return err
+	}
 	switch {
 	case p.MM == nil:
 		return fmt.Errorf("mm-%d.img: has no entry", p.PID)

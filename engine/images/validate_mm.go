@@ -6,11 +6,14 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+
+	"migrate/engine/images/imagespb"
 )
 
 const (
 	maxVMAs = 1 << 22
 	maxAuxv = 512 // words
+	maxKey  = 15  // of protection keys
 	// maxAddr is the end of what a program can map: 57 bits with five levels of page tables on amd64, 52 on arm64.
 	maxAddr = 1 << 56
 	// vsyscall is the one page of the kernel's half that a program sees, on amd64.
@@ -74,6 +77,30 @@ func validateVMA(v *vma.VmaEntry, last uint64, files map[uint32]*fdinfo.FileEntr
 		if id > 1<<32-1 || files[uint32(id)] == nil {
 			return fmt.Errorf("shmid: %d is not in files.img", id)
 		}
+	}
+	return nil
+}
+
+// validateMarks checks what mappings are given last.
+func validateMarks(pid uint32, x *imagespb.ProcessExtra) error {
+	bad := func(start, end uint64) bool {
+		return start%PageSize != 0 || end%PageSize != 0 || start >= end || end > maxAddr
+	}
+	if len(x.GetVmaMarks()) > maxVMAs || len(x.GetGuards()) > maxVMAs {
+		return fmt.Errorf("migrate.img: process %d: vma_marks and guards: %d and %d", pid, len(x.GetVmaMarks()), len(x.GetGuards()))
+	}
+	for i, m := range x.GetVmaMarks() {
+		if bad(m.GetStart(), m.GetEnd()) || m.GetPkey() > maxKey {
+			return fmt.Errorf("migrate.img: process %d: vma_marks[%d]: 0x%x to 0x%x, key %d", pid, i, m.GetStart(), m.GetEnd(), m.GetPkey())
+		}
+	}
+	for i, g := range x.GetGuards() {
+		if bad(g.GetStart(), g.GetEnd()) {
+			return fmt.Errorf("migrate.img: process %d: guards[%d]: 0x%x to 0x%x", pid, i, g.GetStart(), g.GetEnd())
+		}
+	}
+	if x.GetPkeys() >= 1<<(maxKey+1) || x.GetLockFuture() > 7 {
+		return fmt.Errorf("migrate.img: process %d: pkeys: 0x%x, lock_future: %d", pid, x.GetPkeys(), x.GetLockFuture())
 	}
 	return nil
 }

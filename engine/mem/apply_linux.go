@@ -22,7 +22,7 @@ func AddChange(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 	case Unmap:
 		return b.Call(unix.SYS_MUNMAP, c.Start, c.Size()), nil
 	case Protect:
-		return b.Call(unix.SYS_MPROTECT, c.Start, c.Size(), c.VMA.GetProt()), nil
+		return b.Call(unix.SYS_MPROTECT, c.Start, c.Size(), buildProt(c.VMA)), nil
 	case Advise:
 		var last *remote.Result
 		for _, advice := range c.Advice {
@@ -35,9 +35,18 @@ func AddChange(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 	return nil, fmt.Errorf("%v: change %d is of no kind that is known", c.Range, c.Kind)
 }
 
+// buildProt is the protection with which memory is mapped: the final one, except that memory which may only be executed takes
+// a protection key by that (pkeys(7)), and so gets it last, see RestoreMarks.
+func buildProt(v *vma.VmaEntry) uint32 {
+	if v.GetProt() == unix.PROT_EXEC {
+		return unix.PROT_EXEC | unix.PROT_READ
+	}
+	return v.GetProt()
+}
+
 func addMap(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 	v := c.VMA
-	const kept = unix.MAP_SHARED | unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_GROWSDOWN | unix.MAP_NORESERVE
+	const kept = unix.MAP_SHARED | unix.MAP_PRIVATE | mapDroppable | unix.MAP_ANONYMOUS | unix.MAP_GROWSDOWN | unix.MAP_NORESERVE
 	flags, offset := v.GetFlags()&kept|unix.MAP_FIXED, uint64(0)
 	var fd any = -1
 	if v.GetStatus()&(images.VMAFilePrivate|images.VMAFileShared|images.VMAAnonShared) != 0 {
@@ -49,7 +58,7 @@ func addMap(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 	} else if v.GetStatus()&images.VMAAnonPrivate == 0 {
 		return nil, fmt.Errorf("%v: a mapping of status 0x%x is of no kind that can be made", c, v.GetStatus())
 	}
-	r := b.Call(unix.SYS_MMAP, c.Start, c.Size(), v.GetProt(), flags, fd, offset)
+	r := b.Call(unix.SYS_MMAP, c.Start, c.Size(), buildProt(v), flags, fd, offset)
 	if fd != -1 {
 		b.Call(unix.SYS_CLOSE, fd)
 	}

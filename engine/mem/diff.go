@@ -131,7 +131,8 @@ const backing = images.VMAFilePrivate | images.VMAFileShared | images.VMAAnonSha
 
 // sameBacking tells whether two mappings, where they overlap, are of the same memory or the same place of the same file.
 func sameBacking(a, b *vma.VmaEntry) bool {
-	if a.GetStatus()&backing != b.GetStatus()&backing || a.GetFlags() != b.GetFlags() {
+	// Memory is locked last, so a lock makes no difference before.
+	if a.GetStatus()&backing != b.GetStatus()&backing || (a.GetFlags()^b.GetFlags())&^mapLocked != 0 {
 		return false
 	}
 	if a.GetStatus()&images.VMAAnonPrivate != 0 {

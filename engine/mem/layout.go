@@ -32,8 +32,12 @@ type Marks struct {
 	Advice    uint64 // bit n: advice n of madvise(2)
 	GrowsDown bool
 	NoReserve bool
-	Locked    bool
-	MayWrite  bool // a shared mapping of a file that was opened for writing
+	Locked    bool   // mlock(2), mlockall(2)
+	OnFault   bool   // of a locked one: MLOCK_ONFAULT
+	Sealed    bool   // mseal(2)
+	Droppable bool   // MAP_DROPPABLE
+	Key       uint32 // protection key of pkey_mprotect(2)
+	MayWrite  bool   // a shared mapping of a file that was opened for writing
 	// Unknown says that only maps was read, and nothing like the mapping had been there when smaps was read.
 	Unknown bool
 }
@@ -78,6 +82,7 @@ type Layout struct {
 const (
 	mapShared    = 0x01
 	mapPrivate   = 0x02
+	mapDroppable = 0x08 // instead of mapPrivate
 	mapAnonymous = 0x20
 	mapGrowsDown = 0x0100
 	mapLocked    = 0x2000
@@ -116,7 +121,9 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 	r := &record{start: m.Start, end: m.End, pgoff: m.Offset, prot: m.Prot, flags: mapPrivate, status: images.VMARegular, madv: m.Marks.Advice, fd: -1}
 	switch m.Kind {
 	case PrivateAnon:
-		r.flags |= mapAnonymous
+		if r.flags |= mapAnonymous; m.Marks.Droppable {
+			r.flags ^= mapPrivate | mapDroppable
+		}
 		r.status |= images.VMAAnonPrivate
 	case SharedAnon:
 		r.flags = mapShared | mapAnonymous

@@ -92,7 +92,7 @@ func (r *LayoutReader) read(marks bool) (*Layout, error) {
 	}
 	r.last = l.Mappings
 	if marks {
-		err = errors.Join(r.findGuards(l, refused), r.findPinned(refused))
+		err = r.findPinned(refused)
 	}
 	l.Obstacles = refused.list()
 	return l, err
@@ -113,33 +113,6 @@ func (r *LayoutReader) findPinned(refused *obstacles) error {
 	return nil
 }
 
-// findGuards adds obstacles for guard pages (MADV_GUARD_INSTALL, since Linux 6.13), which stand in page tables only.
-func (r *LayoutReader) findGuards(l *Layout, refused *obstacles) (err error) {
-	f, err := procfs.Host.Open(r.pid, "pagemap")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	var found [64]region
-	whole := Range{l.Mappings[0].Start, l.Mappings[0].End}
-	for i := range l.Mappings {
-		if l.Mappings[i].Kind != Vsyscall {
-			whole.End = l.Mappings[i].End
-		}
-	}
-	n, _, err := scan{Range: whole, mask: pageGuard, wants: pageGuard}.run(int(f.Fd()), found[:])
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
-		return nil // a kernel that cannot tell; reading such a page fails later
-	}
-	for _, g := range found[:n] {
-		refused.add(refuseGuards, "memory "+g.String())
-	}
-	if err != nil {
-		err = fmt.Errorf("pid %d: looking for guard pages: %w", r.pid, err)
-	}
-	return err
-}
-
 // inheritMarks takes the marks of what was mapped there before; old begins with the first mapping that may overlap.
 func (m *Mapping) inheritMarks(old []Mapping) {
 	for i := range old {
@@ -156,7 +129,7 @@ func (m *Mapping) inheritMarks(old []Mapping) {
 
 // setMarks takes over VmFlags. It returns a Refusal if one of them says that the mapping is not carried.
 func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
-	m.Marks = Marks{}
+	m.Marks = Marks{Key: s.ProtectionKey}
 	for _, f := range s.VMFlags {
 		switch f {
 		case "dc":
@@ -179,6 +152,14 @@ func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
 			m.Marks.GrowsDown = true
 		case "nr":
 			m.Marks.NoReserve = true
+		case "lo":
+			m.Marks.Locked = true
+		case "lf":
+			m.Marks.OnFault = true
+		case "sl":
+			m.Marks.Sealed = true
+		case "dp":
+			m.Marks.Droppable = true
 		case "mw":
 			m.Marks.MayWrite = true
 		default:
@@ -192,7 +173,6 @@ func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
 
 // refusedFlags are the VmFlags of what is not carried (fs/proc/task_mmu.c, show_smap_vma_flags).
 var refusedFlags = map[string]*Refusal{
-	"lo": refuseLocked,
 	"ht": refuseHugetlb,
 	"io": refuseDevice, // VM_IO
 	"pf": refuseDevice, // VM_PFNMAP
@@ -200,9 +180,7 @@ var refusedFlags = map[string]*Refusal{
 	"um": refuseUffd,   // VM_UFFD_MISSING
 	"ui": refuseUffd,   // VM_UFFD_MINOR
 	"ss": refuseShadow,
-	"sl": refuseSealed,
 	"mt": refuseTags,
-	"dp": refuseDropped,
 }
 
 // classify finds out what stands behind a mapping, and whether that is not carried.

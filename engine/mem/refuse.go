@@ -11,7 +11,6 @@ type Refusal struct{ Kind, About string }
 
 // The kinds of memory that are not carried. Kind is what a plan prints.
 var (
-	refuseLocked   = &Refusal{"locked-memory", "memory locked by mlock(2) or mlockall(2)"}
 	refuseHugetlb  = &Refusal{"hugetlb", "huge pages of hugetlbfs"}
 	refuseDevice   = &Refusal{"device-mapping", "memory of a device or its driver"}
 	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a deleted file that is no regular one, or is on hugetlbfs"}
@@ -22,12 +21,9 @@ var (
 	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
 	refusePacket   = &Refusal{"packet-ring", "the ring of a packet socket"}
 	refuseShadow   = &Refusal{"shadow-stack", "a shadow stack"}
-	refuseSealed   = &Refusal{"mseal", "memory sealed by mseal(2)"}
 	refuseTags     = &Refusal{"memory-tagging", "memory with tags (MTE)"}
-	refuseDropped  = &Refusal{"droppable", "memory that the kernel may drop (MAP_DROPPABLE)"}
 	refuseUprobes  = &Refusal{"uprobes", "a probe that a tracer has set"}
 	refuseSpecial  = &Refusal{"special-mapping", "a mapping of a kind that is not known"}
-	refuseGuards   = &Refusal{"guard-pages", "guard pages (MADV_GUARD_INSTALL)"}
 	refusePinned   = &Refusal{"pinned-memory", "memory that is pinned for a device or io_uring, which writes to it unseen"}
 	refuseOutside  = &Refusal{"shared-memory", "shared memory that a process outside of the tree has mapped"}
 )
@@ -35,8 +31,8 @@ var (
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
-	for _, r := range []*Refusal{refuseLocked, refuseHugetlb, refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
-		refusePacket, refuseShadow, refuseSealed, refuseTags, refuseDropped, refuseUprobes, refuseSpecial, refuseGuards, refusePinned, refuseOutside} {
+	for _, r := range []*Refusal{refuseHugetlb, refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
+		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside} {
 		out = append(out, *r)
 	}
 	return out

@@ -26,9 +26,10 @@ type Source struct {
 	sent    *Digest
 	workers int
 
-	vmas  []*vma.VmaEntry // what the destination has mapped
-	whole rangeSet        // of which the destination has no page
-	retry []Range         // reported by the tracker, but not read
+	vmas   []*vma.VmaEntry // what the destination has mapped
+	whole  rangeSet        // of which the destination has no page
+	retry  []Range         // reported by the tracker, but not read
+	guards []Range         // where guard pages were met; some may be gone again
 
 	direct bool // devices write to the memory; see lookAgain
 	looks  []look
@@ -84,7 +85,7 @@ func (s *Source) Restart() {
 	s.sent.distrust()
 	all := make([]Range, 0, len(s.vmas))
 	for _, v := range s.vmas {
-		all = append(all, Range{v.GetStart(), v.GetEnd()})
+		all = append(all, rangeOf(v))
 	}
 	s.addWhole(all)
 }
@@ -144,7 +145,10 @@ func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundS
 	if err := s.sendZeros(ctx, sink, zero, &stats); err != nil {
 		return stats, err
 	}
-	return stats, s.sendPages(ctx, sink, read, &stats)
+	if err := s.sendPages(ctx, sink, read, &stats); err != nil {
+		return stats, err
+	}
+	return stats, s.takeGuards(&stats)
 }
 
 // maxArea bounds the areas that are joined: after a scan that failed, all of an area is sent again.

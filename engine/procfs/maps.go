@@ -35,6 +35,8 @@ type Smaps struct {
 	RSS, PSS, SharedClean, SharedDirty, PrivateClean, PrivateDirty uint64
 	Anonymous, Swap, Locked, AnonHuge                              uint64
 	KernelPageSize                                                 uint64
+	// ProtectionKey is that of pkey_mprotect(2), where the processor has them.
+	ProtectionKey uint32
 	// VMFlags are the two-letter flags, such as "rd", "wr", "gd", "dd" (proc_pid_smaps(5)).
 	VMFlags []string
 }
@@ -244,6 +246,14 @@ func (s *Smaps) set(name, value []byte) (err error) {
 		dst = &s.AnonHuge
 	case "KernelPageSize":
 		dst = &s.KernelPageSize
+	case "ProtectionKey":
+		p := fieldParser{rest: bytes.TrimLeft(value, " ")}
+		key := p.number("ProtectionKey", 10, ' ')
+		if p.err == nil && key > 1<<16 {
+			p.err = fmt.Errorf("ProtectionKey: %d", key)
+		}
+		s.ProtectionKey = uint32(key)
+		return p.err
 	default:
 		return nil
 	}

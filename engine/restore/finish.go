@@ -13,6 +13,7 @@ import (
 
 	"migrate/engine/files"
 	"migrate/engine/images"
+	"migrate/engine/mem"
 	"migrate/engine/procfs"
 	"migrate/engine/task"
 )
@@ -154,6 +155,9 @@ func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Che
 		if err := task.RestoreThread(ctx, t, trap, th); err != nil {
 			return err
 		}
+	}
+	if err := mem.RestoreMarks(ctx, p.trap, img); err != nil {
+		return err
 	}
 	return task.RestoreThread(ctx, t, p.trap, img.Leader())
 }

@@ -50,6 +50,8 @@ func init() {
 		{Kind: carried("limits", "resource limits; raising a hard limit needs CAP_SYS_RESOURCE at the destination"), process: true, dump: dumpLimits, restore: restoreLimits},
 		{Kind: carried("scheduling", "policy, priority, nice value, processor affinity, I/O priority, timer slack"), dump: dumpSched, restore: restoreSched},
 		{Kind: carried("memory-layout", "program break, arguments, environment, auxiliary vector, exe link"), process: true, dump: dumpMM},
+		{Kind: carried("memory-locking", "locking of mappings that are yet to come (mlockall with MCL_FUTURE, MCL_ONFAULT)"), process: true, dump: dumpLockFuture},
+		{Kind: carried("protection-keys", "memory protection keys that are allocated (pkeys(7)), with the rights of each thread"), process: true, dump: dumpKeys},
 		{Kind: carried("fs", "working directory, root, umask"), process: true, dump: dumpFS, restore: restoreFS, check: checkFS},
 		{Kind: carried("process-attributes", "child subreaper, transparent huge pages, memory merging, memory-deny-write-execute, core dump filter, oom_score_adj, membarrier registrations"), process: true, dump: dumpAttributes, restore: restoreAttributes},
 		{Kind: carried("signal-handlers", "all signal actions"), process: true, dump: dumpSigactions, restore: restoreSigactions},

@@ -136,7 +136,7 @@ func (x Object_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Object_Kind.Descriptor instead.
 func (Object_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{12, 0}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{14, 0}
 }
 
 // Header stands once in a checkpoint or layout.
@@ -460,6 +460,10 @@ type ProcessExtra struct {
 	GroupStopSignal uint32                 `protobuf:"varint,9,opt,name=group_stop_signal,json=groupStopSignal,proto3" json:"group_stop_signal,omitempty"`
 	ThpDisable      uint64                 `protobuf:"varint,11,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // PR_GET_THP_DISABLE as it answered
 	VmaNames        []*VmaName             `protobuf:"bytes,12,rep,name=vma_names,json=vmaNames,proto3" json:"vma_names,omitempty"`
+	VmaMarks        []*VmaMark             `protobuf:"bytes,40,rep,name=vma_marks,json=vmaMarks,proto3" json:"vma_marks,omitempty"`
+	Guards          []*AddressRange        `protobuf:"bytes,41,rep,name=guards,proto3" json:"guards,omitempty"`                            // guard pages (MADV_GUARD_INSTALL)
+	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"` // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
+	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                             // bit n: protection key n is allocated (pkey_alloc(2))
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -548,6 +552,34 @@ func (x *ProcessExtra) GetVmaNames() []*VmaName {
 		return x.VmaNames
 	}
 	return nil
+}
+
+func (x *ProcessExtra) GetVmaMarks() []*VmaMark {
+	if x != nil {
+		return x.VmaMarks
+	}
+	return nil
+}
+
+func (x *ProcessExtra) GetGuards() []*AddressRange {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+func (x *ProcessExtra) GetLockFuture() uint32 {
+	if x != nil {
+		return x.LockFuture
+	}
+	return 0
+}
+
+func (x *ProcessExtra) GetPkeys() uint32 {
+	if x != nil {
+		return x.Pkeys
+	}
+	return 0
 }
 
 // VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
@@ -1256,6 +1288,136 @@ func (x *File) GetThreads() []*ThreadExtra {
 	return nil
 }
 
+// AddressRange is [start, end) of a process, whole pages.
+type AddressRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressRange) Reset() {
+	*x = AddressRange{}
+	mi := &file_engine_images_extra_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressRange) ProtoMessage() {}
+
+func (x *AddressRange) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressRange.ProtoReflect.Descriptor instead.
+func (*AddressRange) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AddressRange) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *AddressRange) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+// VmaMark is what a mapping has beyond vma_entry. It is given to the mapping last, when it has its content.
+type VmaMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	LockOnFault   bool                   `protobuf:"varint,3,opt,name=lock_on_fault,json=lockOnFault,proto3" json:"lock_on_fault,omitempty"` // of a locked mapping (MAP_LOCKED in its flags): MLOCK_ONFAULT
+	Sealed        bool                   `protobuf:"varint,4,opt,name=sealed,proto3" json:"sealed,omitempty"`                                // mseal(2)
+	Pkey          uint32                 `protobuf:"varint,5,opt,name=pkey,proto3" json:"pkey,omitempty"`                                    // protection key, 0 for the usual one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VmaMark) Reset() {
+	*x = VmaMark{}
+	mi := &file_engine_images_extra_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VmaMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VmaMark) ProtoMessage() {}
+
+func (x *VmaMark) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VmaMark.ProtoReflect.Descriptor instead.
+func (*VmaMark) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *VmaMark) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *VmaMark) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *VmaMark) GetLockOnFault() bool {
+	if x != nil {
+		return x.LockOnFault
+	}
+	return false
+}
+
+func (x *VmaMark) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
+func (x *VmaMark) GetPkey() uint32 {
+	if x != nil {
+		return x.Pkey
+	}
+	return 0
+}
+
 // Object is memory or a file that no name reaches: processes hold it by mappings, descriptors or links of /proc.
 type Object struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1281,7 +1443,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_engine_images_extra_proto_msgTypes[12]
+	mi := &file_engine_images_extra_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1455,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[12]
+	mi := &file_engine_images_extra_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1468,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{12}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Object) GetId() uint32 {
@@ -1431,7 +1593,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_engine_images_extra_proto_msgTypes[13]
+	mi := &file_engine_images_extra_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1605,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[13]
+	mi := &file_engine_images_extra_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1618,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{13}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Extent) GetStart() uint64 {
@@ -1489,7 +1651,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_engine_images_extra_proto_msgTypes[14]
+	mi := &file_engine_images_extra_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1663,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_extra_proto_msgTypes[14]
+	mi := &file_engine_images_extra_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1676,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_engine_images_extra_proto_rawDescGZIP(), []int{14}
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Segment) GetId() uint32 {
@@ -1603,7 +1765,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
-	"\x06object\x18( \x01(\rR\x06object\"\xa4\x02\n" +
+	"\x06object\x18( \x01(\rR\x06object\"\xc7\x03\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -1614,7 +1776,12 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x11group_stop_signal\x18\t \x01(\rR\x0fgroupStopSignal\x12\x1f\n" +
 	"\vthp_disable\x18\v \x01(\x04R\n" +
 	"thpDisable\x124\n" +
-	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\"E\n" +
+	"\tvma_names\x18\f \x03(\v2\x17.migrate.images.VmaNameR\bvmaNames\x124\n" +
+	"\tvma_marks\x18( \x03(\v2\x17.migrate.images.VmaMarkR\bvmaMarks\x124\n" +
+	"\x06guards\x18) \x03(\v2\x1c.migrate.images.AddressRangeR\x06guards\x12\x1f\n" +
+	"\vlock_future\x18* \x01(\rR\n" +
+	"lockFuture\x12\x14\n" +
+	"\x05pkeys\x18+ \x01(\rR\x05pkeys\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -1685,7 +1852,16 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04File\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.migrate.images.HeaderR\x06header\x12:\n" +
 	"\tprocesses\x18\x02 \x03(\v2\x1c.migrate.images.ProcessExtraR\tprocesses\x125\n" +
-	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\"\x92\x04\n" +
+	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\"6\n" +
+	"\fAddressRange\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\"\x81\x01\n" +
+	"\aVmaMark\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\x12\"\n" +
+	"\rlock_on_fault\x18\x03 \x01(\bR\vlockOnFault\x12\x16\n" +
+	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x12\n" +
+	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\x92\x04\n" +
 	"\x06Object\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.migrate.images.Object.KindR\x04kind\x12\x12\n" +
@@ -1737,7 +1913,7 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
 	(Object_Kind)(0),        // 1: migrate.images.Object.Kind
@@ -1753,34 +1929,38 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*Speculation)(nil),     // 11: migrate.images.Speculation
 	(*RestartBlock)(nil),    // 12: migrate.images.RestartBlock
 	(*File)(nil),            // 13: migrate.images.File
-	(*Object)(nil),          // 14: migrate.images.Object
-	(*Extent)(nil),          // 15: migrate.images.Extent
-	(*Segment)(nil),         // 16: migrate.images.Segment
-	(*Namespaces)(nil),      // 17: migrate.images.Namespaces
+	(*AddressRange)(nil),    // 14: migrate.images.AddressRange
+	(*VmaMark)(nil),         // 15: migrate.images.VmaMark
+	(*Object)(nil),          // 16: migrate.images.Object
+	(*Extent)(nil),          // 17: migrate.images.Extent
+	(*Segment)(nil),         // 18: migrate.images.Segment
+	(*Namespaces)(nil),      // 19: migrate.images.Namespaces
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	4,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
-	14, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
-	17, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
+	16, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
+	19, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
 	6,  // 4: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
-	8,  // 5: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	9,  // 6: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	10, // 7: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	12, // 8: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	11, // 9: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 10: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	2,  // 11: migrate.images.File.header:type_name -> migrate.images.Header
-	5,  // 12: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	7,  // 13: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	1,  // 14: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
-	15, // 15: migrate.images.Object.extents:type_name -> migrate.images.Extent
-	16, // 16: migrate.images.Object.segment:type_name -> migrate.images.Segment
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	15, // 5: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
+	14, // 6: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
+	8,  // 7: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 8: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 9: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 10: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 11: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	0,  // 12: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 13: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 14: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 15: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	1,  // 16: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	17, // 17: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	18, // 18: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -1795,7 +1975,7 @@ func file_engine_images_extra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
