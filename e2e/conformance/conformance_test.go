@@ -30,11 +30,12 @@ const timeout = 60 * time.Second
 
 func TestDumpAndRestore(t *testing.T) {
 	each(t, func(ctx context.Context, t *testing.T, w *workload) {
-		descriptors := w.descriptors(t)
+		descriptors, memory := w.descriptors(t), w.memory(t)
 		dir := w.dump(ctx, t)
 		w.mustBeGone(t)
 		w.restore(ctx, t, dir)
 		w.mustHave(t, descriptors)
+		w.mustHaveMemory(t, memory)
 		w.check(ctx, t)
 	})
 }

@@ -103,11 +103,14 @@ func launch(ctx context.Context, t *testing.T, bin string, p program) *workload 
 		t.Fatal(err)
 	}
 	w.pid = cmd.Process.Pid
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	w.exited = make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(w.exited)
+	}()
 	t.Cleanup(func() {
 		_ = unix.Kill(-w.pid, unix.SIGKILL) // the session's group, of the first copy or of the restored one
-		<-exited
+		<-w.exited
 		if t.Failed() {
 			t.Logf("it printed:\n%s", w.output())
 		}

@@ -127,9 +127,9 @@ func vdso(maps []mapping) (mapping, bool) {
 	return mapping{}, false
 }
 
-// findSyscall returns the address of an instruction that enters the kernel and that stays when all of a stub is
-// gone: in the vDSO, or else the one with which the thread, whose registers are given, last did so.
-func findSyscall(s *space, regs arch.Regs) (Addr, error) {
+// findSyscall returns the address of an instruction that enters the kernel and that stays when the stub at except is
+// gone: in the vDSO; or else the one with which the thread, whose registers are given, last did so; or else any in the program.
+func findSyscall(s *space, regs arch.Regs, except Addr) (Addr, error) {
 	maps, err := mappings(s.pid)
 	if err != nil {
 		return 0, err
@@ -150,5 +150,41 @@ func findSyscall(s *space, regs arch.Regs) (Addr, error) {
 			return before.Add(uint64(i)), nil
 		}
 	}
-	return 0, fmt.Errorf("process %d has no vDSO with a system call instruction and is not stopped behind one", s.pid)
+	for _, m := range maps {
+		if m.perms[2] != 'x' || m.start <= except && except < m.end {
+			continue
+		}
+		if at, ok := s.findIn(m); ok {
+			return at, nil
+		}
+	}
+	return 0, fmt.Errorf("process %d has no system call instruction, in a vDSO or elsewhere", s.pid)
+}
+
+// maxCode bounds how much of a mapping is searched, in bytes: the C library has one in its first page of code.
+const maxCode = 16 << 20
+
+// findIn looks for a system call instruction in a mapping of code. What cannot be read of it is passed over.
+func (s *space) findIn(m mapping) (Addr, bool) {
+	const step = 64 << 10
+	end := m.end
+	if m.size() > maxCode {
+		end = m.start.Add(maxCode)
+	}
+	for at := m.start; at < end; at = at.Add(step) {
+		code := make([]byte, min(step, uint64(end-at)))
+		if err := s.mem.Read(at, code); err != nil {
+			continue
+		}
+		for from := 0; ; from++ {
+			i := arch.FindSyscall(code[from:])
+			if i < 0 {
+				break
+			}
+			if from += i; arch.SyscallSize != 4 || from%4 == 0 { // instructions of four bytes are aligned
+				return at.Add(uint64(from)), true
+			}
+		}
+	}
+	return 0, false
 }

@@ -125,7 +125,7 @@ func (t *Trap) mapRegion(ctx context.Context, at Addr) (Addr, error) {
 
 // call makes one system call without the stub.
 func (t *Trap) call(ctx context.Context, name string, nr int, args ...uint64) (uint64, error) {
-	insn, err := findSyscall(t.space, t.original)
+	insn, err := findSyscall(t.space, t.original, t.region.start)
 	if err != nil {
 		return 0, err
 	}
