@@ -39,11 +39,18 @@ func (w *workload) memory(t *testing.T) []region {
 		flags := slices.DeleteFunc(slices.Clone(m.Smaps.VMFlags), func(f string) bool { return slices.Contains(passingFlags, f) })
 		what := fmt.Sprintf("prot %d shared %v %q deleted %v flags %v key %d page %d", m.Prot, m.Shared,
 			numberedMemory.ReplaceAllString(m.Path, "$1"), m.Deleted, flags, m.Smaps.ProtectionKey, m.Smaps.KernelPageSize)
+		if m.Path == "/anon_hugepage" && !m.Shared {
+			m.Offset, m.Inode = 0, 0 // into a file that only this mapping has
+		}
+		after := m.Offset + m.Size()
+		if m.Inode == 0 {
+			after = 0
+		}
 		if n := len(out); n > 0 && out[n-1].end == m.Start && out[n-1].what == what && (out[n-1].next == m.Offset || m.Inode == 0) {
-			out[n-1].end, out[n-1].next = m.End, m.Offset+m.Size()
+			out[n-1].end, out[n-1].next = m.End, after
 			continue
 		}
-		out = append(out, region{m.Start, m.End, what, m.Offset + m.Size()})
+		out = append(out, region{m.Start, m.End, what, after})
 	}
 	return out
 }

@@ -47,14 +47,14 @@ func buildProt(v *vma.VmaEntry) uint32 {
 func addMap(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 	v := c.VMA
 	const kept = unix.MAP_SHARED | unix.MAP_PRIVATE | mapDroppable | unix.MAP_ANONYMOUS | unix.MAP_GROWSDOWN | unix.MAP_NORESERVE
-	flags, offset := v.GetFlags()&kept|unix.MAP_FIXED, uint64(0)
+	flags, offset := v.GetFlags()&(kept|hugeFlags)|unix.MAP_FIXED, uint64(0)
 	var fd any = -1
 	if v.GetStatus()&(images.VMAFilePrivate|images.VMAFileShared|images.VMAAnonShared) != 0 {
 		var err error
 		if fd, err = open(b, v); err != nil {
 			return nil, fmt.Errorf("%v: %w", c, err)
 		}
-		flags, offset = flags&^unix.MAP_ANONYMOUS, v.GetPgoff()+c.Start-v.GetStart()
+		flags, offset = flags&^(unix.MAP_ANONYMOUS|hugeFlags), v.GetPgoff()+c.Start-v.GetStart()
 	} else if v.GetStatus()&images.VMAAnonPrivate == 0 {
 		return nil, fmt.Errorf("%v: a mapping of status 0x%x is of no kind that can be made", c, v.GetStatus())
 	}

@@ -138,7 +138,7 @@ func (r *replica) open(b *remote.Batch, v *vma.VmaEntry) (any, error) {
 			return nil, err
 		}
 		size := records[slices.IndexFunc(records, func(o *imagespb.Object) bool { return uint64(o.Id) == id })].Size
-		f, err := NewSharedMemory(testContext(r), r.trap, size)
+		f, err := NewSharedMemory(testContext(r), r.trap, size, 0)
 		if err != nil {
 			return nil, err
 		}

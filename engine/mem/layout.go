@@ -51,6 +51,7 @@ type File struct {
 	Mode         uint32 // st_mode
 	BuildID      []byte // of an ELF file that has one
 	Object       uint32 // its number among the Objects, if no name reaches it
+	Huge         uint64 // size of its pages, if it is of hugetlbfs
 }
 
 // A Mapping is one mapping of a process.
@@ -65,6 +66,7 @@ type Mapping struct {
 	Name   string // of private memory, as given by PR_SET_VMA_ANON_NAME
 	File   *File  // PrivateFile and SharedFile
 	Object uint32 // SharedAnon: the object's shmid in Objects
+	Huge   uint64 // PrivateAnon: size of its pages, if they are of hugetlbfs
 }
 
 func (m *Mapping) String() string {
@@ -121,7 +123,7 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 	r := &record{start: m.Start, end: m.End, pgoff: m.Offset, prot: m.Prot, flags: mapPrivate, status: images.VMARegular, madv: m.Marks.Advice, fd: -1}
 	switch m.Kind {
 	case PrivateAnon:
-		if r.flags |= mapAnonymous; m.Marks.Droppable {
+		if r.flags |= mapAnonymous | encodeHuge(m.Huge); m.Marks.Droppable {
 			r.flags ^= mapPrivate | mapDroppable
 		}
 		r.status |= images.VMAAnonPrivate
@@ -142,6 +144,7 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 				r.fdflags = openReadWrite
 			}
 		}
+		r.flags |= encodeHuge(m.File.Huge)
 	case VDSO:
 		r.status |= images.VMAVDSO | images.VMAAnonPrivate
 	case Vvar:

@@ -173,7 +173,6 @@ func (m *Mapping) setMarks(s *procfs.Smaps) (refused *Refusal) {
 
 // refusedFlags are the VmFlags of what is not carried (fs/proc/task_mmu.c, show_smap_vma_flags).
 var refusedFlags = map[string]*Refusal{
-	"ht": refuseHugetlb,
 	"io": refuseDevice, // VM_IO
 	"pf": refuseDevice, // VM_PFNMAP
 	"mm": refuseDevice, // VM_MIXEDMAP
@@ -207,8 +206,8 @@ func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (refused *Refusal
 		return refuseSysV, nil
 	case strings.HasPrefix(p.Path, memfdName) && p.Deleted:
 		return r.file(m, p)
-	case strings.HasPrefix(p.Path, "/anon_hugepage"):
-		return refuseHugetlb, nil
+	case strings.HasPrefix(p.Path, hugeMapping) && p.Deleted:
+		err = r.anonHuge(m, p)
 	case strings.HasPrefix(p.Path, "/[aio]"):
 		return refuseAIO, nil
 	case strings.HasPrefix(p.Path, "anon_inode:[io_uring]"):
@@ -286,6 +285,9 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, e
 		return nil, refuseSpecial, nil
 	}
 	out := &File{Path: path, Major: p.Major, Minor: p.Minor, Inode: st.Ino, Size: st.Size, Mode: st.Mode}
+	if out.Huge, err = hugePage(int(f.Fd())); err != nil {
+		return nil, nil, err
+	}
 	out.BuildID = buildID(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	return out, nil, nil
 }

@@ -31,7 +31,7 @@ func (r *LayoutReader) openObject(p *procfs.Mapping) (*File, *Refusal, error) {
 	if err := x.describe(false); err != nil {
 		return nil, nil, err
 	}
-	return &File{Path: p.Path + deleted, Major: p.Major, Minor: p.Minor, Inode: p.Inode, Size: int64(x.record.Size), Mode: x.record.Mode, Object: x.record.Id}, nil, nil
+	return &File{Path: p.Path + deleted, Major: p.Major, Minor: p.Minor, Inode: p.Inode, Size: int64(x.record.Size), Mode: x.record.Mode, Object: x.record.Id, Huge: x.record.HugePage}, nil, nil
 }
 
 // unlessGone makes the failure to look at a mapping of a process that has ended, or of one that was unmapped since, ErrGone.

@@ -102,7 +102,7 @@ func classifyObject(text string, st *unix.Stat_t, magic int64, hidden bool) (*im
 		r.Kind, r.Path = imagespb.Object_MEMFD, strings.TrimPrefix(name, memfdName)
 	case memory && strings.HasPrefix(name, sysvName):
 		r.Kind = imagespb.Object_SYSV
-	case memory && st.Dev == internal:
+	case memory && (st.Dev == internal || name == hugeMapping):
 		r.Kind = imagespb.Object_ANON
 	case !gone && !hidden:
 		return nil, ErrReachable

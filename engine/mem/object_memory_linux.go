@@ -16,9 +16,10 @@ import (
 
 // NewSharedMemory makes an object of shared anonymous memory at the destination. It is made as a mapping in a process that
 // is being built, since that is the only way to one that is not called memfd, and reached through /proc/PID/map_files.
-func NewSharedMemory(ctx context.Context, c remote.Caller, size uint64) (_ *os.File, err error) {
+// Huge is the size of its pages, if they are of hugetlbfs.
+func NewSharedMemory(ctx context.Context, c remote.Caller, size, huge uint64) (_ *os.File, err error) {
 	var b remote.Batch
-	at := b.Call(unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, -1, 0)
+	at := b.Call(unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|encodeHuge(huge), -1, 0)
 	if err := c.Run(ctx, &b); err != nil {
 		return nil, fmt.Errorf("shared memory of %d bytes: %w", size, err)
 	}

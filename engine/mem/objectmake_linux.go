@@ -40,7 +40,7 @@ func NewObject(ctx context.Context, env ObjectEnv, r *imagespb.Object) (_ *Objec
 	o := &Object{record: r}
 	switch r.GetKind() {
 	case imagespb.Object_ANON:
-		o.file, err = NewSharedMemory(ctx, env.Caller, r.GetSize())
+		o.file, err = NewSharedMemory(ctx, env.Caller, r.GetSize(), r.GetHugePage())
 	case imagespb.Object_MEMFD:
 		o.file, err = newMemfd(r)
 	case imagespb.Object_SYSV:

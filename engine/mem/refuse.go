@@ -11,7 +11,6 @@ type Refusal struct{ Kind, About string }
 
 // The kinds of memory that are not carried. Kind is what a plan prints.
 var (
-	refuseHugetlb  = &Refusal{"hugetlb", "huge pages of hugetlbfs"}
 	refuseDevice   = &Refusal{"device-mapping", "memory of a device or its driver"}
 	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a deleted file that is no regular one, or is on hugetlbfs"}
 	refuseReplaced = &Refusal{"replaced-file", "a shared mapping of a file that another one hides, mounted over it"}
@@ -31,7 +30,7 @@ var (
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
-	for _, r := range []*Refusal{refuseHugetlb, refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
+	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
 		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside} {
 		out = append(out, *r)
 	}

@@ -158,7 +158,7 @@ const maxArea = 64 << 20
 func (s *Source) areas() []Area {
 	var out []Area
 	add := func(a Area) {
-		if n := len(out); n > 0 && out[n-1].End == a.Start && out[n-1].File == a.File && out[n-1].Whole == a.Whole && a.End-out[n-1].Start <= maxArea {
+		if n := len(out); n > 0 && out[n-1].End == a.Start && out[n-1].File == a.File && out[n-1].Whole == a.Whole && out[n-1].Huge == a.Huge && a.End-out[n-1].Start <= maxArea {
 			out[n-1].End = a.End
 			return
 		}
@@ -169,16 +169,20 @@ func (s *Source) areas() []Area {
 			continue
 		}
 		file := v.GetStatus()&images.VMAFilePrivate != 0
+		if isHuge(v) {
+			add(Area{rangeOf(v), file, true, true})
+			continue
+		}
 		at := v.GetStart()
 		for _, w := range s.whole.cut(Range{at, v.GetEnd()}) {
 			if at < w.Start {
-				add(Area{Range{at, w.Start}, file, false})
+				add(Area{Range{at, w.Start}, file, false, false})
 			}
-			add(Area{w, file, true})
+			add(Area{w, file, true, false})
 			at = w.End
 		}
 		if at < v.GetEnd() {
-			add(Area{Range{at, v.GetEnd()}, file, false})
+			add(Area{Range{at, v.GetEnd()}, file, false, false})
 		}
 	}
 	return out

@@ -16,6 +16,8 @@ type Area struct {
 	File bool
 	// Whole says that every page is to be reported, written or not: the destination has none of them.
 	Whole bool
+	// Huge says that it is of huge pages, which are not tracked: it is Whole each time.
+	Huge bool
 }
 
 // State says what a Tracker knows of some pages.

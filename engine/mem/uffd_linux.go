@@ -122,7 +122,7 @@ func (u *userfault) Collect(ctx context.Context, areas []Area, sent *Digest) ([]
 
 // collect reports the pages of one area, and whether it is registered.
 func (u *userfault) collect(a Area, sent *Digest) (_ []Extent, registered bool, err error) {
-	for range 3 {
+	for tries := 0; tries < 3 && !a.Huge; tries++ {
 		if !u.own.covers(a.Range) {
 			a.Whole = true
 			if err := uffdRegister(int(u.fd.Fd()), a.Range, uffdModeWP); err != nil {

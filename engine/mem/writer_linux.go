@@ -83,7 +83,7 @@ func (w *Writer) Follow(vmas []*vma.VmaEntry) {
 // fillable tells memory into which pages are put one by one: not where the kernel would use huge pages.
 func fillable(v *vma.VmaEntry) bool {
 	huge := v.GetMadv()&(1<<adviceHugePage) != 0 || hugeByDefault() && v.GetMadv()&(1<<adviceNoHugePage) == 0
-	return v.GetStatus()&images.VMAAnonPrivate != 0 && !kernelOwned(v) && !huge
+	return v.GetStatus()&images.VMAAnonPrivate != 0 && !kernelOwned(v) && !huge && !isHuge(v)
 }
 
 // hugeByDefault tells whether this kernel uses huge pages where a program does not ask for them.

@@ -217,7 +217,7 @@ func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, 
 	}
 	for i, r := range results {
 		if r.Err() != nil {
-			return fmt.Errorf("%v: %w", changes[i], r.Err())
+			return changes[i].Explain(r.Err())
 		}
 	}
 	return err
