@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -123,21 +122,4 @@ func connEnds(d *description) (p sock.Pair, err error) {
 		return p, fmt.Errorf("ends of the connection: %w", err)
 	}
 	return p, nil
-}
-
-// askTCP asks sock_diag for what sockets do not tell of themselves, if the tree has a TCP socket.
-func (r *dump) askTCP() error {
-	if !slices.ContainsFunc(r.snap.list, func(d *description) bool { return d.kind == kindTCP }) {
-		return nil
-	}
-	list, err := r.diag.TCP(tcprepair.Established, tcprepair.SynSent, tcprepair.FinWait1, tcprepair.FinWait2, tcprepair.CloseWait, tcprepair.LastAck,
-		tcprepair.Listen, tcprepair.Closing)
-	if err != nil {
-		return err
-	}
-	r.tcpInfo = make(map[uint32]sock.TCPInfo, len(list))
-	for _, i := range list {
-		r.tcpInfo[i.Ino] = i
-	}
-	return nil
 }

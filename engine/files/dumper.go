@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
+	"migrate/engine/bpf"
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
@@ -48,9 +49,10 @@ type Dumper struct {
 
 	places map[inode]place // where watched files were found
 
-	locked   map[uint64]bool // while Check or Dump runs: inodes with locks, nil until asked for
-	current  *snapshot       // while Check or Dump runs
-	held     *snapshot       // after Dump, until Resume or Drop
+	locked   map[uint64]bool    // while Check or Dump runs: inodes with locks, nil until asked for
+	current  *snapshot          // while Check or Dump runs
+	held     *snapshot          // after Dump, until Resume or Drop
+	kernel   map[int]bpf.Socket // while Check or Dump runs: sockets by their duplicates, nil until asked for
 	paused   []*pausedConn
 	lock     *connLock         // of the connections, from Dump until Resume or Drop
 	outsider map[pipeKey][]int // while Check runs: who else holds a pipe, by inode
@@ -135,7 +137,7 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 		}
 	}
 	d.needed = d.neededOf(snap)
-	d.outsider, d.current, d.locked = nil, nil, nil
+	d.outsider, d.current, d.locked, d.kernel = nil, nil, nil, nil
 	return out, snap.close()
 }
 
@@ -264,7 +266,7 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	}
 	d.frozen = true
 	defer func() {
-		d.frozen, d.current, d.locked = false, nil, nil
+		d.frozen, d.current, d.locked, d.kernel = false, nil, nil, nil
 		if err != nil {
 			err = errors.Join(err, d.Resume(ctx))
 		}

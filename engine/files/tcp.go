@@ -74,7 +74,7 @@ func checkTCP(_ context.Context, dm *Dumper, d *description) []problem {
 			err = nil // by the time of the freeze it will be another number
 		}
 	case state == tcprepair.Closed:
-		_, err = tcprepair.SaveIdle(d.osFile(), netip.AddrPort{}, nil)
+		_, err = tcprepair.SaveIdle(d.osFile(), netip.AddrPort{}, dm.endOf(d))
 	case state == tcprepair.SynSent || state == tcprepair.SynRecv:
 		// These pass by themselves; if not, Dump says so.
 	case d.sock.proto == unix.IPPROTO_MPTCP:
@@ -151,7 +151,7 @@ func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
 }
 
 func (r *dump) dumpIdle(d *description, e *sk_inet.InetSkEntry) error {
-	s, err := tcprepair.SaveIdle(d.osFile(), r.tcpInfo[uint32(d.stat.Ino)].Remote, nil)
+	s, err := tcprepair.SaveIdle(d.osFile(), r.tcpInfo[uint32(d.stat.Ino)].Remote, r.endOf(d))
 	if err != nil {
 		return notCarried(err)
 	}

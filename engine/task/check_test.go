@@ -219,11 +219,6 @@ func TestKindsAreNamedOnce(t *testing.T) {
 	}
 }
 
-func FuzzBTF(f *testing.F) {
-	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4, 8, 0, 0, 0, 0, 'x', 0})
-	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseBTF(b) })
-}
-
 func TestCheckSpeculation(t *testing.T) {
 	for state, refused := range map[string]bool{
 		"vulnerable": false, "not vulnerable": false, "thread vulnerable": false, "globally mitigated": false, "always enabled": false,

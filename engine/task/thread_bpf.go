@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/bpf"
 	"migrate/engine/images/imagespb"
 )
 
@@ -88,9 +89,9 @@ const (
 )
 
 // threadFields lists the reads that the program makes: those of task_struct, then those of its cred.
-func threadFields(t *kernelTypes) (task, cred []bpfRead, err error) {
+func threadFields(t *bpf.Types) (task, cred []bpfRead, err error) {
 	add := func(list *[]bpfRead, structure, name string, size, to int32) {
-		off, e := t.member(structure, name)
+		off, e := t.Member(structure, name)
 		err = errors.Join(err, e)
 		*list = append(*list, bpfRead{from: int32(off), size: size, to: to})
 	}
@@ -106,7 +107,7 @@ func threadFields(t *kernelTypes) (task, cred []bpfRead, err error) {
 	add(&task, "task_struct", "timer_slack_ns", 8, atSlack)
 	add(&task, "task_struct", "atomic_flags", 8, atFlags)
 	add(&cred, "cred", "securebits", 4, atSecureBits)
-	if _, e := t.member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
+	if _, e := t.Member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
 		add(&cred, "cred", "thread_keyring", 8, atThreadKeys)
 		add(&cred, "cred", "process_keyring", 8, atProcessKeys)
 	}
@@ -122,18 +123,18 @@ type kernelFacts struct {
 var factsOfKernel = sync.OnceValues(readKernelFacts)
 
 func readKernelFacts() (*kernelFacts, error) {
-	types, err := readBTF("/sys/kernel/btf/vmlinux")
+	types, err := bpf.Kernel("task_struct", "restart_block", "cred", "bpf_iter_task")
 	if err != nil {
-		return nil, fmt.Errorf("types of the kernel: %w", err)
+		return nil, err
 	}
 	task, cred, err := threadFields(types)
 	if err != nil {
 		return nil, err
 	}
-	if size := types.structs["restart_block"]; size != restartBlockSize {
+	if size := types.Size("restart_block"); size != restartBlockSize {
 		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", size, restartBlockSize)
 	}
-	f := &kernelFacts{program: threadProgram(task, cred), iterator: types.funcs["bpf_iter_task"]}
+	f := &kernelFacts{program: threadProgram(task, cred), iterator: types.Func("bpf_iter_task")}
 	if f.iterator == 0 {
 		return nil, errors.New("this kernel has no BPF iterator over threads (Linux 5.8 has)")
 	}
@@ -146,7 +147,7 @@ func OpenThreadReader() (*ThreadReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog, err := loadIterator(facts.iterator, facts.program)
+	prog, err := bpf.LoadIterator(facts.iterator, facts.program)
 	if err != nil {
 		return nil, fmt.Errorf("loading the BPF program: %w", err)
 	}
@@ -164,7 +165,7 @@ func (r *ThreadReader) Close() error { return unix.Close(r.prog) }
 // Read returns the state of a thread, by its id in this program's pid namespace. The thread should be stopped; its
 // restart block means something only if its last system call was interrupted (arch.RestartBlock).
 func (r *ThreadReader) Read(tid int) (KernelState, error) {
-	raw, err := runIterator(r.prog, uint32(tid), 2*recordSize)
+	raw, err := bpf.RunIterator(r.prog, uint32(tid), 2*recordSize)
 	if err != nil {
 		return KernelState{}, fmt.Errorf("kernel state of thread %d: %w", tid, err)
 	}
@@ -240,14 +241,6 @@ func restartFunctions(path string) (map[uint64]imagespb.RestartBlock_Kind, error
 	return out, nil
 }
 
-// insn encodes a BPF instruction.
-func insn(code uint8, dst, src uint8, off int16, imm int32) []byte {
-	b := []byte{code, src<<4 | dst, 0, 0, 0, 0, 0, 0}
-	binary.LittleEndian.PutUint16(b[2:], uint16(off))
-	binary.LittleEndian.PutUint32(b[4:], uint32(imm))
-	return b
-}
-
 // bpfRead copies size bytes from a place in a struct of the kernel to a place in the record.
 type bpfRead struct{ from, size, to int32 }
 
@@ -276,23 +269,23 @@ func threadProgram(task, cred []bpfRead) []byte {
 		}
 	}
 	read := func(base uint8, r bpfRead) {
-		emit(insn(mov, 3, base, 0, 0), insn(addImm, 3, 0, 0, r.from), insn(movImm, 2, 0, 0, r.size),
-			insn(mov, 1, fp, 0, 0), insn(addImm, 1, 0, 0, r.to-recordSize), insn(call, 0, 0, 0, probeRead))
+		emit(bpf.Insn(mov, 3, base, 0, 0), bpf.Insn(addImm, 3, 0, 0, r.from), bpf.Insn(movImm, 2, 0, 0, r.size),
+			bpf.Insn(mov, 1, fp, 0, 0), bpf.Insn(addImm, 1, 0, 0, r.to-recordSize), bpf.Insn(call, 0, 0, 0, probeRead))
 	}
-	emit(insn(mov, 6, 1, 0, 0), insn(load, 7, 6, 8, 0)) // r7 = ctx->task
-	emit(insn(jneImm, 7, 0, 2, 0), insn(movImm, 0, 0, 0, 0), insn(exit, 0, 0, 0, 0))
+	emit(bpf.Insn(mov, 6, 1, 0, 0), bpf.Insn(load, 7, 6, 8, 0)) // r7 = ctx->task
+	emit(bpf.Insn(jneImm, 7, 0, 2, 0), bpf.Insn(movImm, 0, 0, 0, 0), bpf.Insn(exit, 0, 0, 0, 0))
 	for off := int16(0); off < recordSize; off += 8 {
-		emit(insn(store, fp, 0, off-recordSize, 0))
+		emit(bpf.Insn(store, fp, 0, off-recordSize, 0))
 	}
 	for _, r := range task {
 		read(7, r)
 	}
-	emit(insn(load, 8, fp, atCred-recordSize, 0))
+	emit(bpf.Insn(load, 8, fp, atCred-recordSize, 0))
 	for _, r := range cred {
 		read(8, r)
 	}
-	emit(insn(load, 1, 6, 0, 0), insn(load, 1, 1, 0, 0)) // ctx->meta->seq
-	emit(insn(mov, 2, fp, 0, 0), insn(addImm, 2, 0, 0, -recordSize), insn(movImm, 3, 0, 0, recordSize), insn(call, 0, 0, 0, seqWrite))
-	emit(insn(movImm, 0, 0, 0, 0), insn(exit, 0, 0, 0, 0))
+	emit(bpf.Insn(load, 1, 6, 0, 0), bpf.Insn(load, 1, 1, 0, 0)) // ctx->meta->seq
+	emit(bpf.Insn(mov, 2, fp, 0, 0), bpf.Insn(addImm, 2, 0, 0, -recordSize), bpf.Insn(movImm, 3, 0, 0, recordSize), bpf.Insn(call, 0, 0, 0, seqWrite))
+	emit(bpf.Insn(movImm, 0, 0, 0, 0), bpf.Insn(exit, 0, 0, 0, 0))
 	return p
 }

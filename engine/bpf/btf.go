@@ -1,6 +1,6 @@
 //go:build linux
 
-package task
+package bpf
 
 import (
 	"bytes"
@@ -12,20 +12,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelTypes is what is needed of the kernel's type information (Documentation/bpf/btf.rst).
-type kernelTypes struct {
+// Types is what is needed of the kernel's type information (Documentation/bpf/btf.rst).
+type Types struct {
 	structs map[string]uint32            // sizes in bytes
 	members map[string]map[string]uint32 // of wanted structs: offsets in bytes
 	funcs   map[string]uint32            // ids
 }
 
-// member returns the offset of a struct's member in bytes.
-func (t *kernelTypes) member(structure, name string) (uint32, error) {
+// Member returns the offset of a struct's member in bytes.
+func (t *Types) Member(structure, name string) (uint32, error) {
 	off, ok := t.members[structure][name]
 	if !ok {
 		return 0, fmt.Errorf("struct %s has no member %s in this kernel", structure, name)
 	}
 	return off, nil
+}
+
+// Size returns the size of a struct in bytes, 0 if the kernel has none of the name.
+func (t *Types) Size(structure string) uint32 { return t.structs[structure] }
+
+// Func returns the type id of a function, 0 if the kernel has none of the name.
+func (t *Types) Func(name string) uint32 { return t.funcs[name] }
+
+// Kernel reads the type information of the running kernel about some structs and functions. It takes some 10 to 50 ms.
+func Kernel(names ...string) (*Types, error) {
+	t, err := readBTF("/sys/kernel/btf/vmlinux", names)
+	if err != nil {
+		return nil, fmt.Errorf("types of the kernel: %w", err)
+	}
+	return t, nil
 }
 
 // Kinds of types, and the size in bytes of what follows each, once and for each of its elements.
@@ -44,7 +59,7 @@ const (
 var errBTF = errors.New("not in BTF as this program knows it")
 
 // readBTF maps the file, which the kernel allows since 6.16: read, it comes page by page.
-func readBTF(path string) (_ *kernelTypes, err error) {
+func readBTF(path string, names []string) (_ *Types, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -62,14 +77,14 @@ func readBTF(path string) (_ *kernelTypes, err error) {
 		if b, err = os.ReadFile(path); err != nil {
 			return nil, err
 		}
-		return parseBTF(b)
+		return parseBTF(b, names)
 	}
 	defer func() { err = errors.Join(err, unix.Munmap(b)) }()
-	return parseBTF(b)
+	return parseBTF(b, names)
 }
 
 // parseBTF walks all types once and keeps the few that are of use.
-func parseBTF(b []byte) (*kernelTypes, error) {
+func parseBTF(b []byte, names []string) (*Types, error) {
 	le := binary.LittleEndian
 	if len(b) < 24 || len(b) > maxBTF || le.Uint16(b) != btfMagic {
 		return nil, errBTF
@@ -92,7 +107,7 @@ func parseBTF(b []byte) (*kernelTypes, error) {
 	}
 	// Every string stands there once, so a type is known by the place of its name.
 	wanted := map[uint32]string{}
-	for _, nm := range []string{"task_struct", "restart_block", "cred", "bpf_iter_task"} {
+	for _, nm := range names {
 		if at := bytes.Index(strs, append(append([]byte{0}, nm...), 0)); at >= 0 {
 			wanted[uint32(at)+1] = nm
 		}
@@ -104,7 +119,7 @@ func parseBTF(b []byte) (*kernelTypes, error) {
 		s, _, _ := bytes.Cut(strs[off:], []byte{0})
 		return string(s)
 	}
-	t := &kernelTypes{structs: map[string]uint32{}, members: map[string]map[string]uint32{}, funcs: map[string]uint32{}}
+	t := &Types{structs: map[string]uint32{}, members: map[string]map[string]uint32{}, funcs: map[string]uint32{}}
 	for id := uint32(1); len(types) > 0; id++ {
 		if len(types) < 12 {
 			return nil, errBTF

@@ -1,6 +1,6 @@
 //go:build linux
 
-package task
+package bpf
 
 import (
 	"errors"
@@ -29,8 +29,8 @@ func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 	return int(r), nil
 }
 
-// loadIterator loads a BPF program that iterates over what the kernel function with this type id walks.
-func loadIterator(btfID uint32, program []byte) (int, error) {
+// LoadIterator loads a BPF program that iterates over what the kernel function with this type id walks.
+func LoadIterator(btfID uint32, program []byte) (int, error) {
 	license := []byte("GPL\x00") // bpf_probe_read_kernel and bpf_seq_write are offered to GPL programs alone
 	var attr struct {
 		progType, insnCount       uint32
@@ -57,8 +57,8 @@ func loadIterator(btfID uint32, program []byte) (int, error) {
 	return fd, err
 }
 
-// runIterator runs the program for one thread and returns what it wrote, of at most limit bytes.
-func runIterator(prog int, tid uint32, limit int) (_ []byte, err error) {
+// RunIterator runs the program for one thread and returns what it wrote, of at most limit bytes.
+func RunIterator(prog int, tid uint32, limit int) (_ []byte, err error) {
 	info := [4]uint32{tid} // union bpf_iter_link_info: task.tid
 	var link struct {
 		prog, target, attachType, flags uint32
