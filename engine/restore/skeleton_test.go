@@ -103,12 +103,12 @@ func start(t *testing.T, name string) int {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	cmd := exec.Command(program)
-	cmd.Dir = dir
+	cmd.Dir, cmd.SysProcAttr = dir, &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // with its children
 		_ = cmd.Wait()
 	})
 	for range 1000 {
