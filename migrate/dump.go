@@ -27,7 +27,7 @@ func newDumpCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
-			src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: pid}, LockConnections: true})
+			src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: pid}, LockConnections: true, SameHost: true})
 			if err != nil {
 				return err
 			}

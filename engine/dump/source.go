@@ -36,6 +36,8 @@ type Options struct {
 	Cgroup *ns.Cgroup
 	// LockConnections: see files.Options.
 	LockConnections bool
+	// SameHost tells that the tree will come back on this host (see files.Options).
+	SameHost bool
 }
 
 // Source is a process tree that is being dumped or moved away.
@@ -68,7 +70,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.memory = newMemory(s)
 	s.memory.objects.In(s.procs[0].PID)
-	s.files = files.NewDumper(files.Options{External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects})
+	s.files = files.NewDumper(files.Options{External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }

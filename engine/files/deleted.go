@@ -31,7 +31,7 @@ var kindDeleted = &Kind{
 	Note: "with its content, into the directory where it was, which is made for a moment if it was deleted, too; " +
 		"one that has another name left is opened by that, for which the name must be in the same directory or the source and the destination be the same",
 	match: func(d *description) bool { return d.format() == unix.S_IFREG && d.isNameless() },
-	check: checkRegular, dump: dumpPath,
+	check: checkPath, dump: dumpPath,
 }
 
 // isNameless tells files and directories that no name reaches.

@@ -31,6 +31,8 @@ type Options struct {
 	// External names files and pipes that belong to the agent, such as the log of a workload: they are not
 	// carried, but attached at the destination by Env.External under the same name.
 	External map[FileID]string
+	// SameHost tells that the tree will come back on this host: what it uses of other processes is still there.
+	SameHost bool
 	// LockConnections keeps the peers of TCP connections from noticing that the tree is gone (sock.Lock): for a dump to disk, where
 	// no gate stands before the tree.
 	LockConnections bool

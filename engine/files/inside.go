@@ -26,6 +26,8 @@ type inside struct {
 	// first runs before batch; between them, as many events as harvest says are taken out of the epoll sets.
 	first   *remote.Batch
 	harvest map[uint32]int
+	// broken are leases to be broken between the batches.
+	broken []brokenLease
 	// second runs after first: epoll targets whose number means something else. They are at hand under spare numbers.
 	second  *remote.Batch
 	spare   map[uint32]int // by record
@@ -77,7 +79,7 @@ func (in *inside) run(ctx context.Context) error {
 		if err := in.p.Caller.Run(ctx, in.first); err != nil {
 			return in.explain(err)
 		}
-		if err := in.disarm(); err != nil {
+		if err := errors.Join(in.disarm(), in.breakLeases()); err != nil {
 			return err
 		}
 	}
@@ -145,7 +147,15 @@ func (in *inside) owner(fd int, flags uint32, o *fown.FownEntry) error {
 		}
 		ex := binary.LittleEndian.AppendUint32(nil, uint32(typ))
 		ex = binary.LittleEndian.AppendUint32(ex, o.GetPid())
+		// The kernel keeps the user ids of the caller, which this thread gets for the call (fs/fcntl.c, f_modown).
+		as := o.GetUid() != 0 || o.GetEuid() != 0
+		if as {
+			in.call(fmt.Sprintf("user of the owner of descriptor %d", fd), unix.SYS_SETRESUID, o.GetUid(), o.GetEuid(), 0)
+		}
 		in.call(fmt.Sprintf("owner of descriptor %d (F_SETOWN_EX %d)", fd, o.GetPid()), unix.SYS_FCNTL, fd, unix.F_SETOWN_EX, in.batch.Bytes(ex))
+		if as {
+			in.call("the user before", unix.SYS_SETRESUID, 0, 0, 0)
+		}
 	}
 	if o.GetSignum() != 0 {
 		in.call(fmt.Sprintf("signal of descriptor %d (F_SETSIG)", fd), unix.SYS_FCNTL, fd, unix.F_SETSIG, o.GetSignum())

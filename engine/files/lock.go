@@ -22,6 +22,7 @@ import (
 const (
 	lockPOSIX = 1    // FL_POSIX: of a process, fcntl(2) F_SETLK
 	lockFlock = 2    // FL_FLOCK: of a description, flock(2)
+	lockLease = 32   // FL_LEASE: of a description, fcntl(2) F_SETLEASE
 	lockOFD   = 1024 // FL_OFDLCK: of a description, fcntl(2) F_OFD_SETLK
 )
 
@@ -81,7 +82,14 @@ func (d *Dumper) locksOf(desc *description) ([]*file_lock.FileLockEntry, error) 
 			if l.GetFlag() == lockPOSIX && seen[h.proc.PID] || l.GetFlag() != lockPOSIX && n > 0 {
 				continue
 			}
-			l.Pid, l.Fd = proto.Int32(int32(h.proc.VPID)), proto.Int32(int32(h.fd))
+			by := h
+			if l.GetFlag() != lockPOSIX {
+				by = taker(desc, int(l.GetPid()))
+			}
+			l.Pid, l.Fd = proto.Int32(int32(by.proc.VPID)), proto.Int32(int32(by.fd))
+			if l.GetFlag() == lockLease {
+				guessLease(l, desc.flags)
+			}
 			out = append(out, l)
 		}
 		seen[h.proc.PID] = true
@@ -89,16 +97,39 @@ func (d *Dumper) locksOf(desc *description) ([]*file_lock.FileLockEntry, error) 
 	return out, nil
 }
 
-// parseLock parses "1: POSIX  ADVISORY  WRITE 14912 fe:00:9991697 0 EOF" (fs/locks.c, lock_get_status).
+// taker is the holder that has taken a lock of a description, or its first one if that one holds it no more.
+func taker(desc *description, pid int) holder {
+	for _, h := range desc.holders {
+		if h.proc.PID == pid {
+			return h
+		}
+	}
+	return desc.holders[0]
+}
+
+// parseLock parses "1: POSIX  ADVISORY  WRITE 14912 fe:00:9991697 0 EOF" (fs/locks.c, lock_get_status). The process is that of this
+// host, until the caller knows better.
 func parseLock(line string) (*file_lock.FileLockEntry, error) {
 	f := strings.Fields(line)
 	if len(f) != 8 {
 		return nil, fmt.Errorf("it has a lock of an unknown form (%s)", line)
 	}
-	flag, ok := map[string]uint32{"POSIX": lockPOSIX, "FLOCK": lockFlock, "OFDLCK": lockOFD}[f[1]]
-	typ, ok2 := map[string]uint32{"READ": unix.F_RDLCK, "WRITE": unix.F_WRLCK}[f[3]]
-	if !ok || !ok2 || f[2] != "ADVISORY" {
-		return nil, fmt.Errorf("it has a lock or lease that is not carried (%s)", strings.Join(f, " "))
+	flag, ok := map[string]uint32{"POSIX": lockPOSIX, "FLOCK": lockFlock, "OFDLCK": lockOFD, "LEASE": lockLease}[f[1]]
+	typ, ok2 := map[string]uint32{"READ": unix.F_RDLCK, "WRITE": unix.F_WRLCK, "UNLCK": unix.F_UNLCK}[f[3]]
+	pid, err := strconv.ParseInt(f[4], 10, 32)
+	switch {
+	case !ok || !ok2 || err != nil:
+		ok = false
+	case flag == lockLease:
+		ok = f[2] == "ACTIVE" || f[2] == "BREAKING"
+		if f[2] == "BREAKING" {
+			typ |= leaseBreaking
+		}
+	default:
+		ok = f[2] == "ADVISORY" && typ != unix.F_UNLCK
+	}
+	if !ok {
+		return nil, fmt.Errorf("it has a lock that is not carried (%s)", strings.Join(f, " "))
 	}
 	start, err := strconv.ParseInt(f[6], 10, 64)
 	if err != nil {
@@ -112,7 +143,7 @@ func parseLock(line string) (*file_lock.FileLockEntry, error) {
 		}
 		length = end - start + 1
 	}
-	return &file_lock.FileLockEntry{Flag: proto.Uint32(flag), Type: proto.Uint32(typ), Start: proto.Int64(start), Len: proto.Int64(length)}, nil
+	return &file_lock.FileLockEntry{Flag: proto.Uint32(flag), Pid: proto.Int32(int32(pid)), Type: proto.Uint32(typ), Start: proto.Int64(start), Len: proto.Int64(length)}, nil
 }
 
 // lockProblems names locks that are not carried.
@@ -170,13 +201,7 @@ func (r *Restorer) settleLocks(e *fdinfo.FileEntry) error {
 	}
 	for _, l := range list {
 		switch l.GetFlag() {
-		case lockPOSIX: // insideLocks
-		case lockFlock:
-			how := unix.LOCK_SH
-			if l.GetType() == unix.F_WRLCK {
-				how = unix.LOCK_EX
-			}
-			err = unix.Flock(fd, how|unix.LOCK_NB)
+		case lockPOSIX, lockFlock, lockLease: // insideLocks: the kernel remembers who took them
 		case lockOFD:
 			err = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: int16(l.GetType()), Start: l.GetStart(), Len: l.GetLen()})
 		default:
@@ -189,25 +214,40 @@ func (r *Restorer) settleLocks(e *fdinfo.FileEntry) error {
 	return nil
 }
 
-// insideLocks takes the locks that belong to a process.
+// insideLocks takes the locks that belong to a process, and those of a description that it has taken.
 func insideLocks(in *inside, e *fdinfo.FileEntry) error {
 	list, err := in.r.locksIn(e.GetId())
 	if err != nil {
 		return err
 	}
 	for _, l := range list {
-		if l.GetFlag() != lockPOSIX || int(l.GetPid()) != in.p.VPID {
+		if l.GetFlag() == lockOFD || int(l.GetPid()) != in.p.VPID {
 			continue
 		}
 		if in.table[int(l.GetFd())] != e.GetId() {
 			return fmt.Errorf("a lock of descriptor %d, which is another file", l.GetFd())
+		}
+		what := fmt.Sprintf("lock of descriptor %d (does somebody else hold it?)", l.GetFd())
+		switch l.GetFlag() {
+		case lockLease:
+			if err := in.lease(e, l); err != nil {
+				return err
+			}
+			continue
+		case lockFlock:
+			how := unix.LOCK_SH
+			if l.GetType() == unix.F_WRLCK {
+				how = unix.LOCK_EX
+			}
+			in.call(what, unix.SYS_FLOCK, int(l.GetFd()), how|unix.LOCK_NB)
+			continue
 		}
 		var b []byte // struct flock
 		b = binary.LittleEndian.AppendUint64(b, uint64(uint16(l.GetType())))
 		b = binary.LittleEndian.AppendUint64(b, uint64(l.GetStart()))
 		b = binary.LittleEndian.AppendUint64(b, uint64(l.GetLen()))
 		b = binary.LittleEndian.AppendUint64(b, 0)
-		in.call(fmt.Sprintf("lock of descriptor %d (does somebody else hold it?)", l.GetFd()), unix.SYS_FCNTL, int(l.GetFd()), unix.F_SETLK, in.batch.Bytes(b))
+		in.call(what, unix.SYS_FCNTL, int(l.GetFd()), unix.F_SETLK, in.batch.Bytes(b))
 	}
 	return nil
 }

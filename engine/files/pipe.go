@@ -59,7 +59,7 @@ func checkPipe(_ context.Context, dm *Dumper, d *description) []problem {
 	read, write := ends(dm.current, d)
 	missing := ""
 	switch {
-	case write == nil && !polled(d.fd, unix.POLLHUP):
+	case write == nil && !polled(d.fd, unix.POLLHUP) && hasWriter(d.fd):
 		missing = "writing"
 	case read == nil && !polled(d.fd, unix.POLLERR):
 		missing = "reading"
@@ -90,6 +90,18 @@ func polled(fd int, event int16) bool {
 		}
 		return err == nil && p[0].Revents&event != 0
 	}
+}
+
+// hasWriter tells whether a pipe that does not hang up has a writer: a reading end of a FIFO hangs up only when it has seen one
+// (fifo(7)), so tee(2) is asked, which would wait for a writer. Where something is there to be read, it is not known.
+func hasWriter(fd int) bool {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return true
+	}
+	defer func() { _, _ = unix.Close(p[0]), unix.Close(p[1]) }() // what they hold is lent
+	_, err := unix.Tee(fd, p[1], 1, unix.SPLICE_F_NONBLOCK)
+	return err != nil
 }
 
 // outsiders lists the processes that hold a pipe and are not of the tree. It walks all of /proc once per Check.
@@ -172,10 +184,17 @@ func pipeContents(s *snapshot, d *description) ([]byte, error) {
 	}
 	blob := binary.LittleEndian.AppendUint32(nil, uint32(size))
 	read, write := ends(s, d)
-	if read == nil {
-		return blob, nil
+	from := d.fd
+	if read != nil {
+		from = read.fd
+	} else if n, err := unix.IoctlGetInt(d.fd, unix.TIOCINQ); err == nil && n > 0 {
+		// What nobody can read now waits for the next who opens it.
+		if from, err = unix.Open("/proc/self/fd/"+strconv.Itoa(d.fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+			return nil, fmt.Errorf("open pipe %d for reading: %w", d.stat.Ino, err)
+		}
+		defer func() { _ = unix.Close(from) }() // opened for reading: nothing is lost
 	}
-	msgs, err := peekPipe(read.fd, size, write != nil && write.flags&unix.O_DIRECT != 0)
+	msgs, err := peekPipe(from, size, write != nil && write.flags&unix.O_DIRECT != 0)
 	if err != nil {
 		return nil, fmt.Errorf("contents of pipe %d: %w", d.stat.Ino, err)
 	}
@@ -240,7 +259,8 @@ func openPipe(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	flags := int(e.Pipe.GetFlags())
 	end, ok := map[int]int{unix.O_RDONLY: 0, unix.O_WRONLY: 1}[flags&unix.O_ACCMODE]
 	var fd int
-	if ok && !p.used[end] {
+	// What was opened by way of /proc shows O_LARGEFILE, what pipe(2) has made does not.
+	if ok && !p.used[end] && flags&largeFile == 0 {
 		p.used[end] = true
 		fd = p.fd[end]
 	} else {

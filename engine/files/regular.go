@@ -21,11 +21,11 @@ const (
 
 var kindRegular = &Kind{
 	Name: "regular file", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note:  "by path, with offset, flags and locks; the file must exist at the destination with the same size; not with a lease",
+	Note:  "by path, with offset, flags, locks and leases; the file must exist at the destination with the same size",
 	match: func(d *description) bool { return d.format() == unix.S_IFREG },
-	check: checkRegular, dump: dumpPath,
+	check: checkPath, dump: dumpPath,
 	mine: func(e *fdinfo.FileEntry) bool { return !e.Reg.GetExt() },
-	open: openPath, settle: (*Restorer).settleLocks, inside: insideLocks,
+	open: openPath, settle: settleRegular, inside: insideLocks,
 }
 
 var kindDirectory = &Kind{
@@ -36,23 +36,9 @@ var kindDirectory = &Kind{
 }
 
 var kindPath = &Kind{
-	Name: "O_PATH descriptor", Type: fdinfo.FdTypes_REG, Carried: true, Note: "of files and directories, by path",
+	Name: "O_PATH descriptor", Type: fdinfo.FdTypes_REG, Carried: true, Note: "by path",
 	match: func(d *description) bool { return d.flags&unix.O_PATH != 0 },
-	check: func(ctx context.Context, dm *Dumper, d *description) []problem {
-		if f := d.format(); f != unix.S_IFREG && f != unix.S_IFDIR && f != unix.S_IFLNK {
-			return []problem{{reason: "it is an O_PATH descriptor of " + typeName(d.stat.Mode) + named(d)}}
-		}
-		return checkPath(ctx, dm, d)
-	},
-	dump: dumpPath,
-}
-
-func checkRegular(ctx context.Context, dm *Dumper, d *description) []problem {
-	out := checkPath(ctx, dm, d)
-	if lease, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETLEASE, 0); err == nil && lease != unix.F_UNLCK {
-		out = append(out, problem{reason: "it holds a lease on the file (F_SETLEASE)"})
-	}
-	return out
+	check: checkPath, dump: dumpPath,
 }
 
 // checkPath makes sure that the path still leads to the open file from the root of its holder.
@@ -135,7 +121,27 @@ func (r *dump) regEntry(d *description, name string) (*fdinfo.FileEntry, error) 
 const reopen = unix.O_ACCMODE | unix.O_APPEND | unix.O_DIRECT | unix.O_SYNC | unix.O_DSYNC | unix.O_NOATIME | unix.O_PATH |
 	unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_LARGEFILE | unix.O_NONBLOCK
 
+// isSocketPath tells an O_PATH descriptor of a socket's name. It is opened when the sockets of the tree are bound, which makes their
+// names anew.
+func isSocketPath(e *regfile.RegFileEntry) bool {
+	return e.GetFlags()&unix.O_PATH != 0 && e.GetMode()&unix.S_IFMT == unix.S_IFSOCK
+}
+
+func settleRegular(r *Restorer, e *fdinfo.FileEntry) error {
+	if isSocketPath(e.Reg) {
+		return r.openPath(e)
+	}
+	return r.settleLocks(e)
+}
+
 func openPath(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	if isSocketPath(e.Reg) {
+		return nil // settleRegular
+	}
+	return r.openPath(e)
+}
+
+func (r *Restorer) openPath(e *fdinfo.FileEntry) error {
 	if r.objectOf(e.GetId()) != 0 {
 		return r.openNameless(e)
 	}

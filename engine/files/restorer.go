@@ -27,6 +27,8 @@ type Env struct {
 	// PID is the process of the skeleton, in the pid namespace of this program. If it is nil, Root must give paths of the
 	// form /proc/PID/root.
 	PID func(vpid int) int
+	// TID is a thread of a process of the skeleton, in the pid namespace of this program. May be nil.
+	TID func(vpid, vtid int) int
 	// External opens what Options.External has named at the source. flags are open flags (fcntl(2), F_GETFL). nil
 	// means that there is nothing of the kind.
 	External func(name string, flags int) (*os.File, error)

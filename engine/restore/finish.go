@@ -101,11 +101,21 @@ func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err er
 	if err != nil {
 		return err
 	}
-	s.files, err = files.NewRestorer(cp, files.Env{NetNS: net, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }})
+	env := files.Env{NetNS: net, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }}
+	env.TID = s.tid
+	s.files, err = files.NewRestorer(cp, env)
 	if err != nil {
 		return err
 	}
 	return s.files.Open(ctx)
+}
+
+// tid is a thread of a process.
+func (s *Skeleton) tid(vpid, vtid int) int {
+	if t := s.procs[vpid].threads[vtid]; t != nil {
+		return t.TID()
+	}
+	return s.procs[vpid].PID
 }
 
 // root is the root directory of a process, as a path of this program.

@@ -1,3 +1,0 @@
-package files
-
-const epollPacked = true
