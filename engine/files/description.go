@@ -177,7 +177,11 @@ func newCollector(firstID uint32) *collector {
 // add takes a duplicate of a descriptor. It closes it when the description is known already.
 func (c *collector) add(fd int, h holder, root string) error {
 	d := &description{fd: fd, holders: []holder{h}, root: root}
-	if err := unix.Fstat(fd, &d.stat); err != nil {
+	err := unix.Fstat(fd, &d.stat)
+	if errors.Is(err, unix.ENOENT) { // /proc/PID/fd of a process that has ended
+		err = d.statEnded()
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", d.where(), err), unix.Close(fd))
 	}
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
@@ -225,4 +229,17 @@ func (c *collector) find(group []*description, fd int) (at int, same bool, err e
 // isDeleted tells whether the file has no name any more.
 func (d *description) isDeleted() bool {
 	return d.stat.Nlink == 0 || strings.HasSuffix(d.path(), " (deleted)")
+}
+
+// statEnded fills in what can be known of a directory of /proc that says that its process has ended.
+func (d *description) statEnded() error {
+	if d.magic() != unix.PROC_SUPER_MAGIC {
+		return unix.ENOENT
+	}
+	i, err := d.fdinfo()
+	if err != nil {
+		return err
+	}
+	d.stat = unix.Stat_t{Ino: i.Ino, Mode: unix.S_IFDIR | 0o500, Nlink: 1}
+	return nil
 }

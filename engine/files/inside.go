@@ -188,6 +188,8 @@ func statusFlags(e *fdinfo.FileEntry) (uint32, *fown.FownEntry) {
 		return e.Isk.GetFlags(), e.Isk.GetFown()
 	case e.Usk != nil:
 		return e.Usk.GetFlags(), e.Usk.GetFown()
+	case e.Nsf != nil:
+		return e.Nsf.GetFlags(), nil
 	case e.Ify != nil:
 		return e.Ify.GetFlags(), e.Ify.GetFown()
 	case e.Ffy != nil:

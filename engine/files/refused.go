@@ -10,9 +10,6 @@ import (
 
 // The kinds that are not carried, with the reason that an Obstacle gives.
 var (
-	kindNamespace = &Kind{Name: "namespace", Note: "it is a handle of a namespace", match: func(d *description) bool {
-		return d.format() == unix.S_IFREG && d.magic() == magicNS
-	}}
 	kindSecret = &Kind{Name: "secret memory", Note: "it is memory that this program may not read (memfd_secret)", match: func(d *description) bool {
 		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/secretmem")
 	}}

@@ -43,6 +43,9 @@ var kindPath = &Kind{
 
 // checkPath makes sure that the path still leads to the open file from the root of its holder.
 func checkPath(_ context.Context, dm *Dumper, d *description) []problem {
+	if _, _, ended := dm.endedTask(d); ended {
+		return nil
+	}
 	if d.isNameless() && dm.opts.Objects != nil {
 		if ps := dm.nameless(d); !d.reachable {
 			return ps
@@ -87,6 +90,9 @@ func (d *Dumper) rootOfPID(pid int) (int, error) {
 func dumpPath(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
 	if d.object != 0 {
 		return r.regEntry(d, d.path())
+	}
+	if id, name, ended := r.endedTask(d); ended {
+		return r.regEntryOfEnded(d, id, name)
 	}
 	name, ok := inRoot(d.path(), d.root)
 	if !ok {
@@ -134,9 +140,12 @@ func settleRegular(r *Restorer, e *fdinfo.FileEntry) error {
 	return r.settleLocks(e)
 }
 
-func openPath(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+func openPath(ctx context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	if isSocketPath(e.Reg) {
 		return nil // settleRegular
+	}
+	if blob, ok := r.cp.Blobs[endedBlob(e.GetId())]; ok {
+		return r.openEndedTask(ctx, e, blob)
 	}
 	return r.openPath(e)
 }

@@ -102,7 +102,7 @@ func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err er
 		return err
 	}
 	env := files.Env{NetNS: net, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }}
-	env.TID = s.tid
+	env.TID, env.Ended = s.tid, s.ended
 	s.files, err = files.NewRestorer(cp, env)
 	if err != nil {
 		return err
