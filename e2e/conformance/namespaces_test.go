@@ -47,6 +47,11 @@ func eachInNamespaces(t *testing.T, fn func(context.Context, *testing.T, *worklo
 	if err != nil || len(own) == 0 {
 		t.Fatalf("no workloads: %v", err)
 	}
+	if os.Getenv("NS_ALL") != "" {
+		inNamespaces = nil
+		all, _ := filepath.Glob("../workloads/c/*.c")
+		own = append(own, all...)
+	}
 	for _, name := range inNamespaces {
 		own = append(own, "../workloads/c/"+name+".c")
 	}
@@ -72,7 +77,7 @@ func flavours(t *testing.T, src string) []string {
 	if _, list, ok := strings.Cut(head, "flavours:"); ok {
 		return strings.Fields(list)
 	}
-	return []string{"ns"}
+	return []string{"ns", "uns"}
 }
 
 func compileTo(ctx context.Context, t *testing.T, out, src string) {
@@ -94,6 +99,9 @@ func startInside(ctx context.Context, t *testing.T, bin, launch, flavour, src st
 		t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
+	if err := log.Chmod(0o666); err != nil { // root in a user namespace is nobody here
+		t.Fatal(err)
+	}
 	cmd := exec.CommandContext(ctx, launch, flavour, w.dir, "/program")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = log

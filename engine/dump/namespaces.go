@@ -5,6 +5,9 @@ package dump
 import (
 	"context"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/userns"
+	"golang.org/x/sys/unix"
+
 	"migrate/engine"
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
@@ -18,31 +21,48 @@ type namespaces struct {
 	frozen bool // they were read from the stopped tree
 }
 
-// managed tells that the namespaces of the tree belong to its surroundings, which the destination makes: those of a workload
-// whose pid 1 is not part of the tree.
-func (s *Source) managed() bool {
-	return s.target.Init != 0 || s.procs[0].VPID != 1
+// own returns which namespaces the tree has for itself; none if they belong to its surroundings, which the destination makes:
+// those of a workload whose pid 1 is not part of the tree.
+func (s *Source) own() (int, error) {
+	if s.target.Init != 0 {
+		return 0, nil
+	}
+	own, err := ns.Own(s.fs, s.procs[0].PID)
+	if err == nil && own&unix.CLONE_NEWPID != 0 && s.procs[0].VPID != 1 {
+		own = 0
+	}
+	return own, err
 }
 
 func (s *Source) checkNamespaces(ctx context.Context) ([]engine.Obstacle, error) {
-	if s.managed() {
-		return nil, nil
+	own, err := s.own()
+	if err != nil || own == 0 {
+		return nil, err
 	}
-	return ns.Check(ctx, s.fs, s.procs[0])
+	return ns.Check(ctx, s.fs, s.procs[0], own)
 }
 
 // describeNamespaces reads the namespaces: once while the tree runs, once when it has been stopped.
 func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
-	if s.managed() {
-		return &namespaces{}, nil
-	}
 	if n := s.spaces; n != nil && (n.frozen || s.frozen == nil) {
 		return n, nil
 	}
-	img, header, err := ns.Dump(ctx, s.fs, s.procs[0])
+	n := &namespaces{frozen: s.frozen != nil}
+	own, err := s.own()
+	if err == nil && own != 0 {
+		n.images, n.header, err = ns.Dump(ctx, s.fs, s.procs[0], own)
+	}
 	if err != nil {
 		return nil, err
 	}
-	s.spaces = &namespaces{img, header, s.frozen != nil}
-	return s.spaces, nil
+	s.spaces = n
+	return n, nil
+}
+
+// userNamespace holds the maps of the tree's own user namespace, once the namespaces have been described.
+func (s *Source) userNamespace() *userns.UsernsEntry {
+	if s.spaces == nil || s.spaces.images == nil {
+		return nil
+	}
+	return s.spaces.images.User
 }

@@ -138,7 +138,7 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		AddPath: func(_ context.Context, link string) (uint32, error) {
 			return s.memory.files.addLink(s.fs, s.memory.objects, link)
 		},
-		RestartBlocks: s.asker,
+		RestartBlocks: s.asker, User: s.userNamespace(),
 	}
 	img, err := task.DumpProcess(ctx, f.source, f.threads)
 	if err != nil {

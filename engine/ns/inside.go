@@ -14,20 +14,28 @@ import (
 // thread that is never used again. With CLONE_NEWNS the thread's root and working directory are the root of that
 // namespace. fn must not start goroutines that it expects to be there too.
 func Inside(pid int, kinds int, fn func() error) error {
+	return throwAway(func() error { return enter(pid, kinds, fn) })
+}
+
+// throwAway runs fn on a thread that is never used again: it stays locked, so that it ends with its goroutine.
+func throwAway(fn func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- enter(pid, kinds, fn) }()
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			done <- fn()
+			return
+		}
+		// The first thread stands for the whole program in /proc/PID, so it is never changed. While this goroutine holds it,
+		// the next one gets another thread.
+		err := throwAway(fn)
+		runtime.UnlockOSThread()
+		done <- err
+	}()
 	return <-done
 }
 
-// enter runs on a thread that is thrown away: it stays locked, so that it ends with its goroutine.
 func enter(pid int, kinds int, fn func() error) (err error) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// The first thread stands for the whole program in /proc/PID, so it is never moved. While this goroutine holds it,
-		// the next one gets another thread.
-		defer runtime.UnlockOSThread()
-		return Inside(pid, kinds, fn)
-	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)

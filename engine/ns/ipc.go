@@ -84,7 +84,7 @@ func dumpIPC(d *dumper) error {
 			}
 			s.set(d.out.IPC, v)
 		}
-		return nil
+		return d.ipcObjects()
 	})
 }
 
@@ -93,12 +93,15 @@ func restoreIPC(r *restorer) error {
 		return nil
 	}
 	return Inside(r.caller.PID(), unix.CLONE_NEWIPC, func() error {
+		if err := r.asOwner(); err != nil { // who alone may write its settings
+			return err
+		}
 		for _, s := range ipcSysctls {
 			if err := s.restore(r.in.IPC); err != nil {
 				return err
 			}
 		}
-		return nil
+		return r.restoreIPCObjects()
 	})
 }
 

@@ -41,13 +41,13 @@ func init() {
 		return kind{Kind{link + " namespace", about, true}, flag, link, dump, restore}
 	}
 	kinds = []kind{
+		carried(unix.CLONE_NEWUSER, "user", "its maps of user and group ids; the other namespaces belong to it", dumpUser, restoreUser),
 		carried(unix.CLONE_NEWPID, "pid", "of which the root of the tree is the pid 1; the ids inside are kept, and that of the root outside, where it is free", dumpPID, nil),
 		carried(unix.CLONE_NEWUTS, "uts", "host and domain name", dumpUTS, restoreUTS),
-		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls", dumpIPC, restoreIPC),
+		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls; System V semaphores and message queues with ids, values, contents and owners, not the times and process ids of their last use, and not what SEM_UNDO would undo; shared memory that is attached", dumpIPC, restoreIPC),
 		carried(unix.CLONE_NEWNET, "net", aboutNet, dumpNet, restoreNet),
 		carried(unix.CLONE_NEWNS, "mnt", aboutMounts, dumpMounts, restoreMounts),
 		{Kind{"cgroup namespace", "the root of what the tree sees of the cgroups", false}, unix.CLONE_NEWCGROUP, "cgroup", nil, nil},
-		{Kind{"user namespace", "its own user and group ids", false}, unix.CLONE_NEWUSER, "user", nil, nil},
 	}
 }
 
@@ -99,35 +99,28 @@ func (d *dumper) refuse(where, reason, remedy string) {
 // ErrNotCarried means that a namespace has something that is not carried.
 var ErrNotCarried = errors.New("it is not carried")
 
-// Check names what of the namespaces of a tree is not carried. It changes nothing.
-func Check(ctx context.Context, fs procfs.FS, root *engine.Process) ([]engine.Obstacle, error) {
-	d, err := read(ctx, fs, root, false)
+// Check names what of the namespaces own (CLONE_NEW*) of a tree is not carried. It changes nothing.
+func Check(ctx context.Context, fs procfs.FS, root *engine.Process, own int) ([]engine.Obstacle, error) {
+	d, err := read(ctx, fs, root, own, false)
 	if err != nil {
 		return nil, err
 	}
 	return d.found, nil
 }
 
-// Dump records the namespaces that the root of a tree has for itself; nil if there are none.
-func Dump(ctx context.Context, fs procfs.FS, root *engine.Process) (*images.Namespaces, *imagespb.Namespaces, error) {
-	d, err := read(ctx, fs, root, true)
+// Dump records the namespaces own (CLONE_NEW*) of a tree, which its root has for itself.
+func Dump(ctx context.Context, fs procfs.FS, root *engine.Process, own int) (*images.Namespaces, *imagespb.Namespaces, error) {
+	d, err := read(ctx, fs, root, own, true)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(d.found) > 0 {
 		return nil, nil, fmt.Errorf("%v: %w", d.found[0], ErrNotCarried)
 	}
-	if d.own == 0 {
-		return nil, nil, nil
-	}
 	return d.out, d.header, nil
 }
 
-func read(ctx context.Context, fs procfs.FS, root *engine.Process, content bool) (*dumper, error) {
-	own, err := Own(fs, root.PID)
-	if err != nil {
-		return nil, err
-	}
+func read(ctx context.Context, fs procfs.FS, root *engine.Process, own int, content bool) (*dumper, error) {
 	d := &dumper{ctx: ctx, fs: fs, root: root, content: content, own: own,
 		out: &images.Namespaces{Trees: map[uint32][]byte{}}, header: &imagespb.Namespaces{Own: uint64(own), RootPid: uint32(root.PID)}}
 	for _, k := range kinds {

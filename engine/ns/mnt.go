@@ -312,14 +312,6 @@ func (r *mountReader) contents() error {
 		if slices.ContainsFunc(done[dev], func(root string) bool { _, ok := cutDir(m.Root, root); return ok }) {
 			continue
 		}
-		id, err := mountOf(m.Mountpoint)
-		if err != nil {
-			return err
-		}
-		if id != uint64(m.ID) {
-			r.refuse("mount "+m.Mountpoint, "a "+m.FSType+" under another mount, where its content cannot be read", "unmount what covers it")
-			continue
-		}
 		done[dev] = append(done[dev], m.Root)
 		if !r.content {
 			continue
@@ -327,7 +319,7 @@ func (r *mountReader) contents() error {
 		if trees[dev] == nil {
 			trees[dev] = &imagespb.Tree{}
 		}
-		if err := readTree(trees[dev], m); err != nil {
+		if err := r.readMount(trees[dev], m); err != nil {
 			return fmt.Errorf("%s at %s: %w", m.FSType, m.Mountpoint, err)
 		}
 	}
@@ -339,4 +331,30 @@ func (r *mountReader) contents() error {
 		r.out.Trees[r.fs[dev]] = b
 	}
 	return nil
+}
+
+// readMount reads the content of a mount. One that is covered by another, or that cannot be cloned, is read in a copy of the
+// namespace, in which everything that was mounted after it has been taken away.
+func (r *mountReader) readMount(tree *imagespb.Tree, m *mountinfo.Info) error {
+	_, _, unbindable := peerGroups(m.Optional)
+	if id, err := mountOf(m.Mountpoint); err == nil && id == uint64(m.ID) && !unbindable {
+		return readTree(tree, m)
+	}
+	return Inside(r.root.PID, unix.CLONE_NEWNS, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("a copy of its mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("a copy of its mount namespace: %w", err)
+		}
+		for _, over := range slices.Backward(r.mounts) {
+			if over == m {
+				break
+			}
+			if err := unix.Unmount(over.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				return fmt.Errorf("taking %s away, which may cover it, in a copy of its mount namespace: %w", over.Mountpoint, err)
+			}
+		}
+		return readTree(tree, m)
+	})
 }

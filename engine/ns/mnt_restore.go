@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
@@ -101,8 +102,12 @@ func (t *mountTree) create(e *mnt.MntEntry, x *imagespb.Mount) (_ int, err error
 	config := b.Call(unix.SYS_FSOPEN, b.String(e.GetFsname()), unix.FSOPEN_CLOEXEC)
 	b.Call(unix.SYS_FSCONFIG, config, fsconfigString, b.String("source"), b.String(e.GetSource()), 0)
 	for o := range strings.SplitSeq(e.GetOptions(), ",") {
-		switch key, value, ok := strings.Cut(o, "="); {
-		case o == "" || e.GetFsname() == "tmpfs" && (key == "uid" || key == "gid" || key == "mode"): // those of the root directory, see writeTree
+		key, value, ok := strings.Cut(o, "=")
+		if value, err = t.ownID(key, value); err != nil {
+			return -1, err
+		}
+		switch {
+		case o == "":
 		case ok:
 			b.Call(unix.SYS_FSCONFIG, config, fsconfigString, b.String(key), b.String(value), 0)
 		default:
@@ -110,7 +115,12 @@ func (t *mountTree) create(e *mnt.MntEntry, x *imagespb.Mount) (_ int, err error
 		}
 	}
 	b.Call(unix.SYS_FSCONFIG, config, fsconfigCreate, 0, 0, 0)
-	made := b.Call(unix.SYS_FSMOUNT, config, unix.FSMOUNT_CLOEXEC, 0)
+	// In a user namespace proc and sysfs must not show more than where they are mounted already.
+	now := uint64(0)
+	if !fresh[e.GetFsname()].content {
+		now = attributes(e.GetFlags()).Attr_set
+	}
+	made := b.Call(unix.SYS_FSMOUNT, config, unix.FSMOUNT_CLOEXEC, now)
 	if err := t.caller.Run(t.ctx, &b); err != nil {
 		return -1, fmt.Errorf("with the options %q: %w", e.GetOptions(), err)
 	}
@@ -156,7 +166,32 @@ func (t *mountTree) fill(fd int, x *imagespb.Mount) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unix.Close(dir)) }()
-	return writeTree(dir, tree)
+	return throwAway(func() error {
+		if err := t.asOwner(); err != nil {
+			return err
+		}
+		return writeTree(dir, tree)
+	})
+}
+
+// ownID makes the value of an option that is a user or group id one of the tree's user namespace.
+func (t *mountTree) ownID(key, value string) (string, error) {
+	if t.in.User == nil || key != "uid" && key != "gid" {
+		return value, nil
+	}
+	id, err := strconv.ParseUint(value, 10, 32)
+	if err != nil {
+		return "", fmt.Errorf("option %s=%.40q: %w", key, value, err)
+	}
+	m := t.in.User.GetUidMap()
+	if key == "gid" {
+		m = t.in.User.GetGidMap()
+	}
+	inside, ok := IDInside(m, uint32(id))
+	if !ok {
+		return "", fmt.Errorf("option %s=%d: the user namespace does not have this id", key, id)
+	}
+	return strconv.FormatUint(uint64(inside), 10), nil
 }
 
 // setSuper sets the flags of a file system that has been filled.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine"
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 	"migrate/engine/task"
@@ -72,7 +73,7 @@ func (b *builder) enter(pid, session, group int) {
 
 func (b *builder) fork(ctx context.Context, st task.Step) error {
 	flags := uint64(0)
-	if st.Sibling || st.By == 1 && b.env.Sibling && b.own == nil {
+	if st.Sibling || st.By == 1 && b.env.Sibling && !b.isContainer() {
 		flags = unix.CLONE_PARENT
 	}
 	maker := b.trap(st.By)
@@ -83,6 +84,10 @@ func (b *builder) fork(ctx context.Context, st task.Step) error {
 		}
 		b.helpers[0] = helper // until it ends, which adopt sees to
 		maker = helper
+	}
+	root := b.own != nil && len(b.procs) == 0 && !st.Helper // of a tree that is no container: that is born by bearRoot
+	if root {
+		flags |= ns.Flags(b.ownHeader)
 	}
 	trap, err := maker.CloneProcess(ctx, max(st.PID, 0), flags)
 	if errors.Is(err, unix.EEXIST) {
@@ -95,6 +100,11 @@ func (b *builder) fork(ctx context.Context, st task.Step) error {
 		b.helpers[st.PID] = trap
 	} else if err := b.bear(ctx, st, trap); err != nil {
 		return err
+	}
+	if root {
+		if err := b.fillNamespaces(ctx, trap); err != nil {
+			return err
+		}
 	}
 	if st.By == 1 && b.env.Cgroup != nil { // those born of it are in its cgroup by birth
 		if err := b.env.Cgroup.Add(trap.PID()); err != nil {

@@ -24,7 +24,7 @@ const reapTime = 15 * time.Second
 func awaitIDs(ctx context.Context, cp *images.Checkpoint) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, reapTime, fmt.Errorf("its parent has not reaped it within %v", reapTime))
 	defer cancel()
-	if cp.Namespaces != nil { // all ids inside are free; that of the root outside need not be
+	if cp.Header.GetNamespaces().GetOwn()&unix.CLONE_NEWPID != 0 { // all ids inside are free; that of the root outside need not be
 		if root := int(cp.Header.GetNamespaces().GetRootPid()); root > 0 {
 			_ = awaitID(ctx, root)
 		}

@@ -15,6 +15,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/ns"
 	"migrate/engine/remote"
+	"migrate/engine/task"
 )
 
 // namespaces takes from the first layout which namespaces the tree has for itself.
@@ -22,17 +23,24 @@ func (s *Skeleton) namespaces(l *images.Layout) error {
 	if s.own != nil || l.Namespaces == nil {
 		return nil
 	}
-	if len(l.Tree) == 0 || l.Tree[0].GetPid() != 1 {
-		return errors.New("layout: the tree has namespaces of its own and its root is not their pid 1")
+	header := l.Header.GetNamespaces()
+	if len(l.Tree) == 0 || (header.GetOwn()&unix.CLONE_NEWPID != 0) != (l.Tree[0].GetPid() == 1) {
+		return errors.New("layout: the tree has a pid namespace of its own and its root is not the pid 1, or the other way round")
 	}
-	s.own, s.ownHeader = l.Namespaces, l.Header.GetNamespaces()
+	s.own, s.ownHeader = l.Namespaces, header
 	return nil
 }
 
-// bearRoot makes the root of a tree that has namespaces for itself: as their pid 1, and outside with the id that it had there, if
+// isContainer tells that the root of the tree is the pid 1 of a pid namespace of its own.
+func (s *Skeleton) isContainer() bool { return s.ownHeader.GetOwn()&unix.CLONE_NEWPID != 0 }
+
+// has tells whether the tree has a kind of namespace (CLONE_NEW*) for itself.
+func (s *Skeleton) has(kind uint64) bool { return s.ownHeader.GetOwn()&kind != 0 }
+
+// bearRoot makes the root of a tree that has a pid namespace for itself: as its pid 1, and outside with the id that it had there, if
 // that is free and this program's pid namespace is around the new one. The namespaces are filled before it has children.
 func (s *Skeleton) bearRoot(ctx context.Context, tree []*pstree.PstreeEntry) error {
-	if s.own == nil || s.procs[1] != nil {
+	if !s.isContainer() || s.procs[1] != nil {
 		return nil
 	}
 	e := tree[0]
@@ -61,7 +69,12 @@ func (s *Skeleton) bearRoot(ctx context.Context, tree []*pstree.PstreeEntry) err
 	if err := trap.Run(ctx, &b); err != nil {
 		return fmt.Errorf("the root of the tree: its descriptors, session and group: %w", err)
 	}
-	if err := ns.Restore(ctx, trap, s.own, s.ownHeader); err != nil {
+	return s.fillNamespaces(ctx, trap)
+}
+
+// fillNamespaces fills the namespaces into which the root was born.
+func (s *Skeleton) fillNamespaces(ctx context.Context, root *remote.Trap) error {
+	if err := ns.Restore(ctx, root, s.own, s.ownHeader); err != nil {
 		return fmt.Errorf("namespaces of the tree: %w", err)
 	}
 	return nil
@@ -84,17 +97,32 @@ func (s *Skeleton) cloneRoot(ctx context.Context) (*remote.Trap, error) {
 	return s.parent.Clone(ctx, args)
 }
 
-// fromOutside makes a session or group that is the root's own one that its children have by birth, as the planner wants it.
-func (s *Skeleton) fromOutside(id int) int {
-	if s.own != nil && id == 1 {
-		return 0
+// plannedRoot stands for the id of a container's root in the plan of its tree, where 1 is whoever bears the roots. No process has it.
+const plannedRoot = 1 << 23
+
+// planned is an id of the tree as the planner knows it.
+func (s *Skeleton) planned(id int) int {
+	if s.isContainer() && id == 1 {
+		return plannedRoot
 	}
 	return id
 }
 
+// unplanned is the inverse of planned.
+func unplanned(steps []task.Step) {
+	for i := range steps {
+		st := &steps[i]
+		for _, id := range []*int{&st.PID, &st.By, &st.PGID, &st.Parent} {
+			if *id == plannedRoot {
+				*id = 1
+			}
+		}
+	}
+}
+
 // netNS is the network namespace of the tree; nil for that of this program. It is open until Close or Destroy.
 func (s *Skeleton) netNS() (*os.File, error) {
-	if s.ownHeader.GetOwn()&unix.CLONE_NEWNET == 0 {
+	if !s.has(unix.CLONE_NEWNET) {
 		return s.env.NetNS, nil
 	}
 	if s.ownNet != nil {

@@ -14,6 +14,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -48,7 +49,11 @@ func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error 
 		if p := s.procs[int(r.GetSegment().GetCreator())]; p != nil {
 			env.Caller = p.trap
 		}
-		o, err := mem.NewObject(ctx, env, r)
+		var o *mem.Object
+		err := ns.AsOwner(s.own, func() (err error) {
+			o, err = mem.NewObject(ctx, env, r)
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -59,8 +64,8 @@ func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error 
 
 // mountRoot is the root directory of the tree's mount namespace.
 func (s *Skeleton) mountRoot() string {
-	if s.own != nil {
-		return s.root(1)
+	if s.has(unix.CLONE_NEWNS) {
+		return s.root(s.order[0])
 	}
 	return procfs.Host.Path(s.env.Parent, "root")
 }

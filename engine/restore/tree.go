@@ -46,6 +46,7 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrOrder, err)
 	}
+	unplanned(steps)
 	b := &builder{Skeleton: s, wanted: wanted, helpers: map[int]*remote.Trap{}}
 	err = s.tracer.OnThread(ctx, func(ctx context.Context) error { return b.run(ctx, steps) })
 	if err != nil {
@@ -65,21 +66,18 @@ func (s *Skeleton) nodes(tree []*pstree.PstreeEntry) ([]task.Node, error) {
 	session, group := s.outside(tree)
 	out := make([]task.Node, 0, len(tree))
 	for _, e := range tree {
-		if s.own != nil && e.GetPid() == 1 {
-			continue // the planner's pid 1, which it finds there
-		}
-		n := task.Node{PID: int(e.GetPid()), PPID: int(e.GetPpid()), SID: int(e.GetSid()), PGID: int(e.GetPgid())}
+		n := task.Node{PID: s.planned(int(e.GetPid())), PPID: s.planned(int(e.GetPpid())), SID: s.planned(int(e.GetSid())), PGID: s.planned(int(e.GetPgid()))}
 		if n.SID == session {
 			n.SID = 0
 			if n.PGID == group || n.PGID == session {
 				n.PGID = 0
 			}
 		}
-		if p := s.procs[n.PID]; p != nil {
-			if p.VPPID != n.PPID {
+		if p := s.procs[int(e.GetPid())]; p != nil {
+			if p.VPPID != int(e.GetPpid()) {
 				return nil, fmt.Errorf("%w: process %d has got the parent %d while %d, which it was built under, lives", ErrOrder, n.PID, n.PPID, p.VPPID)
 			}
-			n.Built, n.NowSID, n.NowPGID = true, s.fromOutside(p.session), s.fromOutside(p.group)
+			n.Built, n.NowSID, n.NowPGID = true, s.planned(p.session), s.planned(p.group)
 		}
 		out = append(out, n)
 	}

@@ -9,8 +9,6 @@ import (
 	"io"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"migrate/engine"
 	"migrate/engine/procfs"
 )
@@ -87,7 +85,7 @@ func refusals() []kind {
 		refusal("traced", "a process under a debugger or another tracer", checkTraced),
 		refusal("seccomp", "seccomp filters and strict mode", checkSeccomp),
 		refusal("32-bit", "32-bit programs", check32Bit),
-		refusal("namespaces", "namespaces that differ inside the tree, and user namespaces other than this program's", checkNamespaces),
+		refusal("namespaces", "namespaces that differ inside the tree", checkNamespaces),
 		refusal("shared-state", "descriptor tables, memory, handlers or directories shared between processes, or not shared between threads (clone(2) flags, vfork in progress)", checkShared),
 		refusal("dead-leader", "a process whose first thread has ended while others run", checkDeadLeader),
 		refusal("controlling-terminal", "a session's controlling terminal", checkTerminal),
@@ -154,20 +152,6 @@ func check32Bit(c *checker) error {
 }
 
 func checkNamespaces(c *checker) error {
-	own, err := c.fs.Link(unix.Getpid(), "ns", "user")
-	if err != nil {
-		own, err = procfs.Host.Link("self", "ns", "user")
-	}
-	if err != nil {
-		return err
-	}
-	user, err := c.fs.Link(c.p.PID, "ns", "user")
-	if err != nil {
-		return err
-	}
-	if user != own {
-		c.refuse("the process", "it is in a user namespace of its own", "")
-	}
 	for _, n := range []string{"pid", "time"} {
 		now, err := c.fs.Link(c.p.PID, "ns", n)
 		if errors.Is(err, procfs.ErrGone) {

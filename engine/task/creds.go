@@ -4,13 +4,16 @@ package task
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/creds"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/rseq"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/userns"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -50,6 +53,9 @@ func dumpCreds(d *dumper) error {
 	if err != nil {
 		return err
 	}
+	if err := d.idsInside(s); err != nil {
+		return err
+	}
 	u := proto.Uint32
 	c := &creds.CredsEntry{
 		Uid: u(s.UID[0]), Euid: u(s.UID[1]), Suid: u(s.UID[2]), Fsuid: u(s.UID[3]),
@@ -87,6 +93,26 @@ func dumpCreds(d *dumper) error {
 	return nil
 }
 
+// idsInside makes the ids those that the tree's user namespace has for them. What a thread has that is not mapped there
+// it could never get again.
+func (d *dumper) idsInside(s *procfs.Status) error {
+	if d.User == nil {
+		return nil
+	}
+	translate := func(what string, m []*userns.UidGidExtent, ids []uint32) error {
+		for i, id := range ids {
+			inside, ok := ns.IDInside(m, id)
+			if !ok {
+				return fmt.Errorf("its %s id %d is not mapped in its user namespace: %w", what, id, ErrNotCarried)
+			}
+			ids[i] = inside
+		}
+		return nil
+	}
+	return errors.Join(translate("user", d.User.GetUidMap(), s.UID[:]), translate("group", d.User.GetGidMap(), s.GID[:]),
+		translate("supplementary group", d.User.GetGidMap(), s.Groups))
+}
+
 // restoreCreds sets everything in one run of calls. With SECBIT_NO_SETUID_FIXUP the ids change without taking
 // capabilities along; inheritable ones are set while the bounding set still holds them; ambient ones need them
 // inheritable and permitted; securebits need CAP_SETPCAP, so the permitted set is cut down last. All of it is for
@@ -105,7 +131,13 @@ func restoreCreds(r *restorer) error {
 	for _, g := range c.GetGroups() {
 		groups = binary.LittleEndian.AppendUint32(groups, g)
 	}
-	step("supplementary groups", unix.SYS_SETGROUPS, len(c.GetGroups()), b.Bytes(groups))
+	if r.Header.GetNamespaces().GetSetgroupsDenied() {
+		if len(groups) > 0 {
+			return errors.New("it has supplementary groups, which its user namespace denies it (setgroups)")
+		}
+	} else {
+		step("supplementary groups", unix.SYS_SETGROUPS, len(c.GetGroups()), b.Bytes(groups))
+	}
 	step("group ids", unix.SYS_SETRESGID, c.GetGid(), c.GetEgid(), c.GetSgid())
 	step("user ids", unix.SYS_SETRESUID, c.GetUid(), c.GetEuid(), c.GetSuid())
 	// These two report no error; checkCreds asks for the result.

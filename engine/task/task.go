@@ -31,6 +31,7 @@ import (
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/userns"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -63,6 +64,8 @@ type Source struct {
 	// RestartBlocks reads what the kernel keeps of a thread; nil where the kernel cannot be asked (OpenThreadReader).
 	// Without it, every thread needs a Caller.
 	RestartBlocks *ThreadReader
+	// User holds the maps of the user namespace that the tree has for itself; nil if it has none.
+	User *userns.UsernsEntry
 
 	common *common
 }
