@@ -96,8 +96,13 @@ func (s *Source) header(ctx context.Context) (*imagespb.Header, *images.Namespac
 	if err != nil {
 		return nil, nil, err
 	}
+	terminals, err := s.files.SessionTerminals(s.procs)
+	if err != nil {
+		return nil, nil, err
+	}
 	return &imagespb.Header{
-		Version: images.Version, Goarch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
+		Terminals: terminals,
+		Version:   images.Version, Goarch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
 		BootId: strings.TrimSpace(string(boot)), Clocks: clocks, CpuCount: uint64(runtime.NumCPU()),
 		Namespaces: spaces.header,
 	}, spaces.images, nil

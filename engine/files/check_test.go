@@ -74,8 +74,7 @@ func setupRefused(h *half) {
 }
 
 func setupRefusedMore(h *half, path func(string) string) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0)
-	h.at(fd, 114, err)
+	h.at(6, 114, nil) // a slave whose master is the test's
 	raw := func(number int, nr uintptr, args ...uintptr) {
 		args = append(args, make([]uintptr, 5)...)
 		r, _, e := unix.Syscall6(nr, args[0], args[1], args[2], args[3], args[4], 0)
@@ -89,7 +88,7 @@ func setupRefusedMore(h *half, path func(string) string) {
 	raw(116, unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&params)))
 	raw(117, unix.SYS_USERFAULTFD, 1)
 	h.must(os.Mkdir(path("dir"), 0o700))
-	fd, err = unix.Open(path("dir"), unix.O_RDONLY, 0)
+	fd, err := unix.Open(path("dir"), unix.O_RDONLY, 0)
 	h.at(fd, 119, err)
 	h.must(os.Remove(path("dir")))
 	fd, err = unix.Open("/dev/kmsg", unix.O_RDONLY, 0)
@@ -123,8 +122,21 @@ func TestCheckRefuses(t *testing.T) {
 	}
 	shared := os.NewFile(uintptr(e), "eventfd")
 	defer shared.Close()
-	p := start(t, "setup", "refused", t.TempDir(), nil, theirs, w, shared)
-	_, _ = theirs.Close(), w.Close()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	peer, err := openPeer(master, unix.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave := os.NewFile(uintptr(peer), "slave")
+	p := start(t, "setup", "refused", t.TempDir(), nil, theirs, w, shared, slave)
+	_, _, _ = theirs.Close(), w.Close(), slave.Close()
 	d := NewDumper(Options{External: runtimeFiles(t, p)})
 	defer d.Close()
 	obstacles, err := d.Check(ctx, []*engine.Process{p.process()})

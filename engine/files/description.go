@@ -135,6 +135,7 @@ type snapshot struct {
 	root  map[int]string // their names, as this program sees them
 	// numbers are the open descriptors in ascending order, by pid.
 	numbers map[int][]int
+	ttys    []*terminal // nil until asked for
 }
 
 type fdKey struct{ pid, fd int }

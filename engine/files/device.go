@@ -67,11 +67,6 @@ func isDevice(d *description, format uint32, majors ...uint32) bool {
 }
 
 var (
-	// Majors of terminals: 4 tty and serial, 5 tty and console, 136-143 Unix98 pty, 2-3 BSD pty.
-	kindTerminal = &Kind{Name: "terminal", Note: "it is a terminal", Remedy: "start the program without one (setsid, redirected input and output)",
-		match: func(d *description) bool {
-			return isDevice(d, unix.S_IFCHR, 2, 3, 4, 5, 136, 137, 138, 139, 140, 141, 142, 143) // ptmx is 5:2
-		}}
 	kindTun         = &Kind{Name: "tun/tap", Note: "it is a virtual network device", match: func(d *description) bool { return isDevice(d, unix.S_IFCHR, 10) && d.stat.Rdev == unix.Mkdev(10, 200) }}
 	kindOtherDevice = &Kind{Name: "device", Note: "it is a character device, whose state only its driver knows", match: func(d *description) bool { return isDevice(d, unix.S_IFCHR) }}
 	kindBlockDevice = &Kind{Name: "block device", Note: "it is a block device of this host", match: func(d *description) bool { return isDevice(d, unix.S_IFBLK) }}

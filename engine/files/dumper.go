@@ -17,6 +17,7 @@ import (
 	"migrate/engine/bpf"
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
+	"migrate/engine/peek"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 	"migrate/engine/sock"
@@ -49,7 +50,9 @@ type Dumper struct {
 	needed []Needed
 	frozen bool // Dump runs: checks that search the whole system are left out
 
-	places map[inode]place // where watched files were found
+	places map[inode]place   // where watched files were found
+	peek   *peek.Kernel      // once a terminal was met
+	ttyIDs map[uint64]uint32 // of terminals, by their addresses
 
 	locked   map[uint64]bool    // while Check or Dump runs: inodes with locks, nil until asked for
 	current  *snapshot          // while Check or Dump runs
@@ -86,6 +89,10 @@ func (d *Dumper) Close() error {
 	if d.held != nil {
 		errs = append(errs, d.held.close())
 		d.held = nil
+	}
+	if d.peek != nil {
+		errs = append(errs, d.peek.Close())
+		d.peek = nil
 	}
 	return errors.Join(errs...)
 }
@@ -131,6 +138,11 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 	if err != nil {
 		return nil, errors.Join(err, snap.close())
 	}
+	sessions, err := d.checkSessions(procs)
+	if err != nil {
+		return nil, errors.Join(err, snap.close())
+	}
+	out = append(out, sessions...)
 	d.frozen = false
 	for _, desc := range snap.list {
 		h := desc.holders[0]
@@ -323,7 +335,7 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 		return err
 	}
 	run.tables(procs, cloexec.set)
-	return nil
+	return run.noteTerminals(procs)
 }
 
 // all dumps every description: the many connections of a server side by side, the others one by one.

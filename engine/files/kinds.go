@@ -119,6 +119,8 @@ func complete(e *fdinfo.FileEntry) bool {
 		return e.Ify != nil
 	case fdinfo.FdTypes_FANOTIFY:
 		return e.Ffy != nil
+	case fdinfo.FdTypes_TTY:
+		return e.Tty != nil && e.Reg != nil
 	}
 	return true
 }

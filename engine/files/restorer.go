@@ -37,6 +37,9 @@ type Env struct {
 	External func(name string, flags int) (*os.File, error)
 	// Object opens an object of the checkpoint's header. nil means that there are none.
 	Object func(id uint32, flags int) (*os.File, error)
+	// Terminals are the masters of the pseudoterminals that control sessions of the skeleton, by the ids of the terminals. The
+	// Restorer takes out those that it uses; they are its own then.
+	Terminals map[uint32]*os.File
 }
 
 // A Restorer makes the descriptors of one checkpoint.
@@ -56,6 +59,7 @@ type Restorer struct {
 	held    []heldConn
 	// connects are the sockets that connect again at the release.
 	connects []func() error
+	ttys     map[uint32]*madeTTY // by id of the terminal
 	fresh    map[uint32]*os.File // internet sockets that were made beforehand; also among files
 	roots    map[int]int         // descriptors of root directories, by vpid
 	tables   map[int]map[int]uint32
@@ -69,7 +73,7 @@ type home struct{ vpid, fd int }
 func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
 		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, fifos: map[uint32]int{}, fresh: map[uint32]*os.File{},
-		tables: map[int]map[int]uint32{}, holders: map[uint32][]int{}}
+		tables: map[int]map[int]uint32{}, ttys: map[uint32]*madeTTY{}, holders: map[uint32][]int{}}
 	for _, p := range cp.Processes {
 		table := make(map[int]uint32, len(p.FDs))
 		r.tables[int(p.PID)] = table
@@ -173,6 +177,9 @@ func (r *Restorer) Open(ctx context.Context) error {
 				return r.blame(e, err)
 			}
 		}
+	}
+	if err := r.settleTerminals(); err != nil {
+		return err
 	}
 	return r.closeSpares()
 }
@@ -301,6 +308,9 @@ func (r *Restorer) Drop() error {
 // Close closes this program's ends of all descriptions. Connections that were not released stay in repair.
 func (r *Restorer) Close() error {
 	errs := []error{r.closeSpares()}
+	for _, t := range r.ttys {
+		errs = append(errs, t.close())
+	}
 	for id, f := range r.files {
 		if err := f.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close file %d: %w", id, err))

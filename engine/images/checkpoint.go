@@ -11,6 +11,7 @@
 //	fdinfo-N.img      FdinfoEntry, N=files_id   files.img        FileEntry, shared by all
 //	pagemap-PID.img   see PageWriter            pages-N.img      raw pages
 //	migrate.img       imagespb.File             blob-NAME.raw    Checkpoint.Blobs
+//	tty-info.img      TtyInfoEntry for each terminal
 //
 // What comes from outside is checked by Validate, which Unmarshal and ReadDir call: every count and length is
 // bounded and every reference resolves, or the error names the file and the field.
@@ -23,6 +24,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine/images/imagespb"
@@ -41,6 +43,8 @@ type Checkpoint struct {
 	Tree      []*pstree.PstreeEntry // parents before their children
 	Processes []*Process            // in the order of Tree
 	Files     []*fdinfo.FileEntry   // open and mapped files; ids are unique in the checkpoint
+	TTYs      []*tty.TtyInfoEntry   // terminals behind open files, or that control a session
+	Terminals []*imagespb.Terminal  // what else is known of them, in the same order
 	Blobs     map[string][]byte     // raw data by name: contents of pipes, socket queues ...
 	// Namespaces are those that the tree has for itself; nil if there are none.
 	Namespaces *Namespaces

@@ -14,6 +14,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
 	"github.com/checkpoint-restore/go-criu/v8/magic"
 	"google.golang.org/protobuf/proto"
 
@@ -175,7 +176,8 @@ func (c *Checkpoint) encode() ([]file, error) {
 	put(p, "inventory.img", "INVENTORY", c.Inventory)
 	put(p, "pstree.img", "PSTREE", c.Tree...)
 	put(p, "files.img", "FILES", c.Files...)
-	extra := &imagespb.File{Header: c.Header}
+	put(p, "tty-info.img", "TTY_INFO", c.TTYs...)
+	extra := &imagespb.File{Header: c.Header, Terminals: c.Terminals}
 	for _, pr := range c.Processes {
 		if pr.Extra != nil {
 			extra.Processes = append(extra.Processes, pr.Extra)
@@ -224,8 +226,11 @@ func decode(files map[string][]byte) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Header = extra.GetHeader()
+	c.Header, c.Terminals = extra.GetHeader(), extra.GetTerminals()
 	if c.Namespaces, err = decodeNamespaces(files, c.Header); err != nil {
+		return nil, err
+	}
+	if c.TTYs, err = open[tty.TtyInfoEntry](files, "tty-info.img", "TTY_INFO", maxTTYs); err != nil {
 		return nil, err
 	}
 	for _, e := range c.Tree {

@@ -45,6 +45,9 @@ func (c *Checkpoint) Validate() error {
 	if err != nil {
 		return err
 	}
+	if err := validateTTYs(c.TTYs, c.Terminals, c.Files); err != nil {
+		return err
+	}
 	files, err := validateFiles(c.Files)
 	if err != nil {
 		return err
@@ -65,6 +68,9 @@ func (c *Checkpoint) Validate() error {
 		}
 		tables[p.IDs.GetFilesId()] = p.PID
 	}
+	if err := validateSessionTerminals(c.Header, c.Tree); err != nil {
+		return err
+	}
 	return validateBlobs(c.Blobs)
 }
 
@@ -77,6 +83,9 @@ func (l *Layout) Validate() error {
 		return err
 	}
 	if _, err := validateTree(l.Tree); err != nil {
+		return err
+	}
+	if err := validateSessionTerminals(l.Header, l.Tree); err != nil {
 		return err
 	}
 	files, err := validateFiles(l.Files)

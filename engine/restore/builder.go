@@ -33,6 +33,9 @@ func (b *builder) run(ctx context.Context, steps []task.Step) error {
 		case task.SetSID:
 			err = b.call(ctx, st.PID, unix.SYS_SETSID)
 			b.enter(st.PID, st.PID, st.PID)
+			if p := b.procs[st.PID]; p != nil && err == nil {
+				err = b.takeTerminal(ctx, p)
+			}
 		case task.SetPGID:
 			err = b.call(ctx, st.PID, unix.SYS_SETPGID, 0, st.PGID)
 			if p := b.procs[st.PID]; p != nil {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine"
 	"migrate/engine/files"
 	"migrate/engine/images"
 	"migrate/engine/mem"
@@ -60,6 +61,13 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 }
 
 func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error {
+	procs := make([]*engine.Process, 0, len(s.order))
+	for _, pid := range s.order {
+		procs = append(procs, &s.procs[pid].Process)
+	}
+	if err := s.files.Control(ctx, procs); err != nil {
+		return err
+	}
 	// Before their parents have their signals, which must not hear of it again.
 	for _, img := range cp.Processes {
 		if img.Zombie() {
@@ -102,7 +110,7 @@ func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err er
 		return err
 	}
 	env := files.Env{NetNS: net, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }}
-	env.TID, env.Ended = s.tid, s.ended
+	env.TID, env.Ended, env.Terminals = s.tid, s.ended, s.terminals
 	s.files, err = files.NewRestorer(cp, env)
 	if err != nil {
 		return err

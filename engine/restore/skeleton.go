@@ -66,6 +66,9 @@ type Skeleton struct {
 	own       *images.Namespaces
 	ownHeader *imagespb.Namespaces
 	ownNet    *os.File // its network namespace, once it is open
+
+	sessions  map[int]*imagespb.SessionTerminal // by the id of the leader, of the layout that is followed
+	terminals map[uint32]*os.File               // masters of controlling terminals that no Restorer has taken yet
 }
 
 // state of a Skeleton:
@@ -95,7 +98,8 @@ type process struct {
 	space   *images.Space        // as it was last built
 	writer  *mem.Writer          // of its private memory
 
-	session, group int // that it is in now, as task.PlanTree knows them
+	session, group int    // that it is in now, as task.PlanTree knows them
+	terminal       uint32 // id of the controlling terminal that it has taken as the leader of a session
 	closed         bool
 }
 
@@ -104,7 +108,7 @@ var ErrState = errors.New("not possible in this state of the skeleton")
 
 // Prepare builds the skeleton of a tree: processes, threads and mappings, no pages. On failure nothing is left.
 func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, err error) {
-	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, objects: map[uint32]*mem.Object{}}
+	s := &Skeleton{env: env, tracer: ptrace.New(), procs: map[int]*process{}, terminals: map[uint32]*os.File{}, objects: map[uint32]*mem.Object{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Destroy(context.WithoutCancel(ctx)))
@@ -117,6 +121,9 @@ func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, 
 		if err := env.SetUp(ctx, s.parent); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.leaveTerminal(ctx); err != nil {
+		return nil, err
 	}
 	return s, s.Follow(ctx, layout)
 }
@@ -214,7 +221,7 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	for _, p := range s.procs {
 		errs = append(errs, s.end(ctx, p))
 	}
-	errs = append(errs, s.closeObjects())
+	errs = append(errs, s.closeObjects(), s.closeTerminals())
 	if s.files != nil {
 		errs = append(errs, s.files.Drop())
 	}

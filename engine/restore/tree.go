@@ -38,6 +38,9 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 	if err := s.bearRoot(ctx, layout.Tree); err != nil {
 		return err
 	}
+	if err := s.wantTerminals(ctx, layout); err != nil {
+		return err
+	}
 	nodes, err := s.nodes(layout.Tree)
 	if err != nil {
 		return err

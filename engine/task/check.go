@@ -88,7 +88,6 @@ func refusals() []kind {
 		refusal("namespaces", "namespaces that differ inside the tree", checkNamespaces),
 		refusal("shared-state", "descriptor tables, memory, handlers or directories shared between processes, or not shared between threads (clone(2) flags, vfork in progress)", checkShared),
 		refusal("dead-leader", "a process whose first thread has ended while others run", checkDeadLeader),
-		refusal("controlling-terminal", "a session's controlling terminal", checkTerminal),
 		refusal("shadow-stack", "user shadow stacks (CET)", checkShadowStack),
 		refusal("speculation", "speculation that a thread has switched off for itself", checkSpeculation),
 		refusal("security-module", "a profile or context of a security module (AppArmor, SELinux); Landlock rules cannot be seen from outside and are lost", checkLSM),
@@ -212,13 +211,6 @@ func CheckTree(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) 
 func checkDeadLeader(c *checker) error {
 	if c.deadLeader {
 		c.refuse("the process", "its first thread has ended while other threads run", "")
-	}
-	return nil
-}
-
-func checkTerminal(c *checker) error {
-	if c.stat.TTY != 0 {
-		c.refuse("the process", fmt.Sprintf("its session has a controlling terminal (device 0x%x)", c.stat.TTY), "start it with setsid(1)")
 	}
 	return nil
 }

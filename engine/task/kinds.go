@@ -67,6 +67,7 @@ func init() {
 		{Kind: carried("stopped-state", "a process stopped by a signal; it is stopped again by SIGSTOP, and its parent is told again"), process: true, dump: dumpStopped},
 		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage. One that has dumped core does so again, into the void"), process: true},
 		{Kind: carried("sessions", "sessions and process groups, also those whose leader has ended, and orphans of subreapers; a session from outside of the tree gets another number on a restore into the same pid namespace"), process: true},
+		{Kind: carried("controlling-terminal", "a session's terminal whose master is in the tree, or a console, with its foreground group; a foreground group of which nobody is left becomes that of the session's leader"), process: true},
 	}
 	refused = refusals()
 }

@@ -151,6 +151,7 @@ type Header struct {
 	Files         []*FileExtra           `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
 	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"`       // memory and files that no name reaches
 	Namespaces    *Namespaces            `protobuf:"bytes,20,opt,name=namespaces,proto3" json:"namespaces,omitempty"` // those that the tree has for itself; absent if there are none
+	Terminals     []*SessionTerminal     `protobuf:"bytes,60,rep,name=terminals,proto3" json:"terminals,omitempty"`   // controlling terminals of sessions of the tree
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -244,6 +245,13 @@ func (x *Header) GetObjects() []*Object {
 func (x *Header) GetNamespaces() *Namespaces {
 	if x != nil {
 		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Header) GetTerminals() []*SessionTerminal {
+	if x != nil {
+		return x.Terminals
 	}
 	return nil
 }
@@ -464,6 +472,7 @@ type ProcessExtra struct {
 	Guards          []*AddressRange        `protobuf:"bytes,41,rep,name=guards,proto3" json:"guards,omitempty"`                            // guard pages (MADV_GUARD_INSTALL)
 	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"` // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
 	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                             // bit n: protection key n is allocated (pkey_alloc(2))
+	NoTerminal      bool                   `protobuf:"varint,60,opt,name=no_terminal,json=noTerminal,proto3" json:"no_terminal,omitempty"` // it has given up the controlling terminal that its session has
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -580,6 +589,13 @@ func (x *ProcessExtra) GetPkeys() uint32 {
 		return x.Pkeys
 	}
 	return 0
+}
+
+func (x *ProcessExtra) GetNoTerminal() bool {
+	if x != nil {
+		return x.NoTerminal
+	}
+	return false
 }
 
 // VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
@@ -1233,6 +1249,7 @@ type File struct {
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Processes     []*ProcessExtra        `protobuf:"bytes,2,rep,name=processes,proto3" json:"processes,omitempty"`
 	Threads       []*ThreadExtra         `protobuf:"bytes,3,rep,name=threads,proto3" json:"threads,omitempty"`
+	Terminals     []*Terminal            `protobuf:"bytes,60,rep,name=terminals,proto3" json:"terminals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1284,6 +1301,13 @@ func (x *File) GetProcesses() []*ProcessExtra {
 func (x *File) GetThreads() []*ThreadExtra {
 	if x != nil {
 		return x.Threads
+	}
+	return nil
+}
+
+func (x *File) GetTerminals() []*Terminal {
+	if x != nil {
+		return x.Terminals
 	}
 	return nil
 }
@@ -1728,11 +1752,314 @@ func (x *Segment) GetCreator() uint32 {
 	return 0
 }
 
+// SessionTerminal is the controlling terminal of a session. A process has it by its birth, so it is among what a skeleton
+// needs first.
+type SessionTerminal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sid           uint32                 `protobuf:"varint,1,opt,name=sid,proto3" json:"sid,omitempty"`     // as the tree sees it
+	Id            uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`       // of the terminal, in tty-info.img
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`    // of a pseudoterminal: the multiplexer by which its master was opened; of others: the device
+	Flags         uint32                 `protobuf:"varint,4,opt,name=flags,proto3" json:"flags,omitempty"` // of its master's description
+	Rdev          uint32                 `protobuf:"varint,5,opt,name=rdev,proto3" json:"rdev,omitempty"`   // of the terminal; the minor number of a pseudoterminal is its index
+	Rows          uint32                 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
+	Columns       uint32                 `protobuf:"varint,7,opt,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionTerminal) Reset() {
+	*x = SessionTerminal{}
+	mi := &file_engine_images_extra_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionTerminal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionTerminal) ProtoMessage() {}
+
+func (x *SessionTerminal) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionTerminal.ProtoReflect.Descriptor instead.
+func (*SessionTerminal) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SessionTerminal) GetSid() uint32 {
+	if x != nil {
+		return x.Sid
+	}
+	return 0
+}
+
+func (x *SessionTerminal) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SessionTerminal) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *SessionTerminal) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *SessionTerminal) GetRdev() uint32 {
+	if x != nil {
+		return x.Rdev
+	}
+	return 0
+}
+
+func (x *SessionTerminal) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *SessionTerminal) GetColumns() uint32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+// Terminal is what tty-info.img has no field for.
+type Terminal struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`         // in tty-info.img
+	Path            string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`      // as in SessionTerminal; empty where the master is gone
+	Opened          bool                   `protobuf:"varint,3,opt,name=opened,proto3" json:"opened,omitempty"` // the slave was open at some time
+	ExclusiveMaster bool                   `protobuf:"varint,4,opt,name=exclusive_master,json=exclusiveMaster,proto3" json:"exclusive_master,omitempty"`
+	Mode            uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`                                          // permissions of the slave's node
+	Stopped         bool                   `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"`                                    // output is held, by the stop character or
+	StoppedByCall   bool                   `protobuf:"varint,7,opt,name=stopped_by_call,json=stoppedByCall,proto3" json:"stopped_by_call,omitempty"` // by TCXONC
+	PacketStatus    uint32                 `protobuf:"varint,8,opt,name=packet_status,json=packetStatus,proto3" json:"packet_status,omitempty"`      // TIOCPKT_*, not yet read
+	Lines           []*TerminalLine        `protobuf:"bytes,9,rep,name=lines,proto3" json:"lines,omitempty"`                                         // input in lines that wait to be read
+	Partial         []byte                 `protobuf:"bytes,10,opt,name=partial,proto3" json:"partial,omitempty"`                                    // input of a line that is not complete, or all input where there are no lines
+	Quote           bool                   `protobuf:"varint,11,opt,name=quote,proto3" json:"quote,omitempty"`                                       // the next character is literal (VLNEXT)
+	Pending         []byte                 `protobuf:"bytes,12,opt,name=pending,proto3" json:"pending,omitempty"`                                    // input for which there was no room yet
+	Output          []byte                 `protobuf:"bytes,13,opt,name=output,proto3" json:"output,omitempty"`                                      // what the master has not read
+	HungUp          bool                   `protobuf:"varint,14,opt,name=hung_up,json=hungUp,proto3" json:"hung_up,omitempty"`                       // the master is gone
+	HungFiles       []uint32               `protobuf:"varint,15,rep,packed,name=hung_files,json=hungFiles,proto3" json:"hung_files,omitempty"`       // ids of files that the terminal was taken away from (vhangup(2)); all where the master is gone
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Terminal) Reset() {
+	*x = Terminal{}
+	mi := &file_engine_images_extra_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Terminal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Terminal) ProtoMessage() {}
+
+func (x *Terminal) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Terminal.ProtoReflect.Descriptor instead.
+func (*Terminal) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Terminal) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Terminal) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Terminal) GetOpened() bool {
+	if x != nil {
+		return x.Opened
+	}
+	return false
+}
+
+func (x *Terminal) GetExclusiveMaster() bool {
+	if x != nil {
+		return x.ExclusiveMaster
+	}
+	return false
+}
+
+func (x *Terminal) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Terminal) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+func (x *Terminal) GetStoppedByCall() bool {
+	if x != nil {
+		return x.StoppedByCall
+	}
+	return false
+}
+
+func (x *Terminal) GetPacketStatus() uint32 {
+	if x != nil {
+		return x.PacketStatus
+	}
+	return 0
+}
+
+func (x *Terminal) GetLines() []*TerminalLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *Terminal) GetPartial() []byte {
+	if x != nil {
+		return x.Partial
+	}
+	return nil
+}
+
+func (x *Terminal) GetQuote() bool {
+	if x != nil {
+		return x.Quote
+	}
+	return false
+}
+
+func (x *Terminal) GetPending() []byte {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *Terminal) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *Terminal) GetHungUp() bool {
+	if x != nil {
+		return x.HungUp
+	}
+	return false
+}
+
+func (x *Terminal) GetHungFiles() []uint32 {
+	if x != nil {
+		return x.HungFiles
+	}
+	return nil
+}
+
+type TerminalLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	EndOfFile     bool                   `protobuf:"varint,2,opt,name=end_of_file,json=endOfFile,proto3" json:"end_of_file,omitempty"` // the line ends without a character of its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TerminalLine) Reset() {
+	*x = TerminalLine{}
+	mi := &file_engine_images_extra_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminalLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminalLine) ProtoMessage() {}
+
+func (x *TerminalLine) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminalLine.ProtoReflect.Descriptor instead.
+func (*TerminalLine) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TerminalLine) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *TerminalLine) GetEndOfFile() bool {
+	if x != nil {
+		return x.EndOfFile
+	}
+	return false
+}
+
 var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
 	"\n" +
-	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\"\xd7\x02\n" +
+	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\"\x96\x03\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x16\n" +
@@ -1744,7 +2071,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\aobjects\x18( \x03(\v2\x16.migrate.images.ObjectR\aobjects\x12:\n" +
 	"\n" +
 	"namespaces\x18\x14 \x01(\v2\x1a.migrate.images.NamespacesR\n" +
-	"namespaces\"^\n" +
+	"namespaces\x12=\n" +
+	"\tterminals\x18< \x03(\v2\x1f.migrate.images.SessionTerminalR\tterminals\"^\n" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
@@ -1765,7 +2093,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
-	"\x06object\x18( \x01(\rR\x06object\"\xc7\x03\n" +
+	"\x06object\x18( \x01(\rR\x06object\"\xe8\x03\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -1781,7 +2109,9 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x06guards\x18) \x03(\v2\x1c.migrate.images.AddressRangeR\x06guards\x12\x1f\n" +
 	"\vlock_future\x18* \x01(\rR\n" +
 	"lockFuture\x12\x14\n" +
-	"\x05pkeys\x18+ \x01(\rR\x05pkeys\"E\n" +
+	"\x05pkeys\x18+ \x01(\rR\x05pkeys\x12\x1f\n" +
+	"\vno_terminal\x18< \x01(\bR\n" +
+	"noTerminal\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -1848,11 +2178,12 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\tNANOSLEEP\x10\x01\x12\b\n" +
 	"\x04POLL\x10\x02\x12\t\n" +
 	"\x05FUTEX\x10\x03\x12\x11\n" +
-	"\rCPU_NANOSLEEP\x10\x04\"\xa9\x01\n" +
+	"\rCPU_NANOSLEEP\x10\x04\"\xe1\x01\n" +
 	"\x04File\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.migrate.images.HeaderR\x06header\x12:\n" +
 	"\tprocesses\x18\x02 \x03(\v2\x1c.migrate.images.ProcessExtraR\tprocesses\x125\n" +
-	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\"6\n" +
+	"\athreads\x18\x03 \x03(\v2\x1b.migrate.images.ThreadExtraR\athreads\x126\n" +
+	"\tterminals\x18< \x03(\v2\x18.migrate.images.TerminalR\tterminals\"6\n" +
 	"\fAddressRange\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\"\x81\x01\n" +
@@ -1898,7 +2229,36 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x05 \x01(\rR\x03gid\x12\x18\n" +
 	"\aremoved\x18\x06 \x01(\bR\aremoved\x12\x18\n" +
-	"\acreator\x18\a \x01(\rR\acreatorB Z\x1emigrate/engine/images/imagespbb\x06proto3"
+	"\acreator\x18\a \x01(\rR\acreator\"\x9f\x01\n" +
+	"\x0fSessionTerminal\x12\x10\n" +
+	"\x03sid\x18\x01 \x01(\rR\x03sid\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x14\n" +
+	"\x05flags\x18\x04 \x01(\rR\x05flags\x12\x12\n" +
+	"\x04rdev\x18\x05 \x01(\rR\x04rdev\x12\x12\n" +
+	"\x04rows\x18\x06 \x01(\rR\x04rows\x12\x18\n" +
+	"\acolumns\x18\a \x01(\rR\acolumns\"\xba\x03\n" +
+	"\bTerminal\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06opened\x18\x03 \x01(\bR\x06opened\x12)\n" +
+	"\x10exclusive_master\x18\x04 \x01(\bR\x0fexclusiveMaster\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x18\n" +
+	"\astopped\x18\x06 \x01(\bR\astopped\x12&\n" +
+	"\x0fstopped_by_call\x18\a \x01(\bR\rstoppedByCall\x12#\n" +
+	"\rpacket_status\x18\b \x01(\rR\fpacketStatus\x122\n" +
+	"\x05lines\x18\t \x03(\v2\x1c.migrate.images.TerminalLineR\x05lines\x12\x18\n" +
+	"\apartial\x18\n" +
+	" \x01(\fR\apartial\x12\x14\n" +
+	"\x05quote\x18\v \x01(\bR\x05quote\x12\x18\n" +
+	"\apending\x18\f \x01(\fR\apending\x12\x16\n" +
+	"\x06output\x18\r \x01(\fR\x06output\x12\x17\n" +
+	"\ahung_up\x18\x0e \x01(\bR\x06hungUp\x12\x1d\n" +
+	"\n" +
+	"hung_files\x18\x0f \x03(\rR\thungFiles\"B\n" +
+	"\fTerminalLine\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1e\n" +
+	"\vend_of_file\x18\x02 \x01(\bR\tendOfFileB Z\x1emigrate/engine/images/imagespbb\x06proto3"
 
 var (
 	file_engine_images_extra_proto_rawDescOnce sync.Once
@@ -1913,7 +2273,7 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
 	(Object_Kind)(0),        // 1: migrate.images.Object.Kind
@@ -1934,33 +2294,39 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*Object)(nil),          // 16: migrate.images.Object
 	(*Extent)(nil),          // 17: migrate.images.Extent
 	(*Segment)(nil),         // 18: migrate.images.Segment
-	(*Namespaces)(nil),      // 19: migrate.images.Namespaces
+	(*SessionTerminal)(nil), // 19: migrate.images.SessionTerminal
+	(*Terminal)(nil),        // 20: migrate.images.Terminal
+	(*TerminalLine)(nil),    // 21: migrate.images.TerminalLine
+	(*Namespaces)(nil),      // 22: migrate.images.Namespaces
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	4,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
 	16, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
-	19, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
-	6,  // 4: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
-	15, // 5: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
-	14, // 6: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
-	8,  // 7: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	9,  // 8: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	10, // 9: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	12, // 10: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	11, // 11: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 12: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	2,  // 13: migrate.images.File.header:type_name -> migrate.images.Header
-	5,  // 14: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	7,  // 15: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	1,  // 16: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
-	17, // 17: migrate.images.Object.extents:type_name -> migrate.images.Extent
-	18, // 18: migrate.images.Object.segment:type_name -> migrate.images.Segment
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	22, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
+	19, // 4: migrate.images.Header.terminals:type_name -> migrate.images.SessionTerminal
+	6,  // 5: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
+	15, // 6: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
+	14, // 7: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
+	8,  // 8: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 9: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 10: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 11: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 12: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	0,  // 13: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 14: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 15: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 16: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	20, // 17: migrate.images.File.terminals:type_name -> migrate.images.Terminal
+	1,  // 18: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	17, // 19: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	18, // 20: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	21, // 21: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -1975,7 +2341,7 @@ func file_engine_images_extra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
