@@ -143,8 +143,11 @@ func readDisciplineOnce(k *peek.Kernel, tty *peek.View) (*discipline, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	if n := d.readHead - d.readTail; n > nttyBuf || d.canonHead-d.readTail > n {
-		return nil, fmt.Errorf("the line discipline holds %d bytes, %d of them in lines: %w", n, d.canonHead-d.readTail, ErrBusy)
+	if n := d.readHead - d.readTail; n > nttyBuf {
+		return nil, fmt.Errorf("the line discipline holds %d bytes: %w", n, ErrBusy)
+	}
+	if d.canonHead-d.readTail > d.readHead-d.readTail { // stale, while the terminal has no lines
+		d.canonHead = d.readTail
 	}
 	port, err := k.Follow(tty, "port", "tty_port")
 	if err != nil {
