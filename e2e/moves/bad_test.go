@@ -5,6 +5,7 @@ package moves
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sleeper is a program that notices nothing; python3 programs for tests of what is refused end with it.
@@ -130,23 +133,27 @@ func TestKernelThread(t *testing.T) {
 	s.mention(string(out), "pid 2", "kernel thread")
 }
 
+// syscallByNumber is Python that makes a system call, which must not fail.
+func syscallByNumber(name string, args ...any) string {
+	list := make([]string, len(args))
+	for i, a := range args {
+		list[i] = fmt.Sprint(a)
+	}
+	return fmt.Sprintf("import ctypes\nassert ctypes.CDLL(None).syscall(%s) >= 0, '%s'", strings.Join(list, ", "), name)
+}
+
 // TestNotCarried refuses, by name, programs with something that does not move, and leaves them as they were.
 func TestNotCarried(t *testing.T) {
 	for _, c := range []struct {
 		name, script string
 		words        []string
 	}{
-		{"inotify", "import ctypes\nctypes.CDLL(None).inotify_init1(0)", []string{"inotify", "fd "}},
-		{"netlink", "import socket\ns = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)", []string{"netlink", "fd "}},
-		{"packet", "import socket\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)", []string{"packet socket", "fd "}},
-		{"seccomp", `import ctypes, struct
-libc = ctypes.CDLL(None)
-libc.prctl(38, 1, 0, 0, 0)
-code = struct.pack('HBBI', 6, 0, 0, 0x7fff0000)
-text = ctypes.create_string_buffer(code)
-prog = struct.pack('HxxxxxxP', 1, ctypes.addressof(text))
-assert libc.prctl(22, 2, prog, 0, 0) == 0`, []string{"seccomp"}},
-		{"memfd", "import os\nfd = os.memfd_create('x')", []string{"memfd", "fd "}},
+		{"userfaultfd", syscallByNumber("userfaultfd", unix.SYS_USERFAULTFD, 1), []string{"userfaultfd", "fd "}},
+		{"perf", `import ctypes
+attr = ctypes.create_string_buffer(b'\x01\0\0\0\x70\0\0\0', 128)
+` + syscallByNumber("perf_event_open", unix.SYS_PERF_EVENT_OPEN, "attr", 0, -1, -1, 0), []string{"perf event", "fd "}},
+		{"vsock", "import socket\ns = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM, 0)", []string{"socket", "fd "}},
+		{"secret", syscallByNumber("memfd_secret", unix.SYS_MEMFD_SECRET, 0), []string{"secret memory", "fd "}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := begin(t, time.Minute)

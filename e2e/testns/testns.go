@@ -67,7 +67,7 @@ func pid1() (int, error) {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return 0, fmt.Errorf("mounting /proc: %w", err)
 	}
-	if err := loopbackUp(); err != nil {
+	if err := LoopbackUp(); err != nil {
 		return 0, err
 	}
 	cmd := again("tests")
@@ -92,8 +92,8 @@ func pid1() (int, error) {
 	}
 }
 
-// loopbackUp switches lo on in the new network namespace.
-func loopbackUp() error {
+// LoopbackUp switches lo on in the network namespace of the calling thread.
+func LoopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
