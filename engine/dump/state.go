@@ -18,6 +18,7 @@ import (
 
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
+	"migrate/engine/mem"
 	"migrate/engine/ptrace"
 	"migrate/engine/task"
 )
@@ -36,6 +37,9 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	for _, f := range s.frozen {
 		img, err := s.process(ctx, f, header.Clocks)
 		if err != nil {
+			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
+		}
+		if err := f.rings(img, cp.Blobs); err != nil {
 			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
 		}
 		cp.Processes = append(cp.Processes, img)
@@ -106,6 +110,22 @@ func (s *Source) header(ctx context.Context) (*imagespb.Header, *images.Namespac
 		BootId: strings.TrimSpace(string(boot)), Clocks: clocks, CpuCount: uint64(runtime.NumCPU()),
 		Namespaces: spaces.header,
 	}, spaces.images, nil
+}
+
+// rings records what waits in the rings of io_setup(2).
+func (f *frozen) rings(img *images.Process, blobs map[string][]byte) error {
+	for _, v := range img.MM.GetVmas() {
+		if !mem.IsAIORing(v) {
+			continue
+		}
+		ring, events, err := mem.DumpAIO(v, func(addr uint64, b []byte) error { return f.memory.Read(ptrace.Addr(addr), b) })
+		if err != nil {
+			return err
+		}
+		img.MM.Aios = append(img.MM.Aios, ring)
+		blobs[mem.AIOBlob(img.PID, v)] = events
+	}
+	return nil
 }
 
 // entries is the tree as records.

@@ -47,6 +47,9 @@ func dumpTimerfd(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry,
 		return nil, fmt.Errorf("its fdinfo tells no time (CONFIG_PROC_FS): %w", ErrNotCarried)
 	}
 	t := i.TimerFD
+	if left := cur.Value.Nano(); t.Value == 0 && t.Interval != 0 && left > 0 {
+		t.Value = t.Interval // it has expired since it was asked, which is counted
+	}
 	owner, err := r.fown(d)
 	if err != nil {
 		return nil, err

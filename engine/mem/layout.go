@@ -20,11 +20,12 @@ const (
 	VDSO                        // code of the kernel
 	Vvar                        // data of the kernel for the vDSO: [vvar], [vvar_vclock]
 	Vsyscall                    // the page at the end of the address space (amd64)
+	AIORing                     // the ring of io_setup(2)
 	Other                       // not carried; there is an Obstacle
 )
 
 func (k Kind) String() string {
-	return [...]string{"", "private memory", "private file mapping", "shared file mapping", "shared memory", "vDSO", "vDSO data", "vsyscall page", "other mapping"}[k]
+	return [...]string{"", "private memory", "private file mapping", "shared file mapping", "shared memory", "vDSO", "vDSO data", "vsyscall page", "ring of io_setup", "other mapping"}[k]
 }
 
 // Marks of a mapping, from VmFlags of smaps (proc_pid_smaps(5)).
@@ -145,6 +146,8 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 			}
 		}
 		r.flags |= encodeHuge(m.File.Huge)
+	case AIORing:
+		r.flags, r.status = mapShared, images.VMAAIORing
 	case VDSO:
 		r.status |= images.VMAVDSO | images.VMAAnonPrivate
 	case Vvar:

@@ -209,7 +209,7 @@ func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (refused *Refusal
 	case strings.HasPrefix(p.Path, hugeMapping) && p.Deleted:
 		err = r.anonHuge(m, p)
 	case strings.HasPrefix(p.Path, "/[aio]"):
-		return refuseAIO, nil
+		m.Kind = AIORing
 	case strings.HasPrefix(p.Path, "anon_inode:[io_uring]"):
 		return refuseIOUring, nil
 	case strings.HasPrefix(p.Path, "socket:"):

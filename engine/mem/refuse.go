@@ -16,7 +16,6 @@ var (
 	refuseReplaced = &Refusal{"replaced-file", "a shared mapping of a file that another one hides, mounted over it"}
 	refuseSysV     = &Refusal{"sysv-shm", "System V shared memory"}
 	refuseUffd     = &Refusal{"userfaultfd", "memory whose faults the program handles by a userfaultfd of its own"}
-	refuseAIO      = &Refusal{"aio", "the ring of an io_setup(2)"}
 	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
 	refusePacket   = &Refusal{"packet-ring", "the ring of a packet socket"}
 	refuseShadow   = &Refusal{"shadow-stack", "a shadow stack"}
@@ -30,7 +29,7 @@ var (
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
-	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseAIO, refuseIOUring,
+	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseIOUring,
 		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside} {
 		out = append(out, *r)
 	}

@@ -80,6 +80,9 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 		if cp.Process(uint32(pid)).Zombie() {
 			continue
 		}
+		if err := s.procs[pid].fillRings(ctx, cp.Process(uint32(pid)), cp.Blobs); err != nil {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
 		if err := s.files.Install(ctx, &s.procs[pid].Process); err != nil {
 			return err
 		}

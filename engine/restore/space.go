@@ -207,16 +207,24 @@ func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, 
 	}
 	for i, c := range changes {
 		var err error
+		if c.Kind == mem.Map && mem.IsAIORing(c.VMA) {
+			continue
+		}
 		if results[i], err = mem.AddChange(&b, c, open); err != nil {
 			return err
 		}
 	}
 	err := p.trap.Run(ctx, &b)
+	for _, c := range changes {
+		if err == nil && c.Kind == mem.Map && mem.IsAIORing(c.VMA) {
+			err = p.mapRing(ctx, c)
+		}
+	}
 	if err == nil {
 		return nil
 	}
 	for i, r := range results {
-		if r.Err() != nil {
+		if r != nil && r.Err() != nil {
 			return changes[i].Explain(r.Err())
 		}
 	}
