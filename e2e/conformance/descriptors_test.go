@@ -16,7 +16,7 @@ import (
 
 // passing is what fdinfo tells of an object of the kernel and not of what the program has: numbers of inodes and mounts, handles
 // of files that may have been made anew, times that go on. A relative timer becomes one that ends at an instant.
-var passing = regexp.MustCompile(`(?m)^(?:mnt_id|ino|eventfd-id|it_value|ticks|settime flags: 0[01]):?.*\n| ino:\S+ sdev:\S+| f_handle:\S+|^(lock:\s+)\d+:`)
+var passing = regexp.MustCompile(`(?m)^(?:mnt_id|ino|eventfd-id|map_id|memlock|it_value|ticks|settime flags: 0[01]):?.*\n| ino:\S+ sdev:\S+| f_handle:\S+|^(lock:\s+)\d+:`)
 
 // numbered are links to objects that have a number instead of a name.
 var numbered = regexp.MustCompile(`^(pipe|socket):\[\d+\]$`)

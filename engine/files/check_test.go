@@ -37,7 +37,7 @@ var refused = map[int]string{
 	101: "memfd", 102: "pidfd", 103: "netlink socket", 104: "packet socket", 105: "socket", 106: "unix socket",
 	109: "regular file", 110: "pipe", 111: "epoll", 112: "deleted file",
 	114: "terminal", 116: "io_uring", 117: "userfaultfd", 119: "directory", 120: "device",
-	121: "perf event", 122: "bpf",
+	121: "perf event",
 }
 
 func setupRefused(h *half) {

@@ -190,6 +190,8 @@ func statusFlags(e *fdinfo.FileEntry) (uint32, *fown.FownEntry) {
 		return e.Usk.GetFlags(), e.Usk.GetFown()
 	case e.Nsf != nil:
 		return e.Nsf.GetFlags(), nil
+	case e.Bpf != nil:
+		return e.Bpf.GetFlags(), e.Bpf.GetFown()
 	case e.Ify != nil:
 		return e.Ify.GetFlags(), e.Ify.GetFown()
 	case e.Ffy != nil:

@@ -62,7 +62,7 @@ func init() {
 		kindNamespace, kindPidfd, kindMemfd, kindSecret, kindProcFile, kindExternal,
 		kindPipe, kindFifo, kindDevice, kindTerminal, kindTun, kindOtherDevice, kindBlockDevice,
 		kindDirectory, kindDeleted, kindRegular,
-		kindEventfd, kindEpoll, kindTimerfd, kindSignalfd, kindInotify, kindFanotify, kindIOUring, kindBPF, kindPerf,
+		kindEventfd, kindEpoll, kindTimerfd, kindSignalfd, kindInotify, kindFanotify, kindIOUring, kindBPFMap, kindBPF, kindPerf,
 		kindUserfaultfd, kindOtherAnon, kindUnknown,
 	}
 }
@@ -115,6 +115,8 @@ func complete(e *fdinfo.FileEntry) bool {
 		return e.Pidfd != nil
 	case fdinfo.FdTypes_NS:
 		return e.Nsf != nil
+	case fdinfo.FdTypes_BPFMAP:
+		return e.Bpf != nil
 	case fdinfo.FdTypes_INOTIFY:
 		return e.Ify != nil
 	case fdinfo.FdTypes_FANOTIFY:

@@ -52,6 +52,7 @@ type Restorer struct {
 	kinds   map[uint32]*Kind
 	homes   map[uint32]home
 	pipes   map[uint32]*pipePair
+	maps    map[uint32]int // descriptors of BPF maps while they are being made, by the id of the map at the source
 	fifos   map[uint32]int // descriptors of FIFOs while they are being made, by the id of their first record
 	bound   []boundPath
 	objects map[uint32]uint32 // of records that no name reaches
@@ -72,7 +73,7 @@ type home struct{ vpid, fd int }
 // NewRestorer checks the records against each other; it touches nothing yet.
 func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
-		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, fifos: map[uint32]int{}, fresh: map[uint32]*os.File{},
+		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, fifos: map[uint32]int{}, maps: map[uint32]int{}, fresh: map[uint32]*os.File{},
 		tables: map[int]map[int]uint32{}, ttys: map[uint32]*madeTTY{}, holders: map[uint32][]int{}}
 	for _, p := range cp.Processes {
 		table := make(map[int]uint32, len(p.FDs))
@@ -339,6 +340,11 @@ func (r *Restorer) closeSpares() error {
 			errs = append(errs, fmt.Errorf("close FIFO %d: %w", id, err))
 		}
 	}
-	r.fifos = map[uint32]int{}
+	for id, fd := range r.maps {
+		if err := unix.Close(fd); err != nil {
+			errs = append(errs, fmt.Errorf("close BPF map %d: %w", id, err))
+		}
+	}
+	r.fifos, r.maps = map[uint32]int{}, map[uint32]int{}
 	return errors.Join(errs...)
 }

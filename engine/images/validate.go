@@ -201,6 +201,8 @@ func payload(f *fdinfo.FileEntry) bool {
 		return f.Memfd != nil
 	case fdinfo.FdTypes_PIDFD:
 		return f.Pidfd != nil
+	case fdinfo.FdTypes_BPFMAP:
+		return f.Bpf != nil
 	case fdinfo.FdTypes_FANOTIFY:
 		return f.Ffy != nil
 	}
