@@ -245,7 +245,11 @@ func (d *Dumper) take(c *collector, p *engine.Process, fd int) error {
 	}
 	root, ok := c.root[p.PID]
 	if !ok { // not before: a zombie has neither descriptors nor a root
-		if root, err = os.Readlink(fmt.Sprintf("/proc/%d/root", p.PID)); err != nil {
+		// In this program's own mount namespace a root of a process's own (chroot(2)) does not matter: it is entered last.
+		if root = procfs.Host.OuterRoot(p.PID); root != "/" {
+			root, err = os.Readlink(root)
+		}
+		if err != nil {
 			return errors.Join(fmt.Errorf("root directory of process %d: %w", p.PID, err), unix.Close(dup))
 		}
 		c.root[p.PID] = root

@@ -11,6 +11,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	"migrate/engine/procfs"
 )
 
 // Magic numbers of file systems that x/sys lacks or names otherwise (include/uapi/linux/magic.h).
@@ -80,7 +82,7 @@ func (d *Dumper) rootOfPID(pid int) (int, error) {
 	if fd, ok := d.current.roots[pid]; ok {
 		return fd, nil
 	}
-	fd, err := openRoot(fmt.Sprintf("/proc/%d/root", pid))
+	fd, err := openRoot(procfs.Host.OuterRoot(pid))
 	if err == nil {
 		d.current.roots[pid] = fd
 	}

@@ -236,6 +236,9 @@ func (r *Restorer) Install(ctx context.Context, p *engine.Process) error {
 	if err != nil {
 		return fmt.Errorf("descriptors of process %d: %w", p.VPID, err)
 	}
+	if err := raiseLimit(ctx, p, push); err != nil {
+		return fmt.Errorf("descriptors of process %d: %w", p.VPID, err)
+	}
 	if err := p.Caller.Push(ctx, push); err != nil {
 		return fmt.Errorf("descriptors of process %d: %w", p.VPID, err)
 	}

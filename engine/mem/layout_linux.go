@@ -250,7 +250,7 @@ func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, e
 	if p.Deleted { // or a file that is called so
 		path += " (deleted)"
 	}
-	f, err := os.OpenFile(procfs.Host.Path(r.pid, "root")+path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(procfs.Host.OuterRoot(r.pid)+path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		if st, gone := procfs.Host.Stat(r.pid); gone != nil || st.State == 'Z' {
 			return nil, nil, ErrGone

@@ -105,10 +105,15 @@ func TestLayoutRefuses(t *testing.T) {
 			p.do(order{Op: "call", NR: unix.SYS_SHMAT, Args: [6]uintptr{uintptr(id), arena}})
 			p.do(order{Op: "call", NR: unix.SYS_SHMCTL, Args: [6]uintptr{uintptr(id), unix.IPC_RMID}})
 		}},
-		{"aio", func(t *testing.T, p *target) {
+		{"io_uring", func(t *testing.T, p *target) {
 			p.anon(arena, PageSize)
-			p.do(order{Op: "call", NR: unix.SYS_IO_SETUP, Args: [6]uintptr{4, arena}})
-			p.do(order{Op: "call", NR: unix.SYS_IO_SETUP, Args: [6]uintptr{4, arena + 8}})
+			fd, err := p.try(order{Op: "call", NR: unix.SYS_IO_URING_SETUP, Args: [6]uintptr{4, arena}})
+			if err != nil {
+				t.Skip(err)
+			}
+			for _, offset := range []uintptr{0 /* IORING_OFF_SQ_RING */, 0x10000000 /* IORING_OFF_SQES */} {
+				p.do(order{Op: "call", NR: unix.SYS_MMAP, Args: [6]uintptr{0, PageSize / 16, unix.PROT_READ, unix.MAP_SHARED, uintptr(fd), offset}})
+			}
 		}},
 		{"pinned-memory", func(t *testing.T, p *target) {
 			p.anon(arena, 64*PageSize)
@@ -136,7 +141,7 @@ func TestLayoutRefuses(t *testing.T) {
 					t.Errorf("%+v", o)
 				}
 			}
-			if c.kind == "aio" && (len(kinds) != 1 || !strings.Contains(l.Obstacles[0].Where, "and 1 more")) {
+			if c.kind == "io_uring" && (len(kinds) != 1 || !strings.Contains(l.Obstacles[0].Where, "and 1 more")) {
 				t.Errorf("two mappings of one kind: %v", l.Obstacles)
 			}
 			if !slices.Contains(kinds, c.kind) {

@@ -217,3 +217,13 @@ func (p FS) Cmdline(pid int) ([]string, error) {
 	}
 	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
 }
+
+// OuterRoot is a path of this program that leads to the root of the mount namespace of a process: "/" if that is this
+// program's own, whatever root the process has (chroot(2)), else the root of the process.
+func (p FS) OuterRoot(pid int) string {
+	own, err := os.Readlink(p.Path("self", "ns", "mnt"))
+	if its, err2 := os.Readlink(p.Path(pid, "ns", "mnt")); err == nil && err2 == nil && its == own {
+		return "/"
+	}
+	return p.Path(pid, "root")
+}
