@@ -9,11 +9,15 @@ import (
 )
 
 // SaveListener reads a listening socket, of TCP or MPTCP, and changes nothing. If connections wait in its queue, the error is a
-// *WaitingError: nothing can take them out but the program's own accept. (Shutting new connections out first,
-// and letting the program run for a moment, empties the queue: package agent/port.)
+// *WaitingError beside the listener: they are no part of it. (Shutting new connections out first, and letting the program run for a
+// moment, empties the queue: package agent/port.)
 func SaveListener(f *os.File) (*Listener, error) {
 	l := &Listener{}
 	err := control(f, func(fd int) error { return saveListener(fd, l) })
+	var waits *WaitingError
+	if errors.As(err, &waits) {
+		return l, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("save listener: %w", err)
 	}
@@ -47,8 +51,10 @@ func saveListener(fd int, l *Listener) error {
 	if l.Local, err = addrPort(fd, sa); err != nil {
 		return err
 	}
-	if err := l.saveQueue(fd); err != nil {
-		return err
+	waits := l.saveQueue(fd)
+	var waiting *WaitingError
+	if waits != nil && !errors.As(waits, &waiting) {
+		return waits
 	}
 	if l.Foreign, err = foreign(fd, v6, l.Local); err != nil {
 		return err
@@ -64,7 +70,7 @@ func saveListener(fd int, l *Listener) error {
 	if err := l.Settings.save(fd, l.Local.String(), l.MPTCP, onListn, v6); err != nil {
 		return fmt.Errorf("%v: %w", l.Local, err)
 	}
-	return nil
+	return waits
 }
 
 func (l *Listener) saveQueue(fd int) error {

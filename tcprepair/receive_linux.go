@@ -20,14 +20,9 @@ func receive(fd int, st *State, want ConnState, seq uint32, flags byte) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer unix.Close(raw) //nolint:errcheck // nothing was written that could be lost
-	var to unix.Sockaddr
-	if ip := st.Local.Addr().Unmap(); ip.Is4() {
-		to = &unix.SockaddrInet4{Addr: ip.As4()}
-	} else if to, err = sockaddr(fd, true, st.Local); err != nil {
+	to, err := rawAddress(fd, st)
+	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
-	}
-	if sa, ok := to.(*unix.SockaddrInet6); ok {
-		sa.Port = 0 // of a raw socket it is the protocol
 	}
 	if err := unix.Sendto(raw, st.packet(seq, flags, nil), 0, to); err != nil {
 		return fmt.Errorf("%s: send over the loopback interface (is lo up?): %w", what, err)
@@ -46,6 +41,84 @@ func receive(fd int, st *State, want ConnState, seq uint32, flags byte) error {
 			return fmt.Errorf("%s: the socket is in %v still", what, i.state)
 		}
 	}
+}
+
+// A Peer speaks to a socket of a network namespace in the name of its peer: by a raw socket over the loopback interface. What it sends
+// carries Mark.
+type Peer struct {
+	raw int
+	to  unix.Sockaddr
+	st  *State
+}
+
+// OpenPeer opens a Peer for a connection that a listener is to take. st has the numbers at which the peer begins.
+func OpenPeer(listener *os.File, st *State) (*Peer, error) {
+	p := &Peer{st: st}
+	err := control(listener, func(fd int) (err error) {
+		if p.to, err = rawAddress(fd, st); err != nil {
+			return err
+		}
+		p.raw, err = besides(fd, func() (int, error) { return openRaw(st.Local.Addr().Unmap().Is6()) })
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("speak as %v: %w", st.Remote, err)
+	}
+	return p, nil
+}
+
+// Send sends one segment that acknowledges all that was sent, with data from the sequence number on, and the end of the stream after it
+// if fin is set.
+func (p *Peer) Send(seq uint32, data []byte, fin bool) error {
+	var flags byte
+	if fin {
+		flags = flagFIN
+	}
+	if err := unix.Sendto(p.raw, p.st.packet(seq, flags, data), 0, p.to); err != nil {
+		return fmt.Errorf("send to %v as %v over the loopback interface (is lo up?): %w", p.st.Local, p.st.Remote, err)
+	}
+	return nil
+}
+
+// Close closes it.
+func (p *Peer) Close() error { return unix.Close(p.raw) }
+
+// WithRoom runs fn while connections that come to a listener have room for a receive queue of n bytes, beyond what they begin with.
+func WithRoom(listener *os.File, n int, fn func() error) error {
+	const enough = 16 << 10 // for that the usual window will do
+	if n <= enough {
+		return fn()
+	}
+	return control(listener, func(fd int) (err error) {
+		var s Settings
+		if err := s.saveBuffers(fd); err != nil {
+			return err
+		}
+		st := &State{Settings: s, RecvQueue: make([]byte, n)}
+		st.Buffers.Send = 0
+		if err := growBuffers(fd, st); err != nil {
+			return err
+		}
+		defer func() {
+			err = errors.Join(err, setBuffers(fd, s.Buffers.Send, s.Buffers.Recv), unlockBuffers(fd, s.Buffers))
+		}()
+		if err := unlockBuffers(fd, s.Buffers); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// rawAddress is where a raw socket sends to reach the local end.
+func rawAddress(fd int, st *State) (unix.Sockaddr, error) {
+	if ip := st.Local.Addr().Unmap(); ip.Is4() {
+		return &unix.SockaddrInet4{Addr: ip.As4()}, nil
+	}
+	to, err := sockaddr(fd, true, st.Local)
+	if sa, ok := to.(*unix.SockaddrInet6); ok {
+		sa.Port = 0 // of a raw socket it is the protocol
+	}
+	return to, err
 }
 
 // besides opens another socket in the network namespace of the socket fd.

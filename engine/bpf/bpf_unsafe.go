@@ -19,6 +19,8 @@ const (
 	bpfIterCreate      = 33
 	bpfProgTypeTracing = 26
 	bpfTraceIter       = 28
+	bpfProgTypeCls     = 3
+	bpfTCXIngress      = 46
 )
 
 func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
@@ -31,7 +33,11 @@ func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 
 // LoadIterator loads a BPF program that iterates over what the kernel function with this type id walks.
 func LoadIterator(btfID uint32, program []byte) (int, error) {
-	license := []byte("GPL\x00") // bpf_probe_read_kernel and bpf_seq_write are offered to GPL programs alone
+	return load(program, bpfProgTypeTracing, bpfTraceIter, btfID, "migrate_thread")
+}
+
+func load(program []byte, progType, attachType, attachTo uint32, name string) (int, error) {
+	license := []byte("GPL\x00") // bpf_probe_read_kernel and others are offered to GPL programs alone
 	var attr struct {
 		progType, insnCount       uint32
 		insns, license            uint64
@@ -47,14 +53,25 @@ func LoadIterator(btfID uint32, program []byte) (int, error) {
 		lineInfoCount, attachToID uint32
 		attachProgFD, coreCount   uint32
 	}
-	attr.progType, attr.attachType, attr.attachToID = bpfProgTypeTracing, bpfTraceIter, btfID
+	attr.progType, attr.attachType, attr.attachToID = progType, attachType, attachTo
 	attr.insnCount = uint32(len(program) / 8)
 	attr.insns, attr.license = uint64(uintptr(unsafe.Pointer(&program[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
-	copy(attr.name[:], "migrate_thread")
+	copy(attr.name[:15], name)
 	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	runtime.KeepAlive(program)
 	runtime.KeepAlive(license)
 	return fd, err
+}
+
+// attachIngress runs a program on what an interface of this thread's network namespace receives, until the link is closed.
+func attachIngress(prog int, index uint32) (int, error) {
+	var attr struct {
+		prog, target, attachType, flags uint32
+		relative, pad                   uint32
+		revision                        uint64
+	}
+	attr.prog, attr.target, attr.attachType = uint32(prog), index, bpfTCXIngress
+	return bpf(bpfLinkCreate, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 }
 
 // RunIterator runs the program for one thread and returns what it wrote, of at most limit bytes.

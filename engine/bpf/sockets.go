@@ -20,6 +20,7 @@ type Socket struct {
 	Done          bool           // the peer has ended its direction (SOCK_DONE)
 	Urgent        uint16         // urg_data of TCP: TCP_URG_* and the byte, 0 if there is none
 	UrgentSeq     uint32         // its sequence number
+	PeerTimestamp uint32         // the timestamp option of TCP that came last
 	CopiedSeq     uint32         // the sequence number of the next byte that the program reads
 }
 
@@ -36,6 +37,7 @@ const (
 	sockUrgent   = 80
 	sockUrgSeq   = 84
 	sockCopied   = 88
+	sockStamp    = 92
 	sockRecord   = 96
 
 	commonSize = 19
@@ -45,7 +47,7 @@ const (
 
 // Sockets tells of the sockets that this program itself has open, by descriptor. What it says of other files means nothing.
 func Sockets() (_ map[int]Socket, err error) {
-	t, err := Kernel("file", "socket", "sock", "sock_common", "tcp_sock", "bpf_iter_task_file")
+	t, err := Kernel("file", "socket", "sock", "sock_common", "tcp_sock", "tcp_options_received", "bpf_iter_task_file")
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +79,8 @@ func parseSocket(b []byte) Socket {
 	ne := binary.NativeEndian
 	c := b[sockCommon:]
 	s := Socket{Family: c[16], State: c[18], Error: int32(ne.Uint32(b[sockError:])), Shutdown: b[sockShutdown] & 3,
-		Done: ne.Uint64(b[sockFlags:])&flagDone != 0, Urgent: ne.Uint16(b[sockUrgent:]), UrgentSeq: ne.Uint32(b[sockUrgSeq:]), CopiedSeq: ne.Uint32(b[sockCopied:])}
+		Done: ne.Uint64(b[sockFlags:])&flagDone != 0, Urgent: ne.Uint16(b[sockUrgent:]), UrgentSeq: ne.Uint32(b[sockUrgSeq:]), CopiedSeq: ne.Uint32(b[sockCopied:]),
+		PeerTimestamp: ne.Uint32(b[sockStamp:])}
 	addr := netip.AddrFrom4([4]byte(c[:4]))
 	if s.Family == unix.AF_INET6 {
 		addr = netip.AddrFrom16([16]byte(b[sockV6:]))
@@ -138,6 +141,7 @@ func socketProgram(t *Types) ([]byte, error) {
 	read(8, at("tcp_sock", "urg_data"), 2, sockUrgent)
 	read(8, at("tcp_sock", "urg_seq"), 4, sockUrgSeq)
 	read(8, at("tcp_sock", "copied_seq"), 4, sockCopied)
+	read(8, at("tcp_sock", "rx_opt")+at("tcp_options_received", "ts_recent"), 4, sockStamp)
 	emit(Insn(load, 1, 6, 0, 0), Insn(load, 1, 1, 0, 0)) // ctx->meta->seq
 	emit(Insn(mov, 2, fp, 0, 0), Insn(addImm, 2, 0, 0, -sockRecord), Insn(movImm, 3, 0, 0, sockRecord), Insn(call, 0, 0, 0, seqWrite))
 	emit(Insn(movImm, 0, 0, 0, 0), Insn(exit, 0, 0, 0, 0))

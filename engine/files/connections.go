@@ -45,6 +45,13 @@ func (d *Dumper) States() []*tcprepair.State {
 			out = append(out, p.state)
 		}
 	}
+	for _, q := range d.queues {
+		for _, c := range q.conns {
+			if c.State != nil {
+				out = append(out, c.State)
+			}
+		}
+	}
 	return out
 }
 
@@ -53,6 +60,13 @@ func (d *Dumper) Unchanged() error {
 	for _, p := range d.paused {
 		if err := p.conn.Unchanged(p.state); err != nil {
 			return err
+		}
+	}
+	for _, q := range d.queues {
+		for _, c := range q.conns {
+			if err := c.paused.Unchanged(c.State); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -73,7 +87,7 @@ func (r *Restorer) States() []*tcprepair.State {
 	for _, h := range r.held {
 		out = append(out, h.state)
 	}
-	return out
+	return append(out, r.queued...)
 }
 
 // heldConn is a restored connection before its release.

@@ -24,7 +24,6 @@ func (r *dump) lockConnections() error {
 		return nil
 	}
 	var pairs []sock.Pair
-	listens := false
 	for _, desc := range r.snap.list {
 		if desc.kind != kindTCP {
 			continue
@@ -34,9 +33,7 @@ func (r *dump) lockConnections() error {
 			return fmt.Errorf("%s: %w", desc.where(), err)
 		}
 		switch state {
-		case tcprepair.Closed:
-		case tcprepair.Listen:
-			listens = true
+		case tcprepair.Closed, tcprepair.Listen:
 		default:
 			if i := r.tcpInfo[uint32(desc.stat.Ino)]; i.Remote.Port() != 0 {
 				pairs = append(pairs, sock.Pair{Local: i.Local, Remote: i.Remote})
@@ -52,7 +49,7 @@ func (r *dump) lockConnections() error {
 			pairs = append(pairs, p)
 		}
 	}
-	if len(pairs) == 0 && !listens {
+	if len(pairs) == 0 && r.requests == nil { // nor any that waits to be accepted
 		return nil
 	}
 	l, err := r.newLock()

@@ -59,6 +59,8 @@ type Dumper struct {
 	held     *snapshot          // after Dump, until Resume or Drop
 	kernel   map[int]bpf.Socket // while Check or Dump runs: sockets by their duplicates, nil until asked for
 	paused   []*pausedConn
+	queues   []*queue          // as paused
+	requests *bpf.Requests     // nil if there is no way to fill a queue again, or none is needed
 	lock     *connLock         // of the connections, from Dump until Resume or Drop
 	outsider map[pipeKey][]int // while Check runs: who else holds a pipe, by inode
 }
@@ -268,9 +270,10 @@ func limitHint(err error) string {
 // A dump is one run of Dumper.Dump.
 type dump struct {
 	*Dumper
-	snap  *snapshot
-	cp    *images.Checkpoint
-	pipes map[uint32]bool // inodes of pipes whose contents have been read
+	snap    *snapshot
+	cp      *images.Checkpoint
+	pipes   map[uint32]bool // inodes of pipes whose contents have been read
+	queueMu sync.Mutex      // over Dumper.queues and Dumper.lock
 	// tcpInfo is what sock_diag(7) tells of the TCP sockets of the network namespace, by inode.
 	tcpInfo map[uint32]sock.TCPInfo
 	mu      sync.Mutex // over cp.Blobs and Dumper.paused, which kinds that are dumped side by side write
@@ -382,7 +385,7 @@ func (r *dump) blob(name string, data []byte) {
 
 // Resume takes back what Dump has changed, before the tree runs on: connections leave repair exactly as they were. It may be
 // called again after an error.
-func (d *Dumper) Resume(_ context.Context) error {
+func (d *Dumper) Resume(ctx context.Context) error {
 	var errs []error
 	for _, p := range d.paused {
 		if err := p.conn.Resume(); err != nil {
@@ -393,14 +396,14 @@ func (d *Dumper) Resume(_ context.Context) error {
 		return errors.Join(errs...)
 	}
 	d.paused = nil
-	return errors.Join(d.unlock(), d.letGo())
+	return errors.Join(d.requeue(context.WithoutCancel(ctx)), d.unlock(), d.letGo())
 }
 
 // Drop ends the connections without a packet. The processes must have been destroyed before it, and their
 // ends be gone: the last duplicate of a socket is closed here, in repair.
 func (d *Dumper) Drop() error {
 	d.paused = nil
-	return errors.Join(d.keepLock(), d.letGo())
+	return errors.Join(d.dropQueues(), d.keepLock(), d.letGo())
 }
 
 func (d *Dumper) letGo() error {

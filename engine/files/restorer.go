@@ -15,6 +15,7 @@ import (
 	"migrate/engine"
 	"migrate/engine/images"
 	"migrate/engine/remote"
+	"migrate/tcprepair"
 )
 
 // Env is what a Restorer needs to know of the place where the tree will live.
@@ -46,6 +47,8 @@ type Env struct {
 type Restorer struct {
 	cp  *images.Checkpoint
 	env Env
+
+	queued []*tcprepair.State // connections that wait in listeners' queues
 
 	list    []*fdinfo.FileEntry // the records that descriptors name
 	files   map[uint32]*os.File // by id of the record

@@ -33,7 +33,7 @@ var kindTCP = &Kind{
 	mine: func(e *fdinfo.FileEntry) bool {
 		return e.Isk.GetProto() == unix.IPPROTO_TCP || e.Isk.GetProto() == unix.IPPROTO_MPTCP
 	},
-	check: checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP,
+	check: checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP, settle: settleTCP,
 }
 
 func tcpState(d *description) (tcprepair.ConnState, error) {
@@ -129,6 +129,9 @@ func dumpTCP(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, err
 func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
 	l, err := tcprepair.SaveListener(d.osFile())
 	var waits *tcprepair.WaitingError
+	if errors.As(err, &waits) && r.requests != nil && !l.MPTCP {
+		err = r.dumpQueue(d, l.Local, waits)
+	}
 	if errors.As(err, &waits) {
 		return fmt.Errorf("%w: %w", err, ErrBusy)
 	}
@@ -139,7 +142,7 @@ func (r *dump) dumpListener(d *description, e *sk_inet.InetSkEntry) error {
 	if err != nil {
 		return err
 	}
-	if half > 0 {
+	if half > 0 && !r.opts.LockConnections { // behind a lock their peers begin anew
 		return fmt.Errorf("%d connections to %v are being opened: %w", half, l.Local, ErrBusy)
 	}
 	e.SrcAddr, *e.SrcPort = words(l.Local.Addr()), uint32(l.Local.Port())

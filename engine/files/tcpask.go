@@ -22,6 +22,7 @@ func (r *dump) askTCP() error {
 	if !found {
 		return nil
 	}
+	r.openRequests()
 	list, err := r.diag.TCP(tcprepair.Established, tcprepair.SynSent, tcprepair.FinWait1, tcprepair.FinWait2, tcprepair.CloseWait, tcprepair.LastAck,
 		tcprepair.Listen, tcprepair.Closing)
 	if err != nil {

@@ -16,6 +16,7 @@ type TCPInfo struct {
 	Local, Remote netip.AddrPort // without zones
 	Ino           uint32         // 0: no descriptor holds it
 	Left          uint32         // of a connection: bytes that the peer has not acknowledged, the end of the stream counted as one
+	Received      uint32         // of a connection: bytes that the program has not read
 	Keys          []byte         // of TCP_MD5SIG: see tcprepair.KeysMD5
 }
 
@@ -112,7 +113,7 @@ func parseTCP(b []byte) (out []TCPInfo, done bool, err error) {
 			return nil, true, err
 		}
 		out = append(out, TCPInfo{State: tcprepair.ConnState(m[1]), Local: diagAddr(m[0], m[8:24], m[4:]), Remote: diagAddr(m[0], m[24:40], m[6:]),
-			Ino: ne.Uint32(m[68:]), Left: ne.Uint32(m[60:]), Keys: keys})
+			Ino: ne.Uint32(m[68:]), Left: ne.Uint32(m[60:]), Received: ne.Uint32(m[56:]), Keys: keys})
 		b = b[min((int(size)+3)&^3, len(b)):]
 	}
 	return out, false, nil

@@ -81,6 +81,7 @@ func FuzzDecodeTCP(f *testing.F) {
 	fill(reflect.ValueOf(l).Elem(), &n)
 	f.Add(EncodeTCP(s))
 	f.Add(EncodeListener(l))
+	f.Add(EncodeWaiting([]Waiting{{State: s, PeerTimestamp: 5}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if s, err := DecodeTCP(b); err == nil {
 			again := &coder{in: EncodeTCP(s), reading: true}
@@ -90,6 +91,9 @@ func FuzzDecodeTCP(f *testing.F) {
 		}
 		_, _ = DecodeListener(b)
 		_, _ = DecodeIdle(b)
+		if list, err := DecodeWaiting(b); err == nil && !reflect.DeepEqual(EncodeWaiting(list), b) {
+			t.Errorf("%x decodes to %v, which encodes otherwise", b, list)
+		}
 	})
 }
 
