@@ -14,8 +14,9 @@ import (
 )
 
 // passingFlags are VmFlags (proc_pid_smaps(5)) that tell of the past, not of what a program can do with its memory: ac, memory
-// that is or was writable and so is accounted for; sd, memory that was written to since somebody asked.
-var passingFlags = []string{"ac", "sd", "??"}
+// that is or was writable and so is accounted for; sd, memory that was written to since somebody asked; sh, shared memory of a file
+// that was open for writing, even if it was sealed: mw tells whether it can be written.
+var passingFlags = []string{"ac", "sd", "sh", "??"}
 
 // numberedMemory are mappings that are called by a number of their object.
 var numberedMemory = regexp.MustCompile(`^((?:socket|pipe):)\[\d+\]$`)

@@ -92,6 +92,7 @@ func (m *memory) follow(ctx context.Context) error {
 	}
 	var errs []error
 	for pid, sp := range m.spaces {
+		sp.source.Relate(len(here) > 1)
 		if !here[pid] {
 			errs = append(errs, sp.source.Close())
 			delete(m.spaces, pid)

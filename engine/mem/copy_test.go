@@ -47,6 +47,7 @@ func newReplica(p *target, newTracker func(remote.Caller) Tracker) *replica {
 		if r.source, err = NewSource(p.pid(), 7, newTracker(c)); err != nil {
 			return err
 		}
+		r.source.Relate(true)
 		return r.source.Start(testContext(p))
 	})
 	var err error

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,19 +40,39 @@ func NewLayoutReader(pid int, objects *Objects) *LayoutReader {
 const smallEnough = 512 << 20 / PageSize
 
 // Read reads maps and, with marks set, smaps, which walks all page tables and is not for a stopped program. Without it,
-// the marks are those that the memory had when smaps was read last; for a mapping that was not there yet, smaps is
-// read if the program is small.
+// the marks are those that the memory had when smaps was read last. It is read all the same when it never was, when not as
+// much memory is locked as the marks say, and, if the program is small, for a mapping that was not there yet.
 func (r *LayoutReader) Read(marks bool) (*Layout, error) {
 	before := r.last
+	if before == nil {
+		return r.read(true)
+	}
 	l, err := r.read(marks)
-	if err != nil || marks || !slices.ContainsFunc(l.Mappings, func(m Mapping) bool { return m.Marks.Unknown }) {
+	if err != nil || marks {
 		return l, err
 	}
-	if st, err := procfs.Host.Stat(r.pid); err != nil || st.RSS > smallEnough {
-		return l, err
+	locked, err := r.memoryOf("VmLck")
+	if err != nil || locked == l.locked() {
+		st, err2 := procfs.Host.Stat(r.pid)
+		if err = errors.Join(err, err2); err != nil || st.RSS > smallEnough {
+			return l, err
+		}
+		if !slices.ContainsFunc(l.Mappings, func(m Mapping) bool { return m.Marks.Unknown }) {
+			return l, nil
+		}
 	}
 	r.last = before
 	return r.read(true)
+}
+
+// locked is how much memory is locked.
+func (l *Layout) locked() (size uint64) {
+	for i := range l.Mappings {
+		if l.Mappings[i].Marks.Locked {
+			size += l.Mappings[i].Size()
+		}
+	}
+	return size
 }
 
 func (r *LayoutReader) read(marks bool) (*Layout, error) {
@@ -99,18 +120,32 @@ func (r *LayoutReader) read(marks bool) (*Layout, error) {
 }
 
 // findPinned adds an obstacle when devices may write to the program's memory, which no tracker sees: its VmPin
-// (proc_pid_status(5)) counts the buffers that it registered with io_uring, RDMA or a device driver.
+// counts the buffers that it registered with io_uring, RDMA or a device driver.
 func (r *LayoutReader) findPinned(refused *obstacles) error {
+	size, err := r.memoryOf("VmPin")
+	if size != 0 {
+		refused.add(refusePinned, fmt.Sprintf("%d kB", size>>10))
+	}
+	return err
+}
+
+// memoryOf is a size in bytes that the program's status tells (proc_pid_status(5)); 0 where the kernel has no such line.
+func (r *LayoutReader) memoryOf(name string) (uint64, error) {
 	status, err := procfs.Host.Bytes(r.pid, "status")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, line, _ := strings.Cut(string(status), "\nVmPin:")
+	_, line, _ := strings.Cut(string(status), "\n"+name+":")
 	line, _, _ = strings.Cut(line, "\n")
-	if size := strings.TrimSpace(line); size != "" && size != "0 kB" {
-		refused.add(refusePinned, size)
+	kb := strings.TrimSuffix(strings.TrimSpace(line), " kB")
+	if kb == "" {
+		return 0, nil
 	}
-	return nil
+	n, err := strconv.ParseUint(kb, 10, 54)
+	if err != nil {
+		return 0, fmt.Errorf("status of pid %d: %s: %w", r.pid, name, err)
+	}
+	return n << 10, nil
 }
 
 // inheritMarks takes the marks of what was mapped there before; old begins with the first mapping that may overlap.

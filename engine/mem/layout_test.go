@@ -93,6 +93,30 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// TestLateLocks locks memory between the last look at all marks and the freeze.
+func TestLateLocks(t *testing.T) {
+	p := startTarget(t)
+	p.anon(arena, 8*PageSize)
+	objects := NewObjects()
+	defer objects.Close()
+	reader := NewLayoutReader(p.pid(), objects)
+	for _, c := range []struct {
+		nr     uintptr
+		locked bool
+	}{{0, false}, {unix.SYS_MLOCK, true}, {unix.SYS_MUNLOCK, false}} {
+		if c.nr != 0 {
+			p.do(order{Op: "call", NR: c.nr, Args: [6]uintptr{arena, PageSize}})
+		}
+		l, err := reader.Read(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := l.at(arena); m.Marks.Locked != c.locked || l.at(arena+PageSize).Marks.Locked {
+			t.Errorf("after call %d: %+v", c.nr, m)
+		}
+	}
+}
+
 // TestLayoutRefuses maps what is not carried, each in a program of its own.
 func TestLayoutRefuses(t *testing.T) {
 	const size = 2 << 20

@@ -41,36 +41,72 @@ func (r *reader) send(ctx context.Context, batch []Range) error {
 // read fills buf with the pages of the batch and notes their addresses. Pages that cannot be read are left out and noted
 // as failed.
 func (r *reader) read(buf []byte, batch []Range) (pages int, err error) {
+	parts := []forked{{batch, false}}
+	if r.source.related {
+		if parts, err = r.source.view.split(batch); err != nil {
+			return 0, err
+		}
+	}
+	for _, p := range parts {
+		read := r.gather
+		if p.shared {
+			read = r.force
+		}
+		if pages, err = read(buf, pages, p.ranges); err != nil {
+			return 0, err
+		}
+	}
+	return pages, nil
+}
+
+// gather reads ranges behind the pages that buf holds, and returns how many it holds then.
+func (r *reader) gather(buf []byte, pages int, ranges []Range) (int, error) {
 	r.iovecs = r.iovecs[:0]
-	total := 0
-	for _, b := range batch {
+	total := pages
+	for _, b := range ranges {
 		r.iovecs = append(r.iovecs, unix.RemoteIovec{Base: uintptr(b.Start), Len: int(b.Size())})
 		for addr := b.Start; addr < b.End; addr += PageSize {
 			r.addrs[total] = addr
 			total++
 		}
 	}
-	v := r.source.view
-	n, err := v.gather(buf[:total*PageSize], r.iovecs)
+	n, err := r.source.view.gather(buf[pages*PageSize:total*PageSize], r.iovecs)
 	if err != nil {
 		return 0, err
 	}
-	pages = n / PageSize
+	pages += n / PageSize
 	for i := pages; i < total; i++ { // from the first page on that the program itself may not read
-		addr := r.addrs[i]
-		ok, err := v.readForced(addr, buf[pages*PageSize:(pages+1)*PageSize])
-		if err != nil {
+		if pages, err = r.forceOne(buf, pages, r.addrs[i]); err != nil {
 			return 0, err
 		}
-		if !ok {
-			r.failed = appendPage(r.failed, addr)
-			r.stats.Retry++
-			continue
-		}
-		r.addrs[pages] = addr
-		pages++
 	}
 	return pages, nil
+}
+
+// force is gather by the way that minds no protection.
+func (r *reader) force(buf []byte, pages int, ranges []Range) (_ int, err error) {
+	for _, b := range ranges {
+		for at := b.Start; at < b.End; at += PageSize {
+			if pages, err = r.forceOne(buf, pages, at); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return pages, nil
+}
+
+func (r *reader) forceOne(buf []byte, pages int, addr uint64) (int, error) {
+	ok, err := r.source.view.readForced(addr, buf[pages*PageSize:(pages+1)*PageSize])
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		r.failed = appendPage(r.failed, addr)
+		r.stats.Retry++
+		return pages, nil
+	}
+	r.addrs[pages] = addr
+	return pages + 1, nil
 }
 
 // choose compares the pages read with what was sent before, notes their hashes, moves those to be sent to the front of

@@ -13,6 +13,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
 
 	"migrate/engine/images"
+	"migrate/engine/procfs"
 )
 
 // ErrUnreadable means that pages of a stopped program could not be read.
@@ -31,6 +32,8 @@ type Source struct {
 	retry  []Range         // reported by the tracker, but not read
 	guards []Range         // where guard pages were met; some may be gone again
 
+	related bool // to other processes of the tree, with which it may share memory since a fork
+
 	direct bool // devices write to the memory; see lookAgain
 	looks  []look
 }
@@ -41,11 +44,18 @@ func NewSource(pid int, space uint32, tracker Tracker) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	if v.pagemap, err = procfs.Host.Open(pid, "pagemap"); err != nil {
+		return nil, errors.Join(err, v.close())
+	}
 	return &Source{view: v, space: space, tracker: tracker, sent: NewDigest(space), workers: runtime.GOMAXPROCS(0)}, nil
 }
 
 // Start begins tracking.
 func (s *Source) Start(ctx context.Context) error { return s.tracker.Start(ctx) }
+
+// Relate says whether there are processes with which this one may share memory since a fork. It must not run at the same time as
+// a round.
+func (s *Source) Relate(related bool) { s.related = related }
 
 // Close ends tracking. It may be called again.
 func (s *Source) Close() error { return errors.Join(s.tracker.Close(), s.view.close()) }

@@ -17,6 +17,8 @@ var ErrGone = fmt.Errorf("the program %w", procfs.ErrGone)
 type view struct {
 	pid int
 	mem *os.File // /proc/PID/mem
+	// pagemap is /proc/PID/pagemap; nil for a view that only writes.
+	pagemap *os.File
 }
 
 func openView(pid int) (view, error) {
@@ -27,15 +29,21 @@ func openView(pid int) (view, error) {
 	if err != nil {
 		return view{}, fmt.Errorf("memory of pid %d: %w", pid, err)
 	}
-	return view{pid, f}, nil
+	return view{pid: pid, mem: f}, nil
 }
 
 // close lets go of the memory. It may be called again.
 func (v view) close() error {
-	if err := v.mem.Close(); !errors.Is(err, os.ErrClosed) {
-		return err
+	errs := []error{v.mem.Close()}
+	if v.pagemap != nil {
+		errs = append(errs, v.pagemap.Close())
 	}
-	return nil
+	for i, err := range errs {
+		if errors.Is(err, os.ErrClosed) {
+			errs[i] = nil
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // gather reads ranges, of len(buf) bytes together, into buf. It returns how many bytes were read before the first page

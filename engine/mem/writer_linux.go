@@ -26,6 +26,7 @@ type Writer struct {
 	have  *Digest
 	vmas  []*vma.VmaEntry
 	fill  *filler // nil unless Accelerate was called
+	base  *Digest // pages of the parent that have not been replaced; nil unless Inherit was called
 }
 
 // NewWriter opens the memory of a process that receives the pages of space. It stays that of the program that the
@@ -72,6 +73,9 @@ func (w *Writer) Follow(vmas []*vma.VmaEntry) {
 	for _, c := range Diff(w.vmas, vmas) {
 		if c.Forgets() {
 			w.have.Remove(c.Range)
+			if w.base != nil {
+				w.base.Remove(c.Range)
+			}
 		}
 		if c.Kind == Map && w.fill != nil && fillable(c.VMA) {
 			w.fill.register(c.Range)
@@ -99,6 +103,9 @@ func (w *Writer) WritePages(addr uint64, data []byte) error {
 	}
 	return w.each(Range{addr, addr + uint64(len(data))}, func(r Range, _ *vma.VmaEntry) error {
 		part := data[r.Start-addr : r.End-addr]
+		if w.base != nil {
+			return w.writeInherited(r.Start, part)
+		}
 		if err := w.put(r.Start, part); err != nil {
 			return err
 		}
@@ -150,6 +157,9 @@ var zeroes [BatchBytes]byte
 // ZeroPages makes n pages from addr on read as zero. Pages that were never written cost nothing.
 func (w *Writer) ZeroPages(addr uint64, n uint32) error {
 	return w.each(Range{addr, addr + uint64(n)*PageSize}, func(r Range, v *vma.VmaEntry) error {
+		if w.base != nil {
+			w.base.Remove(r)
+		}
 		if v.GetStatus()&images.VMAFilePrivate != 0 { // a page that was not written is the file's
 			return w.clear([]Range{r}, true)
 		}

@@ -88,6 +88,9 @@ func (b *builder) fork(ctx context.Context, st task.Step) error {
 		b.helpers[0] = helper // until it ends, which adopt sees to
 		maker = helper
 	}
+	if err := b.ripen(ctx, b.procs[st.By]); err != nil {
+		return err
+	}
 	root := b.own != nil && len(b.procs) == 0 && !st.Helper // of a tree that is no container: that is born by bearRoot
 	if root {
 		flags |= ns.Flags(b.ownHeader)
@@ -131,6 +134,9 @@ func (b *builder) bear(ctx context.Context, st task.Step, trap *remote.Trap) err
 		p.session, p.group = by.session, by.group
 	} else if st.By != 1 { // a helper's are its own number, which it leads
 		p.session, p.group = int(e.GetSid()), int(e.GetSid())
+	}
+	if by := b.procs[st.By]; by != nil && by.filled && !st.Orphan {
+		p.from = by
 	}
 	b.procs[st.PID] = p
 	// The descriptors of the parent are not the child's, and a sibling's helper may have had some.

@@ -57,7 +57,9 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 	if o.NewPIDNamespace {
 		env.SetUp = SetUpMounts
 	}
-	s, err := Prepare(ctx, env, layoutOf(cp))
+	layout := layoutOf(cp)
+	env.heritage = newHeritage(layout, func(ctx context.Context, s *Skeleton, pid uint32) error { return s.fillSpace(ctx, dir, pid) })
+	s, err := Prepare(ctx, env, layout)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +91,7 @@ func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) 
 		if p.Zombie() {
 			continue
 		}
-		if _, err := images.ReadPages(ctx, dir, p.PID, s); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := s.fillSpace(ctx, dir, p.PID); err != nil {
 			return err
 		}
 	}

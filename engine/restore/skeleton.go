@@ -45,6 +45,8 @@ type Env struct {
 	External func(name string, flags int) (*os.File, error)
 	// NetNS is the network namespace of the tree; nil for that of this program.
 	NetNS *os.File
+
+	heritage *heritage
 }
 
 // Skeleton is a process tree that is being rebuilt: its processes exist, stopped, while the source still runs. Every
@@ -97,6 +99,9 @@ type process struct {
 	threads map[int]*remote.Trap // of the others, by the id that the tree knows
 	space   *images.Space        // as it was last built
 	writer  *mem.Writer          // of its private memory
+
+	from   *process // whose memory it has had since its birth, until it got its own; nil if that is of no use
+	filled bool     // with the pages of a checkpoint
 
 	session, group int    // that it is in now, as task.PlanTree knows them
 	terminal       uint32 // id of the controlling terminal that it has taken as the leader of a session

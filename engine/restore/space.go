@@ -26,12 +26,13 @@ func (s *Skeleton) followSpace(ctx context.Context, p *process, space *images.Sp
 		return err
 	}
 	var old []*vma.VmaEntry
-	if p.space == nil {
-		if err := p.clear(ctx, target); err != nil {
+	if p.space != nil {
+		old = p.space.MM.GetVmas()
+	} else {
+		var err error
+		if old, err = p.begin(ctx, target); err != nil {
 			return err
 		}
-	} else {
-		old = p.space.MM.GetVmas()
 	}
 	ops := mem.Diff(old, target)
 	for _, chunk := range mem.Batches(ops, maxOps) {
@@ -45,6 +46,9 @@ func (s *Skeleton) followSpace(ctx context.Context, p *process, space *images.Sp
 			return err
 		}
 		p.writer = w
+		if p.from != nil {
+			w.Inherit(p.from.writer, old)
+		}
 		if err := w.Accelerate(ctx, p.trap); err != nil {
 			return err
 		}
