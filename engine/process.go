@@ -10,9 +10,18 @@ type Process struct {
 	VSID      int // session; 0 when its leader is outside the tree's pid namespace
 	VPGID     int // process group; 0 likewise
 	Threads   []Thread
+	// Shared says what it shares with other processes of the tree.
+	Shared Shared
 	// Caller runs calls in the leader while the process is stopped; nil before that.
 	Caller remote.Caller
 }
+
+// Shared names, for each thing that processes may share (clone(2)), the first process of the tree that has it, by the id
+// that the tree knows; 0 where nobody shares it.
+type Shared struct{ VM, Files, FS, Sighand int }
+
+// Second reports whether a thing belongs to another process of the tree, which stands before this one.
+func (p *Process) Second(first int) bool { return first != 0 && first != p.VPID }
 
 // Thread is one task of a process. The first thread of a Process is its leader.
 type Thread struct{ TID, VTID int }

@@ -176,7 +176,10 @@ func (w *workload) await(ctx context.Context, t *testing.T, name string) string 
 			_, _ = unix.Read(fd, make([]byte, 4096))
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("%q does not appear; the program printed:\n%s", name, w.output())
+			status, _ := os.ReadFile("/proc/" + strconv.Itoa(w.pid) + "/status")
+			stat, _ := os.ReadFile("/proc/" + strconv.Itoa(w.pid) + "/stat")
+			call, _ := os.ReadFile("/proc/" + strconv.Itoa(w.pid) + "/syscall")
+			t.Fatalf("%q does not appear; the program printed:\n%s\n%s\n%s\n%s", name, w.output(), status, stat, call)
 		}
 		if name == "result" && unix.Kill(w.pid, 0) != nil {
 			if _, err := os.Stat(filepath.Join(w.dir, name)); err != nil {

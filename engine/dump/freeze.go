@@ -100,7 +100,7 @@ func (s *Source) settle(ctx context.Context, tree []*engine.Process, stopped map
 	}
 	s.frozen = list
 	s.procs = tree
-	return nil
+	return task.FindShared(tree)
 }
 
 // match puts the stops into the order of the threads.

@@ -78,6 +78,10 @@ func (m *memory) follow(ctx context.Context) error {
 	here := map[int]bool{}
 	for _, p := range m.source.procs {
 		here[p.PID] = true
+		if p.Second(p.Shared.VM) { // its memory is that of another
+			here[p.PID] = false
+			continue
+		}
 		if m.spaces[p.PID] != nil || isZombie(m.source.fs, p.PID) {
 			continue
 		}
@@ -123,7 +127,13 @@ func (m *memory) tracker(sp *space) mem.Tracker {
 		if m.source.frozen != nil {
 			return fn()
 		}
-		stops, err := m.source.tracer.SeizeAll(ctx, sp.pid, 0)
+		var stops []ptrace.Stop
+		var err error
+		for _, pid := range m.sharers(sp.pid) {
+			more, serr := m.source.tracer.SeizeAll(ctx, pid, 0)
+			stops = append(stops, more...)
+			err = errors.Join(err, serr)
+		}
 		if err == nil {
 			err = fn()
 		}
@@ -132,6 +142,19 @@ func (m *memory) tracker(sp *space) mem.Tracker {
 		}
 		return err
 	})
+}
+
+// sharers lists the processes that have the memory of one, itself first.
+func (m *memory) sharers(pid int) []int {
+	all := []int{pid}
+	for _, p := range m.source.procs {
+		for _, q := range m.source.procs {
+			if p.PID == pid && q != p && p.Shared.VM != 0 && q.Shared.VM == p.Shared.VM {
+				all = append(all, q.PID)
+			}
+		}
+	}
+	return all
 }
 
 // ended tells whether an error says that a process ended.
@@ -179,7 +202,7 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	l := &images.Layout{Header: header, Tree: s.entries(), Namespaces: spaces}
 	for _, p := range s.procs {
 		sp := s.memory.spaces[p.PID]
-		if isZombie(s.fs, p.PID) {
+		if p.Second(p.Shared.VM) || isZombie(s.fs, p.PID) {
 			l.Spaces = append(l.Spaces, &images.Space{PID: uint32(p.VPID)})
 			continue
 		}

@@ -50,6 +50,8 @@ type Source struct {
 	// asker reads what the kernel keeps of a thread; nil where this kernel cannot be asked.
 	asker *task.ThreadReader
 
+	seccomp   task.SeccompTable
+	cgroups   task.CgroupTable
 	target    Target
 	procs     []*engine.Process // as last listed
 	frozen    []*frozen         // after Freeze
@@ -77,8 +79,10 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 
 // list reads the tree anew.
 func (s *Source) list() (err error) {
-	s.procs, err = findTree(s.fs, s.target)
-	return err
+	if s.procs, err = findTree(s.fs, s.target); err != nil {
+		return err
+	}
+	return task.FindShared(s.procs)
 }
 
 // Processes lists the tree as it was last seen, parents first.

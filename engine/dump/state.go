@@ -19,6 +19,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
+	"migrate/engine/ns"
 	"migrate/engine/ptrace"
 	"migrate/engine/task"
 )
@@ -29,6 +30,7 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	if s.frozen == nil {
 		return nil, errors.New("recording the state of a tree that was not frozen")
 	}
+	s.seccomp, s.cgroups = task.SeccompTable{}, task.CgroupTable{}
 	header, spaces, err := s.header(ctx)
 	if err != nil {
 		return nil, err
@@ -43,6 +45,10 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
 		}
 		cp.Processes = append(cp.Processes, img)
+	}
+	header.Seccomp = s.seccomp.Filters
+	if err := s.dumpCgroups(header); err != nil {
+		return nil, err
 	}
 	cp.Files = s.memory.files.entries
 	header.Files = slices.Clone(s.memory.files.extras)
@@ -65,14 +71,30 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	return cp, nil
 }
 
+// cgroupTable gathers cgroups for a dump to disk. A tree that is moved leaves those of this host behind.
+func (s *Source) cgroupTable() *task.CgroupTable {
+	if s.opts.Cgroup != nil {
+		return nil
+	}
+	return &s.cgroups
+}
+
+func (s *Source) dumpCgroups(header *imagespb.Header) (err error) {
+	h := &ns.Hierarchies{}
+	header.CgroupSets = s.cgroups.Sets
+	header.CgroupDirs, err = h.Describe(s.cgroups.Places())
+	return errors.Join(err, h.Close())
+}
+
 // dumpFiles records the descriptors. The leader of each process is borrowed for it: its own word on close-on-exec flags costs
 // a hundredth of the kernel's in /proc.
 func (s *Source) dumpFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
 	for _, f := range s.frozen {
-		if f.zombie {
+		if f.zombie || f.Second(f.Shared.Files) {
 			continue
 		}
-		b := &borrower{tracer: s.tracer, pid: f.PID, tid: f.PID}
+		// Brief: of a thousand that stay borrowed, each hears of everything that happens to the others.
+		b := &borrower{tracer: s.tracer, pid: f.PID, tid: f.PID, brief: true}
 		f.Caller = b
 		defer func() {
 			f.Caller = nil
@@ -107,6 +129,7 @@ func (s *Source) header(ctx context.Context) (*imagespb.Header, *images.Namespac
 	return &imagespb.Header{
 		Terminals: terminals,
 		Version:   images.Version, Goarch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
+		Shared: task.SharedStates(s.procs),
 		BootId: strings.TrimSpace(string(boot)), Clocks: clocks, CpuCount: uint64(runtime.NumCPU()),
 		Namespaces: spaces.header,
 	}, spaces.images, nil
@@ -163,17 +186,24 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		AddPath: func(_ context.Context, link string) (uint32, error) {
 			return s.memory.files.addLink(s.fs, s.memory.objects, link)
 		},
-		RestartBlocks: s.asker, User: s.userNamespace(),
+		RestartBlocks: s.asker, User: s.userNamespace(), Seccomp: &s.seccomp, Cgroups: s.cgroupTable(),
 	}
 	img, err := task.DumpProcess(ctx, f.source, f.threads)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.memory.spaces[f.PID].record(img); err != nil {
-		return nil, err
+	if sp := s.memory.spaces[f.PID]; sp != nil { // else it is that of another process
+		if err := sp.record(img); err != nil {
+			return nil, err
+		}
 	}
-	// Nothing of these is shared between processes (see task.Check), so the process's own id tells them apart.
-	id := proto.Uint32(uint32(f.VPID))
-	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}
+	id := func(first int) *uint32 { // of a thing: the process that has it, or the first of those that share it
+		if first == 0 {
+			first = f.VPID
+		}
+		return proto.Uint32(uint32(first))
+	}
+	sh := f.Shared
+	img.IDs = &criu_core.TaskKobjIdsEntry{VmId: id(sh.VM), FilesId: id(sh.Files), FsId: id(sh.FS), SighandId: id(sh.Sighand)}
 	return img, nil
 }

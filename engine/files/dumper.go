@@ -203,6 +203,9 @@ func (d *Dumper) collectProcess(ctx context.Context, c *collector, p *engine.Pro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if p.Second(p.Shared.Files) {
+		return nil // the table is that of another process of the tree
+	}
 	low := 0
 	var st unix.Stat_t
 	if d.frozen && unix.Stat(fmt.Sprintf("/proc/%d/fd", p.PID), &st) == nil && st.Size > 0 {

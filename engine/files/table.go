@@ -85,11 +85,14 @@ func (r *dump) tables(procs []*engine.Process, cloexec map[fdKey]bool) {
 		}
 	}
 	for _, p := range r.cp.Processes {
-		if t, ok := byVPID[p.PID]; ok {
+		if t, ok := byVPID[p.IDs.GetFilesId()]; ok {
 			p.FDs = t
 		}
 	}
 }
+
+// fewFDs is up to how many descriptors it costs less to read about in /proc than to borrow a process and ask it.
+const fewFDs = 64
 
 // chunk is how many descriptors are asked about at a time.
 const chunk = 64
@@ -106,7 +109,7 @@ func closeOnExec(ctx context.Context, procs []*engine.Process, s *snapshot) (map
 	for _, p := range procs {
 		for part := range slices.Chunk(s.numbers[p.PID], chunk) {
 			j := &job{p, part, make([]bool, len(part))}
-			if p.Caller != nil {
+			if p.Caller != nil && len(s.numbers[p.PID]) > fewFDs {
 				batches = append(batches, j)
 			} else {
 				reads = append(reads, j)

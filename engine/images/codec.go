@@ -178,6 +178,7 @@ func (c *Checkpoint) encode() ([]file, error) {
 	put(p, "files.img", "FILES", c.Files...)
 	put(p, "tty-info.img", "TTY_INFO", c.TTYs...)
 	extra := &imagespb.File{Header: c.Header, Terminals: c.Terminals}
+	tables := map[uint32]bool{}
 	for _, pr := range c.Processes {
 		if pr.Extra != nil {
 			extra.Processes = append(extra.Processes, pr.Extra)
@@ -194,7 +195,10 @@ func (c *Checkpoint) encode() ([]file, error) {
 		put(p, fmt.Sprintf("mm-%d.img", pr.PID), "MM", pr.MM)
 		put(p, fmt.Sprintf("fs-%d.img", pr.PID), "FS", pr.FS)
 		put(p, fmt.Sprintf("ids-%d.img", pr.PID), "IDS", pr.IDs)
-		put(p, fmt.Sprintf("fdinfo-%d.img", pr.IDs.GetFilesId()), "FDINFO", pr.FDs...)
+		if id := pr.IDs.GetFilesId(); !tables[id] { // else it is the table of the first process that shares it
+			tables[id] = true
+			put(p, fmt.Sprintf("fdinfo-%d.img", pr.IDs.GetFilesId()), "FDINFO", pr.FDs...)
+		}
 	}
 	put(p, "migrate.img", "EXTRA", extra)
 	c.Namespaces.encode(p)

@@ -252,12 +252,17 @@ func (w *PageWriter) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var errs []error
+	var names []string
 	for space, p := range w.spaces {
 		if err := p.finish(w.dir, space); err != nil {
 			errs = append(errs, fmt.Errorf("pages of space %d: %w", space, err))
 		}
+		names = append(names, pagesName(p.id), pagemapName(space))
 	}
 	w.spaces = nil
+	if errors.Join(errs...) == nil {
+		errs = append(errs, syncFiles(w.dir, names))
+	}
 	return errors.Join(append(errs, syncDir(w.dir))...)
 }
 
@@ -310,9 +315,6 @@ func (p *pageFile) finish(dir string, space uint32) (err error) {
 		}
 	}
 	if err := p.f.Truncate(int64(pages) * PageSize); err != nil {
-		return err
-	}
-	if err := p.f.Sync(); err != nil {
 		return err
 	}
 	return writePagemap(dir, space, p.id, runs)
@@ -410,8 +412,5 @@ func writePagemap(dir string, space, id uint32, runs []placedRun) (err error) {
 			left -= n
 		}
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	return f.Sync()
+	return w.Flush()
 }

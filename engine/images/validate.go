@@ -55,18 +55,18 @@ func (c *Checkpoint) Validate() error {
 	if len(c.Processes) != len(c.Tree) {
 		return fmt.Errorf("pstree.img: %d entries for %d processes", len(c.Tree), len(c.Processes))
 	}
-	tables := map[uint32]uint32{}
 	for i, p := range c.Processes {
 		if err := p.validate(c.Tree[i], files, tids); err != nil {
 			return err
 		}
-		if p.Zombie() {
-			continue
+		for _, t := range p.Threads {
+			if err := validateChain(c.Header, t.Extra); err != nil {
+				return err
+			}
 		}
-		if other, ok := tables[p.IDs.GetFilesId()]; ok {
-			return fmt.Errorf("ids-%d.img: files_id: %d is also that of pid %d; shared descriptor tables are not carried", p.PID, p.IDs.GetFilesId(), other)
-		}
-		tables[p.IDs.GetFilesId()] = p.PID
+	}
+	if err := c.validateShared(); err != nil {
+		return err
 	}
 	if err := validateSessionTerminals(c.Header, c.Tree); err != nil {
 		return err
@@ -118,6 +118,15 @@ func validateHeader(h *imagespb.Header) error {
 	}
 	if n := len(h.GetFiles()); n > maxEntries {
 		return fmt.Errorf("migrate.img: header.files: %d entries", n)
+	}
+	if err := validateCgroups(h); err != nil {
+		return err
+	}
+	if err := validateSharedStates(h); err != nil {
+		return err
+	}
+	if err := validateSeccomp(h); err != nil {
+		return err
 	}
 	return validateObjects(h.GetObjects())
 }

@@ -22,6 +22,11 @@ type CgroupPath struct {
 // Cgroups reads /proc/PID/cgroup.
 func (p FS) Cgroups(pid int) ([]CgroupPath, error) { return parse(p, ParseCgroups, pid, "cgroup") }
 
+// ThreadCgroups reads /proc/PID/task/TID/cgroup.
+func (p FS) ThreadCgroups(pid, tid int) ([]CgroupPath, error) {
+	return parse(p, ParseCgroups, pid, "task", tid, "cgroup")
+}
+
 // ParseCgroups parses /proc/PID/cgroup.
 func ParseCgroups(r io.Reader) ([]CgroupPath, error) {
 	var out []CgroupPath

@@ -16,6 +16,15 @@ func ptrace(request, tid int, addr, data uintptr) error {
 	return nil
 }
 
+// ptraceResult makes a request whose data is a number and returns its result.
+func ptraceResult(request, tid int, addr, data uintptr) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 // ptraceBuffer makes a request whose data is a buffer, which must not be empty, and returns its result.
 func ptraceBuffer(request, tid int, addr uintptr, b []byte) (int, error) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, uintptr(unsafe.Pointer(&b[0])), 0, 0)

@@ -137,6 +137,11 @@ const unblockable = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGSTOP-1)
 
 // letGo returns a thread to the tracer's care that it had before Open.
 func (s *Session) letGo(ctx context.Context) error {
+	if _, _, stopped, err := s.tracer.Options(ctx, s.tid); err == nil && stopped {
+		if err := s.guards.raise(ctx, s.tracer, s.tid); err != nil && !errors.Is(err, ErrGone) {
+			return err
+		}
+	}
 	switch {
 	case s.seized:
 		return s.tracer.Detach(ctx, s.tid, 0)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"migrate/arch"
 	"migrate/engine/ptrace"
 )
@@ -107,7 +109,7 @@ func reclaim(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []mappin
 // serverIdle reports whether the thread that a server was made for has left it. A thread that is not traced is stopped
 // for a moment to find out, and taken out of its server: its tracer must have died.
 func serverIdle(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []mapping, tid int, at Addr) (bool, error) {
-	if owner, err := threadGroup(tid); err != nil || owner != s.pid {
+	if owner, err := threadGroup(tid); err != nil || owner != s.pid && !sameMemory(owner, s.pid) {
 		return true, nil // the thread ended
 	}
 	_, traced, stopped, err := tracer.Options(ctx, tid)
@@ -135,6 +137,13 @@ func serverIdle(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []map
 		err = errors.Join(err, tracer.Detach(ctx, tid, 0))
 	}
 	return idle, err
+}
+
+// sameMemory reports whether two processes share their memory (kcmp(2), KCMP_VM).
+func sameMemory(a, b int) bool {
+	const kcmpVM = 1
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), kcmpVM, 0, 0, 0)
+	return errno == 0 && r == 0
 }
 
 func within(ip uint64, at Addr) bool {
@@ -193,26 +202,60 @@ func restartable(ctx context.Context, tracer *ptrace.Tracer, s *space, tid int, 
 }
 
 // lendable says why a thread cannot be borrowed, if it cannot.
-func lendable(ctx context.Context, tracer *ptrace.Tracer, tid int, regs arch.Regs) error {
+func lendable(regs arch.Regs) error {
 	if arch.ServerSize() == 0 {
 		return arch.ErrUnsupported
 	}
 	if !regs.Is64Bit() {
 		return fmt.Errorf("%w: it runs 32-bit code", arch.ErrUnsupported)
 	}
+	return nil
+}
+
+// guards is what stands between a thread and its system calls, taken out of the way while it is borrowed. If the tracer
+// dies meanwhile, the kernel puts seccomp back at once, so that a strict filter may kill the thread for the calls by
+// which the server leaves; and the dispatch of system calls stays off.
+type guards struct {
+	seccomp  bool
+	dispatch ptrace.Dispatch
+}
+
+// lowerGuards takes a stopped thread's guards away.
+func lowerGuards(ctx context.Context, tracer *ptrace.Tracer, tid int) (g guards, err error) {
 	mode, err := statusField(tid, "Seccomp")
 	if err != nil {
-		return err
+		return g, err
 	}
-	if mode != 0 {
-		return ErrSeccomp
+	options, _, _, err := tracer.Options(ctx, tid)
+	if err != nil {
+		return g, err
+	}
+	if mode != 0 && options&unix.PTRACE_O_SUSPEND_SECCOMP == 0 {
+		if err := tracer.SuspendSeccomp(ctx, tid, true); err != nil {
+			return g, fmt.Errorf("%w (it cannot be suspended: %w)", ErrSeccomp, err)
+		}
+		g.seccomp = true
 	}
 	d, err := tracer.GetDispatch(ctx, tid)
 	if errors.Is(err, arch.ErrUnsupported) {
-		return nil // before Linux 6.4 it cannot be asked for; before 5.11 there is none
+		return g, nil // before Linux 6.4 it cannot be asked for; before 5.11 there is none
 	}
 	if err == nil && d.Mode != 0 {
-		return ErrDispatch
+		if err = tracer.SetDispatch(ctx, tid, ptrace.Dispatch{}); err == nil {
+			g.dispatch = d
+		}
 	}
-	return err
+	return g, err
+}
+
+// raise puts a stopped thread's guards back.
+func (g guards) raise(ctx context.Context, tracer *ptrace.Tracer, tid int) error {
+	var errs []error
+	if g.dispatch.Mode != 0 {
+		errs = append(errs, tracer.SetDispatch(ctx, tid, g.dispatch))
+	}
+	if g.seccomp {
+		errs = append(errs, tracer.SuspendSeccomp(ctx, tid, false))
+	}
+	return errors.Join(errs...)
 }

@@ -20,10 +20,9 @@ var (
 	// ErrLost means that the program was given back without Close: the lease ran out, or its socket was closed. The
 	// program goes on, unharmed; the session is of no use but to be closed.
 	ErrLost = errors.New("the session was lost, and the program runs on")
-	// ErrSeccomp means that a seccomp filter guards the thread: it would kill the process for the stub's calls.
-	ErrSeccomp = errors.New("a seccomp filter is in force")
-	// ErrDispatch means that the thread has its system calls sent to itself (syscall user dispatch, as Wine does).
-	ErrDispatch = errors.New("syscall user dispatch is on")
+	// ErrSeccomp means that seccomp guards the thread and cannot be suspended: it would kill the process for the stub's
+	// calls.
+	ErrSeccomp = errors.New("seccomp is in force")
 )
 
 const (
@@ -68,6 +67,7 @@ type Session struct {
 	stop    ptrace.Stop
 	seized  bool // by Open
 	running bool // before Open
+	guards  guards
 
 	mu      sync.Mutex // one batch at a time
 	socket  *os.File
@@ -84,7 +84,7 @@ var _ Caller = (*Session)(nil)
 
 // Open borrows a thread in whatever state it is: running, in a system call, stopped by a signal, or ptrace-stopped by
 // this tracer. A thread that the tracer does not have yet is seized, and detached again by Close.
-// The error is ErrSeccomp, ErrDispatch, ErrNoRoom, ErrGone, ptrace.ErrTraced or one of a system call; the thread then is
+// The error is ErrSeccomp, ErrNoRoom, ErrGone, ptrace.ErrTraced or one of a system call; the thread then is
 // as it was.
 func Open(ctx context.Context, tracer *ptrace.Tracer, tid int, o Options) (*Session, error) {
 	if o.Lease < time.Second {
@@ -140,17 +140,20 @@ func (s *Session) open(ctx context.Context, o Options) (err error) {
 
 // enter writes the server, lends it the thread and follows it until it waits for its first doorbell.
 func (s *Session) enter(ctx context.Context) error {
+	var err error
+	if s.guards, err = lowerGuards(ctx, s.tracer, s.tid); err != nil {
+		return err
+	}
 	if err := takeBack(ctx, s.tracer, s.space, s.tid); err != nil {
 		return err
 	}
-	var err error
 	if s.regs, err = s.tracer.Interrupted(ctx, s.tid); err != nil {
 		return err
 	}
 	if s.mask, err = s.tracer.GetSigMask(ctx, s.tid); err != nil {
 		return err
 	}
-	if err := lendable(ctx, s.tracer, s.tid, s.regs); err != nil {
+	if err := lendable(s.regs); err != nil {
 		return err
 	}
 	maps, err := mappings(s.space.pid)

@@ -314,13 +314,16 @@ func TestSessionOfAnOldServer(t *testing.T) {
 	g.ends(t, 0, 0, 690*time.Millisecond, 1500*time.Millisecond)
 }
 
-func TestSeccompIsRefused(t *testing.T) {
+func TestSeccompIsSuspended(t *testing.T) {
 	tracer, ctx := newTracer(t)
 	g := startTarget(t, "seccomp")
-	if _, err := Open(ctx, tracer, g.pid, Options{}); !errors.Is(err, ErrSeccomp) {
-		t.Errorf("%v", err)
-	}
+	n := open(t, ctx, tracer, g.pid)
+	ids(t, ctx, n)
+	closeSession(t, n)
 	g.counting(t)
+	if mode, err := statusField(g.pid, "Seccomp"); err != nil || mode == 0 {
+		t.Errorf("seccomp is off afterwards: %d, %v", mode, err)
+	}
 }
 
 func TestArchServerHasRoom(t *testing.T) {

@@ -170,6 +170,8 @@ func disturbsTrap(b *Batch) bool {
 		switch {
 		case r.nr == unix.SYS_RT_SIGACTION && r.args[0] == uint64(unix.SIGTRAP), r.nr == unix.SYS_RT_SIGPROCMASK:
 			return true
+		case r.nr == unix.SYS_RT_SIGQUEUEINFO && r.args[1] == uint64(unix.SIGTRAP), r.nr == unix.SYS_RT_TGSIGQUEUEINFO && r.args[2] == uint64(unix.SIGTRAP):
+			return true // its sender has blocked it
 		}
 	}
 	return false

@@ -75,13 +75,13 @@ func (b *builder) enter(pid, session, group int) {
 }
 
 func (b *builder) fork(ctx context.Context, st task.Step) error {
-	flags := uint64(0)
+	flags := b.shareFlags(st)
 	if st.Sibling || st.By == 1 && b.env.Sibling && !b.isContainer() {
 		flags = unix.CLONE_PARENT
 	}
 	maker := b.trap(st.By)
 	if st.Orphan {
-		helper, err := b.makeHelper(ctx, maker, st.PID)
+		helper, err := b.makeHelper(ctx, maker, st.PID, flags)
 		if err != nil {
 			return err
 		}
@@ -123,12 +123,27 @@ func (b *builder) fork(ctx context.Context, st task.Step) error {
 	return nil
 }
 
+// shareFlags says what a new process is to share with its maker.
+func (b *builder) shareFlags(st task.Step) uint64 {
+	own, theirs := b.sharing[st.PID], b.sharing[st.By]
+	flags := uint64(0)
+	for _, s := range []struct {
+		own, theirs int
+		flag        uint64
+	}{{own.VM, theirs.VM, unix.CLONE_VM}, {own.Files, theirs.Files, unix.CLONE_FILES}, {own.FS, theirs.FS, unix.CLONE_FS}, {own.Sighand, theirs.Sighand, unix.CLONE_SIGHAND}} {
+		if s.own != 0 && s.own == s.theirs {
+			flags |= s.flag
+		}
+	}
+	return flags
+}
+
 // bear notes a new process of the tree.
 func (b *builder) bear(ctx context.Context, st task.Step, trap *remote.Trap) error {
 	e := b.wanted[st.PID]
 	p := &process{trap: trap, threads: map[int]*remote.Trap{}, Process: engine.Process{
 		PID: trap.PID(), VPID: st.PID, VPPID: int(e.GetPpid()), VPGID: int(e.GetPgid()), VSID: int(e.GetSid()),
-		Threads: []engine.Thread{{TID: trap.TID(), VTID: st.PID}}, Caller: trap,
+		Threads: []engine.Thread{{TID: trap.TID(), VTID: st.PID}}, Caller: trap, Shared: b.sharing[st.PID],
 	}}
 	if by := b.procs[st.By]; by != nil {
 		p.session, p.group = by.session, by.group
@@ -149,8 +164,8 @@ func (b *builder) bear(ctx context.Context, st task.Step, trap *remote.Trap) err
 }
 
 // makeHelper makes a process of any number but the one given.
-func (b *builder) makeHelper(ctx context.Context, by *remote.Trap, not int) (*remote.Trap, error) {
-	helper, err := by.CloneProcess(ctx, 0, 0)
+func (b *builder) makeHelper(ctx context.Context, by *remote.Trap, not int, flags uint64) (*remote.Trap, error) {
+	helper, err := by.CloneProcess(ctx, 0, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +173,7 @@ func (b *builder) makeHelper(ctx context.Context, by *remote.Trap, not int) (*re
 	if err != nil || len(st.NSPID) == 0 || st.NSPID[len(st.NSPID)-1] != not {
 		return helper, err
 	}
-	other, err := by.CloneProcess(ctx, 0, 0) // while the first one lives
+	other, err := by.CloneProcess(ctx, 0, flags) // while the first one lives
 	return other, errors.Join(err, b.kill(ctx, helper), reap(ctx, by, not))
 }
 

@@ -48,6 +48,13 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 	if err := s.settleObjects(); err != nil {
 		return err
 	}
+	if s.env.Cgroup == nil {
+		var err error
+		s.undo, err = task.RestoreCgroups(cp, func(vpid int) *engine.Process { return &s.procs[vpid].Process })
+		if err != nil {
+			return fmt.Errorf("cgroups: %w", err)
+		}
+	}
 	if err := s.openFiles(ctx, cp); err != nil {
 		return err
 	}
@@ -82,6 +89,9 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 		}
 		if err := s.procs[pid].fillRings(ctx, cp.Process(uint32(pid)), cp.Blobs); err != nil {
 			return fmt.Errorf("process %d: %w", pid, err)
+		}
+		if p := s.procs[pid]; p.Second(p.Shared.Files) {
+			continue
 		}
 		if err := s.files.Install(ctx, &s.procs[pid].Process); err != nil {
 			return err
@@ -137,7 +147,7 @@ func (s *Skeleton) root(vpid int) string {
 // target is what package task needs of a process.
 func (s *Skeleton) target(p *process, cp *images.Checkpoint, img *images.Process) *task.Target {
 	return &task.Target{
-		FS: procfs.Host, Tracer: s.tracer, Memory: p.trap.Memory(), Proc: &p.Process, Image: img, Header: cp.Header,
+		FS: procfs.Host, Tracer: s.tracer, Memory: p.trap.Memory(), Proc: &p.Process, Image: img, Header: cp.Header, Shared: p.Shared,
 		Path: func(id uint32) (string, error) {
 			for _, f := range cp.Files {
 				if f.GetId() == id && f.GetReg() != nil {
@@ -161,7 +171,9 @@ func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Che
 	if err != nil {
 		return fmt.Errorf("its program: %w", err)
 	}
-	err = task.RestoreMM(ctx, p.trap, img, exe, nameless)
+	if !p.Second(p.Shared.VM) {
+		err = task.RestoreMM(ctx, p.trap, img, exe, nameless)
+	}
 	if nameless != nil {
 		err = errors.Join(err, nameless.Close())
 	}
@@ -188,7 +200,11 @@ func (s *Skeleton) finishRegisters(ctx context.Context, p *process, cp *images.C
 	if img.Zombie() {
 		return nil
 	}
-	if err := p.trap.Remove(ctx); err != nil {
+	if p.Second(p.Shared.VM) { // the stub went with the first of those that share the memory
+		if _, err := s.tracer.Settle(ctx, p.trap.TID()); err != nil {
+			return err
+		}
+	} else if err := p.trap.Remove(ctx); err != nil {
 		return err
 	}
 	t := s.target(p, cp, img)

@@ -49,7 +49,7 @@ func (s *Skeleton) bearRoot(ctx context.Context, tree []*pstree.PstreeEntry) err
 		return fmt.Errorf("the root of the tree: %w", err)
 	}
 	p := &process{trap: trap, threads: map[int]*remote.Trap{}, session: int(e.GetSid()), group: int(e.GetPgid()), Process: engine.Process{
-		PID: trap.PID(), VPID: 1, VPGID: int(e.GetPgid()), VSID: int(e.GetSid()), Threads: []engine.Thread{{TID: trap.TID(), VTID: 1}}, Caller: trap,
+		PID: trap.PID(), VPID: 1, VPGID: int(e.GetPgid()), VSID: int(e.GetSid()), Threads: []engine.Thread{{TID: trap.TID(), VTID: 1}}, Caller: trap, Shared: s.sharing[1],
 	}}
 	s.procs[1] = p
 	s.order = append(s.order[:0], 1)

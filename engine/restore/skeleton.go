@@ -28,6 +28,7 @@ import (
 	"migrate/engine/ns"
 	"migrate/engine/ptrace"
 	"migrate/engine/remote"
+	"migrate/engine/task"
 )
 
 // Env is where a tree is rebuilt.
@@ -59,7 +60,10 @@ type Skeleton struct {
 	procs  map[int]*process // by the id that the tree knows
 	order  []int            // parents before children
 	state  state
-	files  *files.Restorer
+	undo   func() error // removes what was made beside the tree; nil for nothing
+	// sharing is what the processes share, by the id that the tree knows.
+	sharing map[int]engine.Shared
+	files   *files.Restorer
 
 	objects  map[uint32]*mem.Object // memory and files that no name reaches, by their number
 	nameless map[uint32]uint32      // the objects that files of the layout or checkpoint are
@@ -138,6 +142,7 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	if s.state != building {
 		return fmt.Errorf("following a layout: %w: %v", ErrState, s.state)
 	}
+	s.sharing = task.ReadShared(layout.Header)
 	if err := s.namespaces(layout); err != nil {
 		return err
 	}
@@ -157,8 +162,8 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 		if p == nil {
 			return fmt.Errorf("layout: the address space of process %d, which is not in the tree", space.PID)
 		}
-		if space.MM == nil {
-			continue // it has ended and waits for its parent
+		if space.MM == nil || p.Second(p.Shared.VM) {
+			continue // it has ended and waits for its parent, or has the memory of another
 		}
 		if err := s.followSpace(ctx, p, space, mapped); err != nil {
 			return fmt.Errorf("process %d: %w", space.PID, err)
@@ -233,6 +238,10 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	if s.parent != nil {
 		errs = append(errs, giveBack(ctx, s.parent))
 		s.parent = nil
+	}
+	if s.undo != nil {
+		errs = append(errs, s.undo())
+		s.undo = nil
 	}
 	s.state = gone
 	return errors.Join(append(errs, s.tracer.Close())...)

@@ -35,6 +35,9 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 			}
 		}
 	}
+	if err := s.unshare(ctx, wanted); err != nil {
+		return err
+	}
 	if err := s.bearRoot(ctx, layout.Tree); err != nil {
 		return err
 	}
@@ -60,6 +63,42 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 		p := s.procs[int(e.GetPid())]
 		p.VPPID, p.VPGID, p.VSID = int(e.GetPpid()), int(e.GetPgid()), int(e.GetSid())
 		s.order = append(s.order, p.VPID)
+	}
+	return nil
+}
+
+// unshare gives a process for itself what it shared when it was built and does no more. One that has left its parent's
+// memory has executed a program, and is made anew.
+func (s *Skeleton) unshare(ctx context.Context, wanted map[int]*pstree.PstreeEntry) error {
+	for _, pid := range slices.Clone(s.order) {
+		p, want := s.procs[pid], s.sharing[pid]
+		if p == nil || p.Shared == want {
+			continue
+		}
+		was := p.Shared
+		p.Shared = want
+		left := func(was, want int) bool { // the first that shared a thing may have ended, which leaves it to the others
+			return was != 0 && was != want && (want == 0 || wanted[was] != nil)
+		}
+		if p.Second(was.VM) && left(was.VM, want.VM) || p.Second(was.Sighand) && left(was.Sighand, want.Sighand) {
+			if err := s.leave(ctx, p, wanted); err != nil {
+				return err
+			}
+			continue
+		}
+		flags := 0
+		if left(was.Files, want.Files) {
+			flags |= unix.CLONE_FILES
+		}
+		if left(was.FS, want.FS) {
+			flags |= unix.CLONE_FS
+		}
+		if flags == 0 {
+			continue
+		}
+		if err := p.simple(ctx, "unshare", unix.SYS_UNSHARE, flags); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -112,7 +112,6 @@ func dumpAttributes(d *dumper) error {
 	barriers := d.batch.Try(unix.SYS_MEMBARRIER, membarrierGetRegistrations, 0, 0)
 	// Kernels before 6.3 do not list registrations, but a private barrier says EPERM without one.
 	private := d.batch.Try(unix.SYS_MEMBARRIER, membarrierExpedited, 0, 0)
-	ldt := d.ldt()
 	d.then(func() error {
 		on := func(r *remote.Result) uint64 { v, _ := r.Value(); return v } // what a kernel does not know is off
 		tc.ChildSubreaper = proto.Bool(binary.LittleEndian.Uint32(reaper.Bytes()) != 0)
@@ -122,9 +121,6 @@ func dumpAttributes(d *dumper) error {
 			tc.MembarrierRegistrationMask = proto.Uint32(uint32(v))
 		} else if private.Err() == nil {
 			tc.MembarrierRegistrationMask = proto.Uint32(1 << 4)
-		}
-		if ldt != nil && on(ldt) != 0 {
-			return fmt.Errorf("it has entries in its local descriptor table: %w", ErrNotCarried)
 		}
 		return nil
 	})

@@ -83,19 +83,16 @@ func refusals() []kind {
 	return []kind{
 		refusal("kernel-thread", "kernel threads and the kernel's worker threads", checkKernelThread),
 		refusal("traced", "a process under a debugger or another tracer", checkTraced),
-		refusal("seccomp", "seccomp filters and strict mode", checkSeccomp),
 		refusal("32-bit", "32-bit programs", check32Bit),
 		refusal("namespaces", "namespaces that differ inside the tree", checkNamespaces),
-		refusal("shared-state", "descriptor tables, memory, handlers or directories shared between processes, or not shared between threads (clone(2) flags, vfork in progress)", checkShared),
+		refusal("shared-state", "a descriptor table of a single thread; a vfork(2) in progress, whose parent cannot be stopped; what a process shares with one that is not its parent", checkShared),
 		refusal("dead-leader", "a process whose first thread has ended while others run", checkDeadLeader),
 		refusal("shadow-stack", "user shadow stacks (CET)", checkShadowStack),
-		refusal("speculation", "speculation that a thread has switched off for itself", checkSpeculation),
 		refusal("security-module", "a profile or context of a security module (AppArmor, SELinux); Landlock rules cannot be seen from outside and are lost", checkLSM),
-		{Kind: Kind{Name: "rare-attributes", About: "machine-check policy, I/O flusher state, forbidden time stamp counter, core scheduling cookie, NUMA memory policy: seen when the process is stopped, which ends the move without harm"}, process: true, dump: dumpRare},
+		{Kind: Kind{Name: "rare-attributes", About: "core scheduling cookie: seen when the process is stopped, which ends the move without harm"}, process: true, dump: dumpRare},
 		refusal("coredump", "a process that is being dumped to a core file or is ending", checkEnding),
 		refusal("keyrings", "process and thread keyrings: seen when the process is stopped, which ends the move without harm; the session keyring is that of the destination", nil),
-		refusal("ldt", "entries in the local descriptor table: seen when the process is stopped, which ends the move without harm", nil),
-		refusal("accounting", "resource usage, start time, audit login id: the kernel has no way to set them, they start anew", nil),
+		refusal("accounting", "resource usage, start time: the kernel has no way to set them, they start anew", nil),
 	}
 }
 
@@ -116,18 +113,6 @@ func checkTraced(c *checker) error {
 	c.eachThread(func(where string, _ int, s *procfs.Status) {
 		if s.TracerPID != 0 {
 			c.refuse(where, fmt.Sprintf("it is traced by pid %d", s.TracerPID), "let the tracer detach")
-		}
-	})
-	return nil
-}
-
-func checkSeccomp(c *checker) error {
-	c.eachThread(func(where string, _ int, s *procfs.Status) {
-		switch s.Seccomp {
-		case 1:
-			c.refuse(where, "it runs in seccomp strict mode", "")
-		case 2:
-			c.refuse(where, fmt.Sprintf("it has %d seccomp filter(s)", s.SeccompFilters), "start it without seccomp")
 		}
 	})
 	return nil
@@ -200,7 +185,7 @@ func CheckTree(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) 
 			}
 		}
 	}
-	shared, err := sharedBetween(tree)
+	shared, err := sharedBetween(fs, tree)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"migrate/engine/images/imagespb"
 	"migrate/engine/remote"
 )
 
@@ -28,29 +29,49 @@ func checkFS(c *checker) error {
 	return nil
 }
 
+// dumpFS records the directories and the umask of the process, and of a thread that has its own (unshare(CLONE_FS)).
 func dumpFS(d *dumper) error {
-	s, err := d.FS.Status(d.Proc.PID)
+	if !d.leader {
+		r, err := kcmp(d.Proc.PID, d.tid(), kcmpFS)
+		if err != nil || r == 0 {
+			return err
+		}
+	}
+	s, err := d.FS.ThreadStatus(d.Proc.PID, d.tid())
 	if err != nil {
 		return err
 	}
-	e := &fs.FsEntry{Umask: proto.Uint32(s.Umask), CwdId: proto.Uint32(0), RootId: proto.Uint32(0)}
-	d.proc.FS = e
-	if d.AddPath == nil {
-		return nil
-	}
-	for name, dst := range map[string]**uint32{"cwd": &e.CwdId, "root": &e.RootId} {
-		id, err := d.AddPath(d.ctx, fmt.Sprintf("%d/%s", d.Proc.PID, name))
-		if err != nil {
+	var ids [2]uint32
+	for i, name := range []string{"cwd", "root"} {
+		if d.AddPath == nil {
+			break
+		}
+		if ids[i], err = d.AddPath(d.ctx, fmt.Sprintf("%d/task/%d/%s", d.Proc.PID, d.tid(), name)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		*dst = proto.Uint32(id)
+	}
+	if d.leader {
+		d.proc.FS = &fs.FsEntry{Umask: proto.Uint32(s.Umask), CwdId: proto.Uint32(ids[0]), RootId: proto.Uint32(ids[1])}
+	} else {
+		d.thread.Extra.Fs = &imagespb.ThreadFS{Umask: s.Umask, CwdId: ids[0], RootId: ids[1]}
 	}
 	return nil
 }
 
 // restoreFS sets the directories from inside the process's mount namespace, whose root the skeleton has.
 func restoreFS(r *restorer) error {
+	if own := r.thread.Extra.GetFs(); own != nil && !r.leader {
+		r.require(r.batch.Try(unix.SYS_UNSHARE, unix.CLONE_FS), "directories of its own")
+		return r.setFS(&fs.FsEntry{RootId: proto.Uint32(own.GetRootId()), CwdId: proto.Uint32(own.GetCwdId()), Umask: proto.Uint32(own.GetUmask())})
+	}
+	if !r.leader || r.Proc.Second(r.Shared.FS) {
+		return nil
+	}
 	e := r.Image.FS
+	return r.setFS(e)
+}
+
+func (r *restorer) setFS(e *fs.FsEntry) error {
 	cwdFile, rootFile, err := r.namelessDirs(e)
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ func init() {
 		{Kind: carried("memory-layout", "program break, arguments, environment, auxiliary vector, exe link"), process: true, dump: dumpMM},
 		{Kind: carried("memory-locking", "locking of mappings that are yet to come (mlockall with MCL_FUTURE, MCL_ONFAULT)"), process: true, dump: dumpLockFuture},
 		{Kind: carried("protection-keys", "memory protection keys that are allocated (pkeys(7)), with the rights of each thread"), process: true, dump: dumpKeys},
-		{Kind: carried("fs", "working directory, root, umask"), process: true, dump: dumpFS, restore: restoreFS, check: checkFS},
+		{Kind: carried("fs", "working directory, root, umask; also of a thread that has its own"), dump: dumpFS, restore: restoreFS, check: checkFS},
 		{Kind: carried("process-attributes", "child subreaper, transparent huge pages, memory merging, memory-deny-write-execute, core dump filter, oom_score_adj, membarrier registrations"), process: true, dump: dumpAttributes, restore: restoreAttributes},
 		{Kind: carried("signal-handlers", "all signal actions"), process: true, dump: dumpSigactions, restore: restoreSigactions},
 		{Kind: carried("signal-stack", "alternate signal stack"), dump: dumpSigstack, restore: restoreSigstack},
@@ -61,11 +61,23 @@ func init() {
 		{Kind: carried("rseq", "restartable sequences: registration, and the sequence in progress is aborted as after any preemption"), dump: dumpRseq, restore: restoreRseq},
 		{Kind: carried("itimers", "ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF"), process: true, dump: dumpItimers, restore: restoreItimers},
 		{Kind: carried("posix-timers", "timers of timer_create(2) with their ids; the overrun count of a signal that was already delivered is not"), process: true, dump: dumpPosixTimers, restore: restorePosixTimers, check: checkPosixTimers},
+		{Kind: carried("thread-attributes", "machine-check policy, I/O flusher state, forbidden time stamp counter, NUMA memory policy: of the first thread, for all"), dump: dumpThreadAttributes, restore: restoreThreadAttributes},
+		{Kind: carried("speculation", "speculation that a thread has switched off for itself"), dump: dumpSpeculation, restore: restoreSpeculation},
+		{Kind: carried("ldt", "entries in the local descriptor table"), process: true, dump: dumpLDT, restore: restoreLDT},
+		{Kind: carried("login-id", "the audit login id of the first thread, for all"), dump: func(d *dumper) error {
+			if !d.leader {
+				return nil
+			}
+			return dumpLoginUID(d)
+		}, restore: restoreLoginUID},
+		{Kind: carried("seccomp", "strict mode and filters, those that threads share and their own; not filters that hand calls to a listener, which is seen when the process is stopped and ends the move without harm. While a thread under seccomp is asked about itself its seccomp is suspended; if this program is killed at that moment, the filter may kill the thread"), dump: dumpSeccomp, restore: restoreSeccomp, check: checkSeccomp},
 		{Kind: carried("credentials", "user, group and supplementary ids, the five capability sets, securebits, no_new_privs, dumpable, parent-death signal"), dump: dumpCreds, restore: restoreCreds},
 		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo"), dump: dumpPending, restore: restorePending},
 		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},
 		{Kind: carried("stopped-state", "a process stopped by a signal; it is stopped again by SIGSTOP, and its parent is told again"), process: true, dump: dumpStopped},
 		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage. One that has dumped core does so again, into the void"), process: true},
+		{Kind: carried("cgroups", "on a dump to disk: the cgroups of v1 and v2 that threads are in, and those below. Where they are missing they are made again with their settings. On a move the tree gets the cgroup of its workload"), dump: dumpCgroups},
+		{Kind: carried("shared-things", "memory, descriptor tables, signal handlers and directories that a process shares with its parent (clone(2))"), process: true},
 		{Kind: carried("sessions", "sessions and process groups, also those whose leader has ended, and orphans of subreapers; a session from outside of the tree gets another number on a restore into the same pid namespace"), process: true},
 		{Kind: carried("controlling-terminal", "a session's terminal whose master is in the tree, or a console, with its foreground group; a foreground group of which nobody is left becomes that of the session's leader"), process: true},
 	}

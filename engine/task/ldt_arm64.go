@@ -2,7 +2,14 @@
 
 package task
 
-import "migrate/engine/remote"
+import "errors"
 
-// ldt: there is none on this processor.
-func (d *dumper) ldt() *remote.Result { return nil }
+// dumpLDT has nothing to ask: the processor has no local descriptor table.
+func dumpLDT(*dumper) error { return nil }
+
+func restoreLDT(r *restorer) error {
+	if len(r.Image.Extra.GetLdt()) > 0 {
+		return errors.New("this processor has no local descriptor table")
+	}
+	return nil
+}

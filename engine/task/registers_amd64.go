@@ -28,6 +28,9 @@ const (
 	sysFutex          = 202
 )
 
+// vforkCalls are those in which a parent may wait for its child: vfork, clone, clone3.
+var vforkCalls = []int{58, 56, 435}
+
 // minXSave is the legacy part of the xsave area and its header (Intel SDM volume 1, 13.4).
 const minXSave = 512 + 64
 

@@ -52,3 +52,6 @@ func setCall(r *arch.Regs, e *imagespb.ThreadExtra) {
 
 // callNumber is the number of the call that registers made by WithCall are about to make.
 func callNumber(r arch.Regs) int { return int(r.X[8]) }
+
+// vforkCalls are those in which a parent may wait for its child: clone, clone3.
+var vforkCalls = []int{220, 435}

@@ -5,11 +5,14 @@ package task
 import (
 	"errors"
 	"fmt"
-	"sort"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"migrate/engine"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
 )
 
@@ -42,7 +45,7 @@ func checkShared(c *checker) error {
 		if tid == c.p.PID {
 			continue
 		}
-		for _, typ := range []int{kcmpFiles, kcmpFS} {
+		for _, typ := range []int{kcmpFiles} {
 			r, err := kcmp(c.p.PID, tid, typ)
 			if errors.Is(err, unix.ESRCH) {
 				continue // it ended
@@ -57,37 +60,126 @@ func checkShared(c *checker) error {
 	return failed
 }
 
-// sharedBetween names processes of a tree that share what only threads may share. kcmp gives an order, so sorting
-// brings equals together, and it takes n log n calls.
-func sharedBetween(tree []*engine.Process) ([]engine.Obstacle, error) {
-	var found []engine.Obstacle
+// FindShared notes what the processes of a tree share. kcmp gives an order, so sorting brings equals together, and it
+// takes n log n calls.
+func FindShared(tree []*engine.Process) error {
+	place := make(map[int]int, len(tree))
+	for i, p := range tree {
+		place[p.PID] = i
+		p.Shared = engine.Shared{}
+	}
+	sorted := slices.Clone(tree)
 	for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
-		pids := make([]int, len(tree))
-		for i, p := range tree {
-			pids[i] = p.PID
-		}
 		var failed error
-		compare := func(a, b int) int {
-			r, err := kcmp(a, b, typ)
+		compare := func(a, b *engine.Process) int {
+			if a == b {
+				return 0
+			}
+			r, err := kcmp(a.PID, b.PID, typ)
 			if err != nil && !errors.Is(err, unix.ESRCH) {
 				failed = errors.Join(failed, err)
 			}
-			return r
+			return []int{0, -1, 1, 0}[r&3]
 		}
-		sort.Slice(pids, func(i, j int) bool { return compare(pids[i], pids[j]) == 1 })
-		for i := 1; i < len(pids) && failed == nil; i++ {
-			// Zombies have given up what they had, and all compare as equal to each other: both have nothing.
-			if compare(pids[i-1], pids[i]) != 0 || ended(pids[i]) || ended(pids[i-1]) {
-				continue
+		slices.SortStableFunc(sorted, compare)
+		for from := 0; from < len(sorted) && failed == nil; {
+			to := from + 1
+			for to < len(sorted) && compare(sorted[from], sorted[to]) == 0 {
+				to++
 			}
-			found = append(found, engine.Obstacle{PID: pids[i], Kind: "shared-state", Where: "the process",
-				Reason: fmt.Sprintf("it shares its %s with pid %d (clone(2), or a vfork that is in progress)", kcmpNames[typ], pids[i-1])})
+			noteShared(sorted[from:to], place, typ)
+			from = to
 		}
 		if failed != nil {
-			return nil, failed
+			return failed
+		}
+	}
+	return nil
+}
+
+// noteShared notes that processes share a thing. Zombies have given up what they had, and all compare as equal to each
+// other: they have nothing.
+func noteShared(group []*engine.Process, place map[int]int, typ int) {
+	if len(group) < 2 || ended(group[0].PID) {
+		return
+	}
+	first := slices.MinFunc(group, func(a, b *engine.Process) int { return place[a.PID] - place[b.PID] })
+	for _, p := range group {
+		*sharedID(&p.Shared, typ) = first.VPID
+	}
+}
+
+func sharedID(s *engine.Shared, typ int) *int {
+	return map[int]*int{kcmpVM: &s.VM, kcmpFiles: &s.Files, kcmpFS: &s.FS, kcmpSighand: &s.Sighand}[typ]
+}
+
+// SharedStates are the records of what FindShared has noted.
+func SharedStates(tree []*engine.Process) []*imagespb.SharedState {
+	var out []*imagespb.SharedState
+	for _, p := range tree {
+		if p.Shared != (engine.Shared{}) {
+			out = append(out, &imagespb.SharedState{Pid: uint32(p.VPID), Vm: uint32(p.Shared.VM), Files: uint32(p.Shared.Files),
+				Fs: uint32(p.Shared.FS), Sighand: uint32(p.Shared.Sighand)})
+		}
+	}
+	return out
+}
+
+// ReadShared is the inverse of SharedStates.
+func ReadShared(h *imagespb.Header) map[int]engine.Shared {
+	out := make(map[int]engine.Shared, len(h.GetShared()))
+	for _, s := range h.GetShared() {
+		out[int(s.GetPid())] = engine.Shared{VM: int(s.GetVm()), Files: int(s.GetFiles()), FS: int(s.GetFs()), Sighand: int(s.GetSighand())}
+	}
+	return out
+}
+
+// sharedBetween names what is shared in a way that cannot be made again: a thing is shared by birth alone, so a process
+// has it from its parent. And a parent that waits for its child in vfork(2) cannot be stopped.
+func sharedBetween(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) {
+	if err := FindShared(tree); err != nil {
+		return nil, err
+	}
+	var found []engine.Obstacle
+	byID := make(map[int]*engine.Process, len(tree))
+	for _, p := range tree {
+		byID[p.VPID] = p
+		for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
+			first := *sharedID(&p.Shared, typ)
+			if !p.Second(first) {
+				continue
+			}
+			parent := byID[p.VPPID]
+			switch {
+			case parent == nil || *sharedID(&parent.Shared, typ) != first:
+				found = append(found, engine.Obstacle{PID: p.PID, Kind: "shared-state", Where: "the process",
+					Reason: fmt.Sprintf("it shares its %s with pid %d, which is not its parent", kcmpNames[typ], byID[first].PID)})
+			case typ == kcmpVM && vforking(fs, parent):
+				found = append(found, engine.Obstacle{PID: parent.PID, Kind: "shared-state", Where: "the process",
+					Reason: fmt.Sprintf("it waits in vfork(2) until pid %d executes a program or ends", p.PID), Remedy: "try again when it has"})
+			}
 		}
 	}
 	return found, nil
+}
+
+// vforking reports whether a thread of a process is in the uninterruptible part of a clone(2) or vfork(2).
+func vforking(fs procfs.FS, p *engine.Process) bool {
+	for _, th := range p.Threads {
+		st, err := fs.ThreadStat(p.PID, th.TID)
+		if err != nil || st.State != 'D' {
+			continue
+		}
+		call, err := fs.Bytes(p.PID, "task", th.TID, "syscall")
+		if err != nil {
+			continue
+		}
+		nr, _, _ := strings.Cut(string(call), " ")
+		if n, err := strconv.Atoi(nr); err == nil && slices.Contains(vforkCalls, n) {
+			return true
+		}
+	}
+	return false
 }
 
 // sharedWithParent names what the root of a tree shares with its parent, which stays behind.

@@ -4,7 +4,7 @@ package task
 
 import (
 	"encoding/binary"
-	"fmt"
+	"slices"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	criu_sa "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-sa"
@@ -118,23 +118,18 @@ func restoreSigstack(r *restorer) error {
 }
 
 func dumpPending(d *dumper) error {
-	queue := func(l []ptrace.SigInfo) (*siginfo.SignalQueueEntry, error) {
+	queue := func(l []ptrace.SigInfo) *siginfo.SignalQueueEntry {
 		q := &siginfo.SignalQueueEntry{}
 		for i := range l {
-			// The stub ends its batches by SIGTRAP, which therefore cannot wait in the queue of a skeleton.
-			if l[i].Signal() == unix.SIGTRAP {
-				return nil, fmt.Errorf("SIGTRAP is pending: %w", ErrNotCarried)
-			}
 			q.Signals = append(q.Signals, &siginfo.SiginfoEntry{Siginfo: l[i][:]})
 		}
-		return q, nil
+		return q
 	}
-	var err error
-	if d.thread.Core.ThreadCore.SignalsP, err = queue(d.Pending); err != nil || !d.leader {
-		return err
+	d.thread.Core.ThreadCore.SignalsP = queue(d.Pending)
+	if d.leader {
+		d.thread.Core.Tc.SignalsS = queue(d.Shared)
 	}
-	d.thread.Core.Tc.SignalsS, err = queue(d.Shared)
-	return err
+	return nil
 }
 
 // restorePending queues the signals from inside, since only a process itself may send any si_code
@@ -148,6 +143,15 @@ func restorePending(r *restorer) error {
 	if len(private)+len(shared) == 0 {
 		return nil
 	}
+	if slices.ContainsFunc(slices.Concat(private, shared), func(s *siginfo.SiginfoEntry) bool {
+		return binary.LittleEndian.Uint32(s.GetSiginfo()) == uint32(unix.SIGTRAP)
+	}) {
+		// The stub ends its batches by SIGTRAP, which is not blocked for that. This is the thread's last batch, and it is
+		// run step by step; so nothing needs it any more.
+		if err := r.blockTrap(); err != nil {
+			return err
+		}
+	}
 	tgid, tid := r.batch.Call(unix.SYS_GETPID), r.batch.Call(unix.SYS_GETTID)
 	for _, s := range private {
 		info := s.GetSiginfo()
@@ -158,6 +162,22 @@ func restorePending(r *restorer) error {
 		info := s.GetSiginfo()
 		sig := binary.LittleEndian.Uint32(info)
 		r.require(r.batch.Try(unix.SYS_RT_SIGQUEUEINFO, tgid, sig, r.batch.Bytes(info)), "pending signal %d of the process", sig)
+	}
+	return nil
+}
+
+// blockTrap blocks SIGTRAP, too, in all threads of the process: they get their own masks with their registers.
+func (r *restorer) blockTrap() error {
+	if err := r.flush(); err != nil {
+		return err
+	}
+	for _, th := range r.Proc.Threads {
+		if th.TID != r.tid() && !r.leader {
+			continue // it may have batches to run yet
+		}
+		if err := r.Tracer.SetSigMask(r.ctx, th.TID, ^uint64(0)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -66,6 +66,10 @@ type Source struct {
 	RestartBlocks *ThreadReader
 	// User holds the maps of the user namespace that the tree has for itself; nil if it has none.
 	User *userns.UsernsEntry
+	// Seccomp gathers the filters of all processes of the tree, for the image's header.
+	Seccomp *SeccompTable
+	// Cgroups gathers the cgroups of all tasks; nil if they are not asked for.
+	Cgroups *CgroupTable
 
 	common *common
 }
@@ -284,7 +288,10 @@ type Target struct {
 	Path func(id uint32) (string, error)
 	// Nameless opens a file of files.img that no name reaches; it returns nil for one that has a path. It may be nil.
 	Nameless func(id uint32, flags int) (*os.File, error)
+	// Shared says what the process shares with others of the tree.
+	Shared engine.Shared
 
+	guarded  bool // seccomp is suspended in all threads, and has the filters that they have in common
 	known    *known
 	complete int // threads that have their registers
 }
@@ -293,6 +300,7 @@ type Target struct {
 type known struct {
 	online              []byte // mask of processors
 	permitted, bounding uint64 // capabilities
+	loginUID            uint32
 }
 
 // learn fills known from the first thread that is restored.
@@ -309,7 +317,8 @@ func (t *Target) learn(caller remote.Caller) error {
 		return err
 	}
 	t.known = &known{online: mask, permitted: uint64(s.CapPrm), bounding: uint64(s.CapBnd)}
-	return nil
+	t.known.loginUID, err = loginUID(t.FS, caller.PID())
+	return err
 }
 
 // restorer collects the calls of one thread's batch.

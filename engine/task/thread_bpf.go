@@ -57,6 +57,14 @@ type KernelState struct {
 	Personality          uint32
 	TimerSlack           uint64
 	NoNewPrivs           bool
+	AtomicFlags          uint64 // task_struct.atomic_flags
+	// HasSeccomp says that the kernel has seccomp. SeccompFilter is the same for threads that have the same filters, and
+	// means nothing else.
+	HasSeccomp    bool
+	Seccomp       uint32 // mode
+	SeccompFilter uint64
+	// Cgroups is the same for threads that are in the same cgroups, and means nothing else; 0 if the kernel has none.
+	Cgroups uint64
 	// Cred is the same for threads that share their credentials, and means nothing else.
 	Cred uint64
 }
@@ -65,7 +73,10 @@ type KernelState struct {
 // iterator; Linux 6.1 with CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON). With it a thread need not be borrowed to
 // ask it about itself, and the time left of its interrupted wait is exact. Open it before the freeze: the first time
 // costs some 10 ms. Its methods may be called from any goroutine.
-type ThreadReader struct{ prog int }
+type ThreadReader struct {
+	prog    int
+	seccomp bool // the kernel has it
+}
 
 // Where the fields stand in what the program writes.
 const (
@@ -82,7 +93,9 @@ const (
 	atPersonality = atName + commSize
 	atSlack       = atPersonality + 8
 	atFlags       = atSlack + 8
-	recordSize    = atFlags + 8
+	atSeccomp     = atFlags + 8 // struct seccomp: mode, number of filters, the newest
+	atCgroups     = atSeccomp + 16
+	recordSize    = atCgroups + 8
 
 	commSize   = 16 // TASK_COMM_LEN
 	noNewPrivs = 1  // of task_struct.atomic_flags: bit PFA_NO_NEW_PRIVS (include/linux/sched.h)
@@ -106,6 +119,12 @@ func threadFields(t *bpf.Types) (task, cred []bpfRead, err error) {
 	add(&task, "task_struct", "personality", 4, atPersonality)
 	add(&task, "task_struct", "timer_slack_ns", 8, atSlack)
 	add(&task, "task_struct", "atomic_flags", 8, atFlags)
+	if _, e := t.Member("task_struct", "seccomp"); e == nil {
+		add(&task, "task_struct", "seccomp", 16, atSeccomp)
+	}
+	if _, e := t.Member("task_struct", "cgroups"); e == nil {
+		add(&task, "task_struct", "cgroups", 8, atCgroups)
+	}
 	add(&cred, "cred", "securebits", 4, atSecureBits)
 	if _, e := t.Member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
 		add(&cred, "cred", "thread_keyring", 8, atThreadKeys)
@@ -117,6 +136,7 @@ func threadFields(t *bpf.Types) (task, cred []bpfRead, err error) {
 // kernelFacts is what the program needs to know of the running kernel. It never changes.
 type kernelFacts struct {
 	program  []byte
+	seccomp  bool
 	iterator uint32 // id of the type of bpf_iter_task
 }
 
@@ -135,6 +155,8 @@ func readKernelFacts() (*kernelFacts, error) {
 		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", size, restartBlockSize)
 	}
 	f := &kernelFacts{program: threadProgram(task, cred), iterator: types.Func("bpf_iter_task")}
+	_, err = types.Member("task_struct", "seccomp")
+	f.seccomp = err == nil
 	if f.iterator == 0 {
 		return nil, errors.New("this kernel has no BPF iterator over threads (Linux 5.8 has)")
 	}
@@ -151,7 +173,7 @@ func OpenThreadReader() (*ThreadReader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the BPF program: %w", err)
 	}
-	r := &ThreadReader{prog: prog}
+	r := &ThreadReader{prog: prog, seccomp: facts.seccomp}
 	// A kernel before 6.1 takes the thread's id for padding and would visit all threads.
 	if _, err := r.Read(unix.Gettid()); err != nil {
 		return nil, errors.Join(fmt.Errorf("reading one thread's state: %w", err), r.Close())
@@ -187,7 +209,9 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 		DeathSignal: le.Uint32(raw[atDeathSignal:]), ClearTID: le.Uint64(raw[atClearTID:]), SecureBits: le.Uint32(raw[atSecureBits:]),
 		Keyrings: le.Uint64(raw[atThreadKeys:]) != 0 || le.Uint64(raw[atProcessKeys:]) != 0,
 		Name:     string(name), Personality: le.Uint32(raw[atPersonality:]), TimerSlack: le.Uint64(raw[atSlack:]),
-		NoNewPrivs: le.Uint64(raw[atFlags:])&noNewPrivs != 0, Cred: le.Uint64(raw[atCred:]),
+		NoNewPrivs: le.Uint64(raw[atFlags:])&noNewPrivs != 0, AtomicFlags: le.Uint64(raw[atFlags:]), Cred: le.Uint64(raw[atCred:]),
+		HasSeccomp: r.seccomp, Seccomp: le.Uint32(raw[atSeccomp:]), SeccompFilter: le.Uint64(raw[atSeccomp+8:]),
+		Cgroups: le.Uint64(raw[atCgroups:]),
 	}, nil
 }
 

@@ -69,7 +69,13 @@ static inline void pass(void)
 }
 
 static volatile sig_atomic_t told;
-static inline void on_term(int sig) { (void)sig; told = 1; }
+/* on_term passes the word on to the first thread, which may be the one that waits for it. */
+static inline void on_term(int sig)
+{
+	told = 1;
+	if (syscall(SYS_gettid) != getpid())
+		syscall(SYS_tgkill, getpid(), getpid(), sig);
+}
 
 /* announce says that the set-up is done; the caller then goes on with what it does and looks at told. */
 static inline void announce(void)

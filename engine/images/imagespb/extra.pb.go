@@ -149,9 +149,13 @@ type Header struct {
 	Clocks        *Clocks                `protobuf:"bytes,5,opt,name=clocks,proto3" json:"clocks,omitempty"`                      // at the instant at which the tree was stopped, as the tree saw them
 	CpuCount      uint64                 `protobuf:"varint,6,opt,name=cpu_count,json=cpuCount,proto3" json:"cpu_count,omitempty"` // processors of the source
 	Files         []*FileExtra           `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
-	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"`       // memory and files that no name reaches
-	Namespaces    *Namespaces            `protobuf:"bytes,20,opt,name=namespaces,proto3" json:"namespaces,omitempty"` // those that the tree has for itself; absent if there are none
-	Terminals     []*SessionTerminal     `protobuf:"bytes,60,rep,name=terminals,proto3" json:"terminals,omitempty"`   // controlling terminals of sessions of the tree
+	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"`                         // memory and files that no name reaches
+	Namespaces    *Namespaces            `protobuf:"bytes,20,opt,name=namespaces,proto3" json:"namespaces,omitempty"`                   // those that the tree has for itself; absent if there are none
+	Terminals     []*SessionTerminal     `protobuf:"bytes,60,rep,name=terminals,proto3" json:"terminals,omitempty"`                     // controlling terminals of sessions of the tree
+	Seccomp       []*SeccompFilter       `protobuf:"bytes,80,rep,name=seccomp,proto3" json:"seccomp,omitempty"`                         // that threads of the tree have
+	Shared        []*SharedState         `protobuf:"bytes,81,rep,name=shared,proto3" json:"shared,omitempty"`                           // of processes that share more than processes do
+	CgroupDirs    []*CgroupDir           `protobuf:"bytes,82,rep,name=cgroup_dirs,json=cgroupDirs,proto3" json:"cgroup_dirs,omitempty"` // parents before what is below them
+	CgroupSets    []*CgroupSet           `protobuf:"bytes,83,rep,name=cgroup_sets,json=cgroupSets,proto3" json:"cgroup_sets,omitempty"` // that tasks are in
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -252,6 +256,34 @@ func (x *Header) GetNamespaces() *Namespaces {
 func (x *Header) GetTerminals() []*SessionTerminal {
 	if x != nil {
 		return x.Terminals
+	}
+	return nil
+}
+
+func (x *Header) GetSeccomp() []*SeccompFilter {
+	if x != nil {
+		return x.Seccomp
+	}
+	return nil
+}
+
+func (x *Header) GetShared() []*SharedState {
+	if x != nil {
+		return x.Shared
+	}
+	return nil
+}
+
+func (x *Header) GetCgroupDirs() []*CgroupDir {
+	if x != nil {
+		return x.CgroupDirs
+	}
+	return nil
+}
+
+func (x *Header) GetCgroupSets() []*CgroupSet {
+	if x != nil {
+		return x.CgroupSets
 	}
 	return nil
 }
@@ -473,6 +505,10 @@ type ProcessExtra struct {
 	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"` // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
 	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                             // bit n: protection key n is allocated (pkey_alloc(2))
 	NoTerminal      bool                   `protobuf:"varint,60,opt,name=no_terminal,json=noTerminal,proto3" json:"no_terminal,omitempty"` // it has given up the controlling terminal that its session has
+	Ldt             []byte                 `protobuf:"bytes,80,opt,name=ldt,proto3" json:"ldt,omitempty"`                                  // local descriptor table, as modify_ldt(2) reads it
+	LoginUid        uint32                 `protobuf:"varint,81,opt,name=login_uid,json=loginUid,proto3" json:"login_uid,omitempty"`       // /proc/PID/loginuid, plus one; 0: not known
+	Autogroup       int32                  `protobuf:"zigzag32,82,opt,name=autogroup,proto3" json:"autogroup,omitempty"`                   // nice value of its scheduling autogroup
+	StopTold        bool                   `protobuf:"varint,83,opt,name=stop_told,json=stopTold,proto3" json:"stop_told,omitempty"`       // it is stopped by a signal, and its parent has waited for that
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -598,6 +634,34 @@ func (x *ProcessExtra) GetNoTerminal() bool {
 	return false
 }
 
+func (x *ProcessExtra) GetLdt() []byte {
+	if x != nil {
+		return x.Ldt
+	}
+	return nil
+}
+
+func (x *ProcessExtra) GetLoginUid() uint32 {
+	if x != nil {
+		return x.LoginUid
+	}
+	return 0
+}
+
+func (x *ProcessExtra) GetAutogroup() int32 {
+	if x != nil {
+		return x.Autogroup
+	}
+	return 0
+}
+
+func (x *ProcessExtra) GetStopTold() bool {
+	if x != nil {
+		return x.StopTold
+	}
+	return false
+}
+
 // VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
 type VmaName struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -681,6 +745,12 @@ type ThreadExtra struct {
 	SawSyscall       bool                   `protobuf:"varint,19,opt,name=saw_syscall,json=sawSyscall,proto3" json:"saw_syscall,omitempty"` // the thread was stopped in a system call
 	SyscallNr        int64                  `protobuf:"varint,20,opt,name=syscall_nr,json=syscallNr,proto3" json:"syscall_nr,omitempty"`
 	SuspendedSigmask []byte                 `protobuf:"bytes,21,opt,name=suspended_sigmask,json=suspendedSigmask,proto3" json:"suspended_sigmask,omitempty"` // the mask to put back when a pending sigsuspend-like call ends
+	Seccomp          uint32                 `protobuf:"varint,80,opt,name=seccomp,proto3" json:"seccomp,omitempty"`                                          // as in /proc/PID/status: 0 off, 1 strict, 2 filters
+	SeccompChain     []uint32               `protobuf:"varint,81,rep,packed,name=seccomp_chain,json=seccompChain,proto3" json:"seccomp_chain,omitempty"`     // places in Header.seccomp, oldest first
+	Mempolicy        uint32                 `protobuf:"varint,82,opt,name=mempolicy,proto3" json:"mempolicy,omitempty"`                                      // get_mempolicy(2), with its flags
+	MempolicyNodes   []byte                 `protobuf:"bytes,83,opt,name=mempolicy_nodes,json=mempolicyNodes,proto3" json:"mempolicy_nodes,omitempty"`
+	Fs               *ThreadFS              `protobuf:"bytes,84,opt,name=fs,proto3" json:"fs,omitempty"`                                 // of a thread that does not share its process's
+	CgroupSet        uint32                 `protobuf:"varint,85,opt,name=cgroup_set,json=cgroupSet,proto3" json:"cgroup_set,omitempty"` // place in Header.cgroup_sets, plus one; 0: not recorded
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -853,6 +923,48 @@ func (x *ThreadExtra) GetSuspendedSigmask() []byte {
 		return x.SuspendedSigmask
 	}
 	return nil
+}
+
+func (x *ThreadExtra) GetSeccomp() uint32 {
+	if x != nil {
+		return x.Seccomp
+	}
+	return 0
+}
+
+func (x *ThreadExtra) GetSeccompChain() []uint32 {
+	if x != nil {
+		return x.SeccompChain
+	}
+	return nil
+}
+
+func (x *ThreadExtra) GetMempolicy() uint32 {
+	if x != nil {
+		return x.Mempolicy
+	}
+	return 0
+}
+
+func (x *ThreadExtra) GetMempolicyNodes() []byte {
+	if x != nil {
+		return x.MempolicyNodes
+	}
+	return nil
+}
+
+func (x *ThreadExtra) GetFs() *ThreadFS {
+	if x != nil {
+		return x.Fs
+	}
+	return nil
+}
+
+func (x *ThreadExtra) GetCgroupSet() uint32 {
+	if x != nil {
+		return x.CgroupSet
+	}
+	return 0
 }
 
 // Regset is a register set that has no field of its own; type is an NT_ number.
@@ -2059,7 +2171,7 @@ var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
 	"\n" +
-	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\"\x96\x03\n" +
+	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\x1a\x19engine/images/tasks.proto\"\xfc\x04\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x16\n" +
@@ -2072,7 +2184,13 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\x14 \x01(\v2\x1a.migrate.images.NamespacesR\n" +
 	"namespaces\x12=\n" +
-	"\tterminals\x18< \x03(\v2\x1f.migrate.images.SessionTerminalR\tterminals\"^\n" +
+	"\tterminals\x18< \x03(\v2\x1f.migrate.images.SessionTerminalR\tterminals\x127\n" +
+	"\aseccomp\x18P \x03(\v2\x1d.migrate.images.SeccompFilterR\aseccomp\x123\n" +
+	"\x06shared\x18Q \x03(\v2\x1b.migrate.images.SharedStateR\x06shared\x12:\n" +
+	"\vcgroup_dirs\x18R \x03(\v2\x19.migrate.images.CgroupDirR\n" +
+	"cgroupDirs\x12:\n" +
+	"\vcgroup_sets\x18S \x03(\v2\x19.migrate.images.CgroupSetR\n" +
+	"cgroupSets\"^\n" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
@@ -2093,7 +2211,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
-	"\x06object\x18( \x01(\rR\x06object\"\xe8\x03\n" +
+	"\x06object\x18( \x01(\rR\x06object\"\xd2\x04\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -2111,11 +2229,15 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"lockFuture\x12\x14\n" +
 	"\x05pkeys\x18+ \x01(\rR\x05pkeys\x12\x1f\n" +
 	"\vno_terminal\x18< \x01(\bR\n" +
-	"noTerminal\"E\n" +
+	"noTerminal\x12\x10\n" +
+	"\x03ldt\x18P \x01(\fR\x03ldt\x12\x1b\n" +
+	"\tlogin_uid\x18Q \x01(\rR\bloginUid\x12\x1c\n" +
+	"\tautogroup\x18R \x01(\x11R\tautogroup\x12\x1b\n" +
+	"\tstop_told\x18S \x01(\bR\bstopTold\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\xc3\x05\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\x96\a\n" +
 	"\vThreadExtra\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\rR\x03tid\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x12\n" +
@@ -2141,7 +2263,14 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"sawSyscall\x12\x1d\n" +
 	"\n" +
 	"syscall_nr\x18\x14 \x01(\x03R\tsyscallNr\x12+\n" +
-	"\x11suspended_sigmask\x18\x15 \x01(\fR\x10suspendedSigmask\"0\n" +
+	"\x11suspended_sigmask\x18\x15 \x01(\fR\x10suspendedSigmask\x12\x18\n" +
+	"\aseccomp\x18P \x01(\rR\aseccomp\x12'\n" +
+	"\rseccomp_chain\x18Q \x03(\rB\x02\x10\x01R\fseccompChain\x12\x1c\n" +
+	"\tmempolicy\x18R \x01(\rR\tmempolicy\x12'\n" +
+	"\x0fmempolicy_nodes\x18S \x01(\fR\x0emempolicyNodes\x12(\n" +
+	"\x02fs\x18T \x01(\v2\x18.migrate.images.ThreadFSR\x02fs\x12\x1d\n" +
+	"\n" +
+	"cgroup_set\x18U \x01(\rR\tcgroupSet\"0\n" +
 	"\x06Regset\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xb7\x01\n" +
@@ -2298,6 +2427,11 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*Terminal)(nil),        // 20: migrate.images.Terminal
 	(*TerminalLine)(nil),    // 21: migrate.images.TerminalLine
 	(*Namespaces)(nil),      // 22: migrate.images.Namespaces
+	(*SeccompFilter)(nil),   // 23: migrate.images.SeccompFilter
+	(*SharedState)(nil),     // 24: migrate.images.SharedState
+	(*CgroupDir)(nil),       // 25: migrate.images.CgroupDir
+	(*CgroupSet)(nil),       // 26: migrate.images.CgroupSet
+	(*ThreadFS)(nil),        // 27: migrate.images.ThreadFS
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
@@ -2305,28 +2439,33 @@ var file_engine_images_extra_proto_depIdxs = []int32{
 	16, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
 	22, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
 	19, // 4: migrate.images.Header.terminals:type_name -> migrate.images.SessionTerminal
-	6,  // 5: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
-	15, // 6: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
-	14, // 7: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
-	8,  // 8: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	9,  // 9: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	10, // 10: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	12, // 11: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	11, // 12: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	0,  // 13: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	2,  // 14: migrate.images.File.header:type_name -> migrate.images.Header
-	5,  // 15: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	7,  // 16: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	20, // 17: migrate.images.File.terminals:type_name -> migrate.images.Terminal
-	1,  // 18: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
-	17, // 19: migrate.images.Object.extents:type_name -> migrate.images.Extent
-	18, // 20: migrate.images.Object.segment:type_name -> migrate.images.Segment
-	21, // 21: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	23, // 5: migrate.images.Header.seccomp:type_name -> migrate.images.SeccompFilter
+	24, // 6: migrate.images.Header.shared:type_name -> migrate.images.SharedState
+	25, // 7: migrate.images.Header.cgroup_dirs:type_name -> migrate.images.CgroupDir
+	26, // 8: migrate.images.Header.cgroup_sets:type_name -> migrate.images.CgroupSet
+	6,  // 9: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
+	15, // 10: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
+	14, // 11: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
+	8,  // 12: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 13: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 14: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 15: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 16: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	27, // 17: migrate.images.ThreadExtra.fs:type_name -> migrate.images.ThreadFS
+	0,  // 18: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 19: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 20: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 21: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	20, // 22: migrate.images.File.terminals:type_name -> migrate.images.Terminal
+	1,  // 23: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	17, // 24: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	18, // 25: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	21, // 26: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -2335,6 +2474,7 @@ func file_engine_images_extra_proto_init() {
 		return
 	}
 	file_engine_images_namespaces_proto_init()
+	file_engine_images_tasks_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
