@@ -67,7 +67,6 @@ func isDevice(d *description, format uint32, majors ...uint32) bool {
 }
 
 var (
-	kindTun         = &Kind{Name: "tun/tap", Note: "it is a virtual network device", match: func(d *description) bool { return isDevice(d, unix.S_IFCHR, 10) && d.stat.Rdev == unix.Mkdev(10, 200) }}
 	kindOtherDevice = &Kind{Name: "device", Note: "it is a character device, whose state only its driver knows", match: func(d *description) bool { return isDevice(d, unix.S_IFCHR) }}
 	kindBlockDevice = &Kind{Name: "block device", Note: "it is a block device of this host", match: func(d *description) bool { return isDevice(d, unix.S_IFBLK) }}
 )

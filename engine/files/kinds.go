@@ -113,6 +113,8 @@ func complete(e *fdinfo.FileEntry) bool {
 		return e.Fifo != nil && e.Reg != nil
 	case fdinfo.FdTypes_PIDFD:
 		return e.Pidfd != nil
+	case fdinfo.FdTypes_TUNF:
+		return e.Tunf != nil && e.Reg != nil
 	case fdinfo.FdTypes_NS:
 		return e.Nsf != nil
 	case fdinfo.FdTypes_BPFMAP:

@@ -37,8 +37,11 @@ const linkFlags = unix.IFF_UP | unix.IFF_NOARP | unix.IFF_PROMISC | unix.IFF_ALL
 // fallbacks are devices that some kernels put into every new network namespace.
 var fallbacks = []string{"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
 
-// links reads the devices and their addresses.
-func (d *dumper) links(n *imagespb.NetNamespace) error {
+// links reads the devices and their addresses, and refuses what cannot be made again.
+func (d *dumper) links(n *imagespb.NetNamespace) error { return readLinks(n, d.checkLink) }
+
+// readLinks reads the devices and their addresses. It shows each device to check.
+func readLinks(n *imagespb.NetNamespace, check func(*imagespb.NetDevice, []attr)) error {
 	all, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
 	if err != nil {
 		return err
@@ -55,7 +58,7 @@ func (d *dumper) links(n *imagespb.NetNamespace) error {
 		} else if k := find(info, nl.IFLA_INFO_KIND); k != nil {
 			dev.Kind = text(k)
 		}
-		d.checkLink(dev, list)
+		check(dev, list)
 		n.Devices = append(n.Devices, dev)
 		byIndex[dev.Index] = dev
 	}
