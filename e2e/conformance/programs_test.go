@@ -64,6 +64,7 @@ func programs() []program {
 		{"pipeline", func(_ context.Context, t *testing.T, _ string) []string {
 			return []string{"/bin/bash", script(t, "pipeline.sh"), "300"}
 		}, printed("up\n"), printed("sum 135450 lines 300\n")},
+		{"tmux", tmuxProgram, startJobs, checkJobs},
 	}
 }
 

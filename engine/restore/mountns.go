@@ -12,11 +12,13 @@ import (
 )
 
 // SetUpMounts makes the mount namespace of a new workload its own: mounts of the host still arrive (slave), its own do
-// not leave, and /proc shows its own pid namespace. caller runs calls in the workload's pid 1.
+// not leave, /proc shows its own pid namespace, and /dev/pts has its own pseudoterminals, all of whose numbers are free. caller runs calls in the workload's pid 1.
 func SetUpMounts(ctx context.Context, caller remote.Caller) error {
 	var b remote.Batch
 	b.Call(unix.SYS_MOUNT, b.String("none"), b.String("/"), 0, unix.MS_REC|unix.MS_SLAVE, 0)
 	b.Call(unix.SYS_MOUNT, b.String("proc"), b.String("/proc"), b.String("proc"), unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0)
+	// A host without /dev/pts has no pseudoterminals to number. Group 5 is that of terminals (tty).
+	b.Try(unix.SYS_MOUNT, b.String("devpts"), b.String("/dev/pts"), b.String("devpts"), unix.MS_NOSUID|unix.MS_NOEXEC, b.String("mode=620,ptmxmode=666,gid=5"))
 	if err := caller.Run(ctx, &b); err != nil {
 		return fmt.Errorf("setting up the mount namespace of the workload: %w", err)
 	}
