@@ -33,7 +33,9 @@ type description struct {
 	// object is its number in Options.Objects; reachable says that its name only looks like that of a deleted file.
 	object    uint32
 	reachable bool
-	root      string // root directory of the first holder, as this program sees it
+	root      string       // root directory of the first holder, as this program sees it
+	queue     []unixPacket // of a unix socket of a stopped tree
+	unseen    bool         // what waits in it has not been read
 }
 
 // A holder is one descriptor.
@@ -47,7 +49,14 @@ type socketID struct{ domain, typ, proto int }
 
 func (d *description) where() string {
 	h := d.holders[0]
-	return fmt.Sprintf("pid %d, fd %d", h.proc.PID, h.fd)
+	return fmt.Sprintf("pid %d, %s", h.proc.PID, h.where())
+}
+
+func (h holder) where() string {
+	if h.fd == inFlight {
+		return "a descriptor in flight"
+	}
+	return fmt.Sprintf("fd %d", h.fd)
 }
 
 func (d *description) format() uint32 { return d.stat.Mode & unix.S_IFMT }
@@ -135,7 +144,9 @@ type snapshot struct {
 	root  map[int]string // their names, as this program sees them
 	// numbers are the open descriptors in ascending order, by pid.
 	numbers map[int][]int
-	ttys    []*terminal // nil until asked for
+	ttys    []*terminal             // nil until asked for
+	sockets map[uint32]*description // by inode number; nil until asked for
+	waiting *bool                   // what mayBeInFlight has found
 }
 
 type fdKey struct{ pid, fd int }
@@ -177,30 +188,37 @@ func newCollector(firstID uint32) *collector {
 
 // add takes a duplicate of a descriptor. It closes it when the description is known already.
 func (c *collector) add(fd int, h holder, root string) error {
+	_, err := c.addDuplicate(fd, h, root)
+	return err
+}
+
+func (c *collector) addDuplicate(fd int, h holder, root string) (*description, error) {
 	d := &description{fd: fd, holders: []holder{h}, root: root}
 	err := unix.Fstat(fd, &d.stat)
 	if errors.Is(err, unix.ENOENT) { // /proc/PID/fd of a process that has ended
 		err = d.statEnded()
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", d.where(), err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("%s: %w", d.where(), err), unix.Close(fd))
 	}
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: F_GETFL: %w", d.where(), err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("%s: F_GETFL: %w", d.where(), err), unix.Close(fd))
 	}
 	d.flags = flags
 	key := groupKey{d.stat.Dev, d.stat.Ino, flags}
 	group := c.groups[key]
 	at, same, err := c.find(group, fd)
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", d.where(), err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("%s: %w", d.where(), err), unix.Close(fd))
 	}
 	if same {
 		known := group[at]
-		known.holders = append(known.holders, h)
-		c.byFD[fdKey{h.proc.PID, h.fd}] = known
-		return unix.Close(fd)
+		if h.fd != inFlight {
+			known.holders = append(known.holders, h)
+			c.byFD[fdKey{h.proc.PID, h.fd}] = known
+		}
+		return known, unix.Close(fd)
 	}
 	d.id = c.nextID
 	c.nextID++
@@ -209,8 +227,10 @@ func (c *collector) add(fd int, h holder, root string) error {
 	group[at] = d
 	c.groups[key] = group
 	c.list = append(c.list, d)
-	c.byFD[fdKey{h.proc.PID, h.fd}] = d
-	return nil
+	if h.fd != inFlight {
+		c.byFD[fdKey{h.proc.PID, h.fd}] = d
+	}
+	return d, nil
 }
 
 // find looks a duplicate up in a sorted group. The order of kcmp(2) is arbitrary and total.

@@ -149,7 +149,7 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 	for _, desc := range snap.list {
 		h := desc.holders[0]
 		for _, p := range d.problems(ctx, snap, desc) {
-			out = append(out, engine.Obstacle{PID: h.proc.PID, Kind: desc.kind.Name, Where: fmt.Sprintf("fd %d", h.fd), Reason: p.reason, Remedy: p.remedy})
+			out = append(out, engine.Obstacle{PID: h.proc.PID, Kind: desc.kind.Name, Where: h.where(), Reason: p.reason, Remedy: p.remedy})
 		}
 	}
 	d.needed = d.neededOf(snap)
@@ -187,6 +187,11 @@ func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID u
 	c := newCollector(firstID)
 	for _, p := range procs {
 		if err := d.collectProcess(ctx, c, p); err != nil {
+			return nil, errors.Join(err, c.close())
+		}
+	}
+	if d.frozen {
+		if err := d.unixQueues(c); err != nil {
 			return nil, errors.Join(err, c.close())
 		}
 	}
@@ -279,6 +284,8 @@ type dump struct {
 	queueMu sync.Mutex      // over Dumper.queues and Dumper.lock
 	// tcpInfo is what sock_diag(7) tells of the TCP sockets of the network namespace, by inode.
 	tcpInfo map[uint32]sock.TCPInfo
+	// waiting are unix sockets whose connections wait at listeners of the tree, by inode number; nil until asked for.
+	waiting map[uint32]bool
 	mu      sync.Mutex // over cp.Blobs and Dumper.paused, which kinds that are dumped side by side write
 }
 
@@ -345,6 +352,7 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 		return err
 	}
 	run.tables(procs, cloexec.set)
+	run.noteInFlight()
 	return run.noteTerminals(procs)
 }
 

@@ -46,6 +46,9 @@ func checkEpoll(_ context.Context, dm *Dumper, d *description) []problem {
 					"its file (inode %d) is still open outside of the tree or in flight", t.FD, t.Ino)})
 			}
 		}
+		if dm.mayBeInFlight() {
+			return nil
+		}
 		if len(out) == 0 || dm.frozen {
 			break
 		}
@@ -165,6 +168,9 @@ func registerEpoll(in *inside, e *fdinfo.FileEntry) error {
 			break
 		}
 	}
+	if spare, ok := in.spare[e.GetId()]; ok && set < 0 {
+		set = spare
+	}
 	if set < 0 {
 		return nil
 	}
@@ -219,6 +225,9 @@ func (r *Restorer) staleTargets(e *fdinfo.FileEntry) (map[int]uint32, error) {
 // extras are the records that a process needs for a moment, to register them under numbers that mean something else.
 func (r *Restorer) extras(vpid int) (ids []uint32, err error) {
 	for _, e := range r.entries() {
+		if r.needsLending(e) && r.homes[e.GetId()].vpid == vpid && !slices.Contains(ids, e.GetId()) {
+			ids = append(ids, e.GetId())
+		}
 		if e.Epfd == nil || r.holders[e.GetId()][0] != vpid {
 			continue
 		}

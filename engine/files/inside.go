@@ -28,7 +28,8 @@ type inside struct {
 	harvest map[uint32]int
 	// broken are leases to be broken between the batches.
 	broken []brokenLease
-	// second runs after first: epoll targets whose number means something else. They are at hand under spare numbers.
+	// second runs after first: epoll targets whose number means something else. They are at hand under spare numbers, as are
+	// records that are only in flight.
 	second  *remote.Batch
 	spare   map[uint32]int // by record
 	cloexec map[int]bool   // descriptors
@@ -83,14 +84,13 @@ func (in *inside) run(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, fd := range in.spare {
-		c := in.second.Call(unix.SYS_CLOSE, fd)
-		in.steps = append(in.steps, step{c, fmt.Sprintf("close spare descriptor %d", fd)})
-	}
 	if in.second.Len() > 0 {
 		if err := in.p.Caller.Run(ctx, in.second); err != nil {
 			return in.explain(err)
 		}
+	}
+	for _, fd := range in.spare {
+		in.call(fmt.Sprintf("close spare descriptor %d", fd), unix.SYS_CLOSE, fd)
 	}
 	if in.batch.Len() == 0 {
 		return nil
@@ -111,9 +111,13 @@ func (in *inside) explain(err error) error {
 	return fmt.Errorf("process %d: %w", in.p.VPID, err)
 }
 
-// isHome tells whether this process is home to a record, and under which number.
+// isHome tells whether this process is home to a record, and under which number: a spare one if the record is in flight.
 func (in *inside) isHome(id uint32) (fd int, ok bool) {
 	h := in.r.homes[id]
+	if h.fd == inFlight {
+		fd, ok = in.spare[id]
+		return fd, ok
+	}
 	return h.fd, h.vpid == in.p.VPID
 }
 
@@ -186,6 +190,10 @@ func statusFlags(e *fdinfo.FileEntry) (uint32, *fown.FownEntry) {
 		return e.Tfd.GetFlags(), e.Tfd.GetFown()
 	case e.Isk != nil:
 		return e.Isk.GetFlags(), e.Isk.GetFown()
+	case e.Nlsk != nil:
+		return e.Nlsk.GetFlags(), e.Nlsk.GetFown()
+	case e.Psk != nil:
+		return e.Psk.GetFlags(), e.Psk.GetFown()
 	case e.Usk != nil:
 		return e.Usk.GetFlags(), e.Usk.GetFown()
 	case e.Nsf != nil:

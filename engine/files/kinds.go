@@ -58,7 +58,7 @@ var kinds []*Kind
 // The order matters only where two rows could match: the particular before the general.
 func init() {
 	kinds = []*Kind{
-		kindPath, kindTCP, kindUDP, kindUnix, kindNetlink, kindPacket, kindOtherSocket,
+		kindPath, kindTCP, kindUDP, kindPing, kindRaw, kindUnix, kindNetlink, kindPacket, kindOtherSocket,
 		kindNamespace, kindPidfd, kindMemfd, kindSecret, kindProcFile, kindExternal,
 		kindPipe, kindFifo, kindDevice, kindTerminal, kindTun, kindOtherDevice, kindBlockDevice,
 		kindDirectory, kindDeleted, kindRegular,
@@ -101,6 +101,10 @@ func complete(e *fdinfo.FileEntry) bool {
 		return e.Isk != nil
 	case fdinfo.FdTypes_UNIXSK:
 		return e.Usk != nil
+	case fdinfo.FdTypes_NETLINKSK:
+		return e.Nlsk != nil
+	case fdinfo.FdTypes_PACKETSK:
+		return e.Psk != nil
 	case fdinfo.FdTypes_EVENTFD:
 		return e.Efd != nil
 	case fdinfo.FdTypes_EVENTPOLL:

@@ -69,6 +69,13 @@ func (d *Dumper) locksOf(desc *description) ([]*file_lock.FileLockEntry, error) 
 	var out []*file_lock.FileLockEntry
 	seen := map[int]bool{} // processes
 	for n, h := range desc.holders {
+		if h.fd == inFlight {
+			i, err := desc.fdinfo()
+			if err == nil && len(i.Locks) > 0 {
+				err = fmt.Errorf("it is locked and in flight: %w", ErrNotCarried)
+			}
+			return nil, err
+		}
 		i, err := procfs.Host.FDInfo(h.proc.PID, h.fd)
 		if err != nil {
 			return nil, err

@@ -66,6 +66,9 @@ func checkPipe(_ context.Context, dm *Dumper, d *description) []problem {
 	case dm.frozen:
 		return nil
 	}
+	if missing != "" && dm.mayBeInFlight() {
+		return nil // Dump will know
+	}
 	who := dm.outsiders(pipeKey{d.stat.Dev, d.stat.Ino})
 	if missing == "" && len(who) == 0 {
 		return nil

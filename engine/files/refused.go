@@ -22,16 +22,10 @@ var (
 	}}
 	kindOtherAnon = &Kind{Name: "kernel object", Note: "it is a kernel object of a kind that is not carried", match: func(d *description) bool { return d.anonymous() }}
 
-	kindNetlink     = socketKind("netlink socket", "it is a netlink socket", unix.AF_NETLINK)
-	kindPacket      = socketKind("packet socket", "it is a packet socket", unix.AF_PACKET)
 	kindOtherSocket = &Kind{Name: "socket", Note: "it is a socket of a protocol that is not carried", match: func(d *description) bool { return d.format() == unix.S_IFSOCK }}
 	kindUnknown     = &Kind{Name: "unknown", Note: "it is of a kind that is not known", match: func(*description) bool { return true }}
 )
 
 func anonKind(name, note, inode, remedy string) *Kind {
 	return &Kind{Name: name, Note: note, Remedy: remedy, match: func(d *description) bool { return d.anon(inode) }}
-}
-
-func socketKind(name, note string, domain int) *Kind {
-	return &Kind{Name: name, Note: note, match: func(d *description) bool { s := d.socket(); return s != nil && s.domain == domain }}
 }

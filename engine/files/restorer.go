@@ -41,6 +41,17 @@ type Env struct {
 	// Terminals are the masters of the pseudoterminals that control sessions of the skeleton, by the ids of the terminals. The
 	// Restorer takes out those that it uses; they are its own then.
 	Terminals map[uint32]*os.File
+	// Caller makes calls in a process of the skeleton, by the id that the tree knows; nil for one that is not in it. If there is no
+	// skeleton, Caller is nil.
+	Caller func(vpid int) remote.Caller
+	// Helper makes a process that stands for one that the tree knew and that has ended, with the same id; EEXIST: the id is taken.
+	Helper func(ctx context.Context, vpid int) (Helper, error)
+}
+
+// A Helper is a process for a while.
+type Helper struct {
+	Caller remote.Caller
+	End    func() error // ends it and waits until its id is free
 }
 
 // A Restorer makes the descriptors of one checkpoint.
@@ -57,7 +68,9 @@ type Restorer struct {
 	pipes   map[uint32]*pipePair
 	maps    map[uint32]int // descriptors of BPF maps while they are being made, by the id of the map at the source
 	fifos   map[uint32]int // descriptors of FIFOs while they are being made, by the id of their first record
-	bound   []boundPath
+	bound   []*unixPlace
+	dirs    []madeDir
+	unix    *unixPlan         // once the first unix socket is made
 	objects map[uint32]uint32 // of records that no name reaches
 	mu      sync.Mutex        // over held, which connections that are restored side by side write
 	held    []heldConn
@@ -90,6 +103,9 @@ func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 				r.homes[e.GetId()] = home{int(p.PID), int(e.GetFd())}
 			}
 		}
+	}
+	if err := r.homesInFlight(cp); err != nil {
+		return nil, err
 	}
 	seen := map[uint32]bool{}
 	for _, e := range cp.Files {
@@ -159,6 +175,9 @@ func rawFD(f *os.File) (int, error) {
 // Open makes every description. TCP connections are in repair when it returns.
 func (r *Restorer) Open(ctx context.Context) error {
 	if err := r.freshSockets(); err != nil {
+		return err
+	}
+	if err := r.firstUnix(ctx); err != nil { // others may open their files
 		return err
 	}
 	for _, e := range r.entries() {

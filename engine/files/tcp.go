@@ -31,7 +31,7 @@ var kindTCP = &Kind{
 	},
 	parallel: true,
 	mine: func(e *fdinfo.FileEntry) bool {
-		return e.Isk.GetProto() == unix.IPPROTO_TCP || e.Isk.GetProto() == unix.IPPROTO_MPTCP
+		return e.Isk.GetType() == unix.SOCK_STREAM && (e.Isk.GetProto() == unix.IPPROTO_TCP || e.Isk.GetProto() == unix.IPPROTO_MPTCP)
 	},
 	check: checkTCP, dump: dumpTCP, open: openTCP, connect: connectTCP, settle: settleTCP,
 }

@@ -3,11 +3,13 @@
 package files
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path"
+	"strconv"
+	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
@@ -21,8 +23,9 @@ import (
 
 var kindUnix = &Kind{
 	Name: "unix socket", Type: fdinfo.FdTypes_UNIXSK, Carried: true,
-	Note: "pairs and connections within the tree with what waits in both directions, and listeners; datagrams to a path outside, such as /dev/log; " +
-		"not with another peer outside of the tree, not with descriptors or credentials in flight; SO_PEERCRED tells the agent afterwards",
+	Note: "all types and states with what waits in their queues: credentials, descriptors in flight, connections that wait to be accepted; " +
+		"datagrams to a path outside, such as /dev/log; not with another peer outside of the tree. SO_PEERCRED stays, unless its process is " +
+		"outside of the tree and its id is taken at the destination",
 	match: func(d *description) bool { s := d.socket(); return s != nil && s.domain == unix.AF_UNIX },
 	check: checkUnix, dump: dumpUnix, open: openUnix, connect: connectUnix, settle: (*Restorer).finishUnix,
 }
@@ -36,12 +39,15 @@ const (
 
 // bySocket finds a socket by its inode number.
 func (s *snapshot) bySocket(ino uint32) *description {
-	for _, d := range s.list {
-		if d.format() == unix.S_IFSOCK && uint32(d.stat.Ino) == ino {
-			return d
+	if s.sockets == nil {
+		s.sockets = map[uint32]*description{}
+		for _, d := range s.list {
+			if d.format() == unix.S_IFSOCK {
+				s.sockets[uint32(d.stat.Ino)] = d
+			}
 		}
 	}
-	return nil
+	return s.sockets[ino]
 }
 
 func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
@@ -53,7 +59,8 @@ func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
 		return []problem{{reason: err.Error()}}
 	}
 	var out []problem
-	if name := dm.service(d, u); name == nil && u.HasPeer && u.Peer != 0 && dm.current.bySocket(u.Peer) == nil {
+	outside := u.HasPeer && u.Peer != 0 && dm.current.bySocket(u.Peer) == nil
+	if outside && dm.service(d, u) == nil && !dm.mayBeInFlight() {
 		name, _ := sock.UnixPeerName(d.fd) // only for the message
 		peer := fmt.Sprintf("socket %d", u.Peer)
 		if len(name) > 0 {
@@ -83,6 +90,7 @@ func (d *Dumper) service(desc *description, u *sock.UnixInfo) []byte {
 // serviceBlob holds the path that service tells.
 func serviceBlob(id uint32) string { return fmt.Sprintf("unix-service-%d", id) }
 
+// unixBlob holds a sock.UnixState.
 func unixBlob(id uint32) string { return fmt.Sprintf("unix-%d", id) }
 
 func dumpUnix(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
@@ -107,104 +115,138 @@ func dumpUnix(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 	if u.Shutdown != 0 {
 		e.Shutdown = sk_opts.SkShutdown(u.Shutdown & 3).Enum()
 	}
+	if u.Type == unix.SOCK_DGRAM && !u.HasPeer {
+		*e.State = unixClosed // the kernel says connected when others have connected to it
+	}
+	s := &sock.UnixState{}
 	if name := r.service(d, u); name != nil {
 		r.blob(serviceBlob(d.id), name)
 	}
-	if u.HasFile {
-		if err := r.unixFile(d, u, e); err != nil {
+	if u.HasFile && len(name) > 0 {
+		if err := r.unixFile(d, e, s); err != nil {
 			return nil, err
 		}
 	}
-	if err := r.unixState(d, u, e); err != nil {
+	if err := r.unixState(d, u, e, s); err != nil {
 		return nil, err
 	}
+	r.blob(unixBlob(d.id), sock.EncodeUnix(s))
 	return &fdinfo.FileEntry{Usk: e}, nil
 }
 
-// unixState looks at what differs between listeners, connections and others, and peeks the queue.
-func (r *dump) unixState(d *description, u *sock.UnixInfo, e *sk_unix.UnixSkEntry) error {
-	if uint32(u.State) == unixListening {
-		if u.Queue > 0 {
-			return fmt.Errorf("%d connections wait to be accepted: %w", u.Queue, ErrBusy)
-		}
-		*e.Backlog = u.Backlog
-		return nil
+// unixState records what the socket has of its peer, its queue and, for a listener, what waits to be accepted.
+func (r *dump) unixState(d *description, u *sock.UnixInfo, e *sk_unix.UnixSkEntry, s *sock.UnixState) error {
+	var err error
+	if s.Cred, s.Groups, err = sock.PeerCred(d.fd); err != nil {
+		return err
 	}
-	stream := u.Type == unix.SOCK_STREAM
-	if u.HasPeer && u.Peer == 0 && u.Type != unix.SOCK_DGRAM && u.Shutdown != 3 {
-		return fmt.Errorf("its peer has not accepted the connection: %w", ErrBusy)
-	}
-	if uint32(u.State) == unixClosed && u.Type != unix.SOCK_DGRAM {
-		return nil
-	}
-	if !polled(d.fd, unix.POLLIN) {
-		return nil
-	}
-	msgs, err := sock.Peek(d.fd, stream || u.Shutdown&1 != 0)
-	if errors.Is(err, sock.ErrAncillary) {
-		return fmt.Errorf("its queue: %w: %w", err, ErrNotCarried)
-	}
-	if err != nil {
-		return fmt.Errorf("its queue: %w", err)
-	}
-	if len(msgs) == 0 {
-		return nil
-	}
-	if !u.HasPeer || r.service(d, u) != nil {
-		return fmt.Errorf("%d datagrams wait and it has no peer in the tree that could have sent them: %w", len(msgs), ErrNotCarried)
-	}
-	for i := range msgs {
-		if err := r.fromPeer(u, msgs[i].From); err != nil {
+	if s.Cred != nil {
+		if s.Cred, err = r.peerCred(d, s.Cred); err != nil {
 			return err
 		}
-		msgs[i].From = nil
 	}
-	r.blob(unixBlob(d.id), sock.EncodeQueue(msgs))
+	if uint32(u.State) == unixListening {
+		*e.Backlog = u.Backlog
+		return r.unixPending(d, u, s)
+	}
+	if u.HasPeer {
+		if s.PeerName, err = sock.UnixPeerName(d.fd); err != nil {
+			return err
+		}
+	}
+	if u.HasPeer && u.Peer == 0 && u.Type != unix.SOCK_DGRAM && u.Shutdown != 3 && !r.accepting(u.Ino) {
+		return fmt.Errorf("its connection to %q has not been accepted, and the listener is outside of the tree: %w", s.PeerName, ErrBusy)
+	}
+	if peer := r.snap.bySocket(u.Peer); u.Type == unix.SOCK_STREAM && len(d.queue) > 0 && peer != nil {
+		p, err := r.diag.Unix(u.Peer)
+		if err != nil {
+			return err
+		}
+		s.Weight = p.Backlog
+	}
+	s.Reset = u.Type != unix.SOCK_DGRAM && u.Peer == 0 && polled(d.fd, unix.POLLERR)
+	if d.unseen {
+		return r.unreadQueue(d, u, s)
+	}
+	for _, q := range d.queue {
+		p := q.Packet
+		for _, f := range q.rights {
+			p.Rights = append(p.Rights, f.id)
+		}
+		if u.Type == unix.SOCK_DGRAM {
+			if err := r.sender(d, u, &p); err != nil {
+				return err
+			}
+		}
+		s.Packets = append(s.Packets, p)
+	}
 	return nil
 }
 
-// fromPeer makes sure that a datagram came from the socket's peer, which will send it again.
-func (r *dump) fromPeer(u *sock.UnixInfo, from []byte) error {
-	if len(from) <= 2 {
-		return nil
+// peerCred is what SO_PEERCRED tells a process of the tree: asked there when the peer is not in the tree and ids differ.
+func (r *dump) peerCred(d *description, c *sock.Cred) (*sock.Cred, error) {
+	if known, err := r.credOf(c); err == nil {
+		return known, nil
 	}
-	if peer := r.snap.bySocket(u.Peer); peer != nil {
-		name, err := sock.UnixName(peer.fd)
-		if err == nil && bytes.Equal(bytes.TrimRight(from[2:], "\x00"), bytes.TrimRight(name, "\x00")) {
-			return nil
-		}
+	h := d.holders[0]
+	if h.proc.Caller == nil || h.fd == inFlight {
+		return &sock.Cred{UID: c.UID, GID: c.GID}, nil
 	}
-	return fmt.Errorf("a datagram from %q waits, which is not its peer: %w", from[2:], ErrNotCarried)
+	pid, err := askPeerPID(h)
+	if err != nil {
+		return nil, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	return &sock.Cred{PID: pid, UID: c.UID, GID: c.GID}, nil
 }
 
-// unixFile records owner and mode of the file that a socket is bound to, and the directory that a relative path is relative to.
-func (r *dump) unixFile(d *description, u *sock.UnixInfo, e *sk_unix.UnixSkEntry) error {
-	h := d.holders[0]
-	path := string(e.GetName())
-	if path == "" {
+// sender makes sure that a datagram can be sent again: by the peer, from a name, or to a name.
+func (r *dump) sender(d *description, u *sock.UnixInfo, p *sock.Packet) error {
+	if len(p.From) > 0 {
 		return nil
 	}
-	if path[0] != '/' {
-		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", h.proc.PID))
-		if err != nil {
-			return fmt.Errorf("working directory: %w", err)
-		}
-		dir, ok := inRoot(cwd, d.root)
-		if !ok {
-			return fmt.Errorf("its path %q is relative to %s, outside of the root directory: %w", path, cwd, ErrNotCarried)
-		}
-		e.NameDir = proto.String(dir)
-		path = dir + "/" + path
+	name, err := sock.UnixName(d.fd)
+	if err != nil || len(name) > 0 {
+		return err
 	}
-	root, err := r.rootOf(d)
+	if peer := r.snap.bySocket(u.Peer); u.HasPeer && (u.Peer == 0 || peer != nil) {
+		return nil
+	}
+	return fmt.Errorf("a datagram of %d bytes waits, neither the sender nor the socket has a name, and its peer is another one: %w", len(p.Data), ErrNotCarried)
+}
+
+// unixFile records the file that a socket is bound to, wherever it is by now: its path, owner and mode, and the directory that
+// a relative name is relative to.
+func (r *dump) unixFile(d *description, e *sk_unix.UnixSkEntry, s *sock.UnixState) (err error) {
+	fd, err := sock.BoundFile(d.fd)
 	if err != nil {
 		return err
 	}
-	st, err := statIn(root, path)
-	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK || uint32(st.Ino) != u.FileIno {
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	full, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return err
+	}
+	if st.Nlink == 0 {
 		e.Deleted = proto.Bool(true)
+		full = strings.TrimSuffix(full, " (deleted)")
+	}
+	inside, ok := inRoot(full, d.root)
+	if !ok {
+		return fmt.Errorf("it is bound to %s, outside of the root directory %s: %w", full, d.root, ErrNotCarried)
+	}
+	s.Path = inside
+	e.FilePerms = &sk_unix.FilePermsEntry{Mode: proto.Uint32(st.Mode), Uid: proto.Uint32(st.Uid), Gid: proto.Uint32(st.Gid)}
+	name := string(e.GetName())
+	if path.IsAbs(name) {
 		return nil
 	}
-	e.FilePerms = &sk_unix.FilePermsEntry{Mode: proto.Uint32(st.Mode), Uid: proto.Uint32(st.Uid), Gid: proto.Uint32(st.Gid)}
-	return nil
+	if dir, ok := strings.CutSuffix(inside, "/"+path.Clean(name)); ok {
+		e.NameDir = proto.String("/" + strings.TrimPrefix(dir, "/"))
+		return nil
+	}
+	return nil // the directory was another one, or the file was renamed: the restore finds one that will do
 }

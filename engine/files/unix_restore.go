@@ -3,11 +3,10 @@
 package files
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"path"
-	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
@@ -16,277 +15,363 @@ import (
 	"migrate/engine/sock"
 )
 
-// unixEntry finds a record by the inode number of its socket; nil when there is none.
-func (r *Restorer) unixEntry(ino uint32) *fdinfo.FileEntry {
+// unixPlan is the making of all unix sockets of a checkpoint. In open: all sockets and connections, each connection through
+// a listener of its name, or a pair. In connect, when all other descriptions exist and can be in flight: what waits in listeners
+// and queues, in order; then datagram sockets get their peers.
+type unixPlan struct {
+	r         *Restorer
+	list      []*unixSock
+	byIno     map[uint32]*unixSock
+	byID      map[uint32]*unixSock
+	pending   map[uint32]bool // records of clients that wait at a listener
+	helpers   map[uint32]Helper
+	temporary []*unixSock // listeners that no record holds
+	fresh     uint32      // number of the last temporary file
+	filled    bool
+}
+
+// unixSock is one socket. One that no record holds has no State.
+type unixSock struct {
+	*sk_unix.UnixSkEntry
+	entry *fdinfo.FileEntry
+	state *sock.UnixState
+	fd    int // in this program; -1 until it is made
+	peer  *unixSock
+	other int // descriptor of the other end, if no record holds it; -1 for none
+
+	place  *unixPlace // of the file that it is bound to
+	heard  *sock.Cred // who has called listen last
+	linked bool       // datagrams: connected
+	done   bool       // the queue is filled
+}
+
+func (s *unixSock) stream() bool { return s.GetType() != unix.SOCK_DGRAM }
+
+// newUnixPlan checks the records against each other.
+func newUnixPlan(r *Restorer) (*unixPlan, error) {
+	p := &unixPlan{r: r, byIno: map[uint32]*unixSock{}, byID: map[uint32]*unixSock{}, pending: map[uint32]bool{}, helpers: map[uint32]Helper{}}
 	for _, e := range r.entries() {
-		if ino != 0 && e.Usk != nil && e.Usk.GetIno() == ino {
-			return e
+		if e.GetType() != fdinfo.FdTypes_UNIXSK {
+			continue
+		}
+		if e.Usk.Id == nil || e.Usk.State == nil || e.Usk.GetId() != e.GetId() {
+			return nil, fmt.Errorf("unix socket of file %d: its record has no id, another one or no state", e.GetId())
+		}
+		if t := e.Usk.GetType(); t != unix.SOCK_STREAM && t != unix.SOCK_DGRAM && t != unix.SOCK_SEQPACKET {
+			return nil, fmt.Errorf("unix socket of type %d", t)
+		}
+		s := &unixSock{UnixSkEntry: e.Usk, entry: e, fd: -1, other: -1, state: &sock.UnixState{}}
+		if b := r.cp.Blobs[unixBlob(e.GetId())]; b != nil {
+			var err error
+			if s.state, err = sock.DecodeUnix(b); err != nil {
+				return nil, fmt.Errorf("blob %s: %w", unixBlob(e.GetId()), err)
+			}
+		}
+		p.list = append(p.list, s)
+		p.byID[e.GetId()] = s
+		if s.GetIno() != 0 {
+			p.byIno[s.GetIno()] = s
+		}
+	}
+	for _, s := range p.list {
+		s.peer = p.byIno[s.GetPeer()]
+		for _, w := range s.state.Pending {
+			if c := p.byID[w.Client]; w.Client != 0 && (c == nil || c.GetType() != s.GetType() || c == s || p.pending[w.Client]) {
+				return nil, fmt.Errorf("blob %s: connection from file %d", unixBlob(s.GetId()), w.Client)
+			}
+			p.pending[w.Client] = true
+		}
+	}
+	delete(p.pending, 0)
+	return p, nil
+}
+
+// openUnix makes all of them with the first.
+func openUnix(ctx context.Context, r *Restorer, e *fdinfo.FileEntry) error {
+	if r.unix == nil {
+		p, err := newUnixPlan(r)
+		if err != nil {
+			return err
+		}
+		r.unix = p
+		if err := p.open(ctx); err != nil {
+			return errors.Join(err, p.closeHelpers())
+		}
+	}
+	if r.files[e.GetId()] == nil {
+		return errors.New("it has not been made with the other unix sockets")
+	}
+	return nil
+}
+
+// firstUnix makes the unix sockets before all other descriptions.
+func (r *Restorer) firstUnix(ctx context.Context) error {
+	for _, e := range r.entries() {
+		if e.GetType() == fdinfo.FdTypes_UNIXSK {
+			if err := openUnix(ctx, r, e); err != nil {
+				return r.blame(e, err)
+			}
+			return nil
 		}
 	}
 	return nil
 }
 
-// listenerOf finds the listener on which the socket was accepted: an accepted socket has the listener's name.
-func (r *Restorer) listenerOf(e *sk_unix.UnixSkEntry) *fdinfo.FileEntry {
-	for _, l := range r.entries() {
-		if l.Usk != nil && l.Usk.GetState() == unixListening && len(e.GetName()) > 0 && string(l.Usk.GetName()) == string(e.GetName()) {
-			return l
+func (p *unixPlan) open(ctx context.Context) error {
+	for _, step := range []func(context.Context, *unixSock) error{p.single, p.listening, p.connection, p.pairOfDatagrams} {
+		for _, s := range p.list {
+			if err := step(ctx, s); err != nil {
+				return p.r.blame(s.entry, err)
+			}
 		}
 	}
 	return nil
 }
 
-// mutual tells whether two sockets are each other's peer.
-func mutual(a, b *sk_unix.UnixSkEntry) bool {
-	return a.GetPeer() == b.GetIno() && b.GetPeer() == a.GetIno() && a.GetType() == b.GetType()
-}
-
-func openUnix(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
-	u := e.Usk
-	if t := u.GetType(); t != unix.SOCK_STREAM && t != unix.SOCK_DGRAM && t != unix.SOCK_SEQPACKET {
-		return fmt.Errorf("unix socket of type %d", t)
-	}
-	peer := r.unixEntry(u.GetPeer())
+// single makes sockets that exist by themselves.
+func (p *unixPlan) single(_ context.Context, s *unixSock) error {
 	switch {
-	case u.GetState() == unixConnected && peer != nil && mutual(u, peer.Usk):
-		if r.listenerOf(u) != nil || r.listenerOf(peer.Usk) != nil {
-			return nil // connectUnix makes it when the listener is there
-		}
-		return r.unixPair(e, peer)
-	case u.GetState() == unixConnected && u.GetPeer() == 0 && r.cp.Blobs[serviceBlob(e.GetId())] == nil:
-		return r.unixOrphan(e)
+	case s.stream() && s.GetState() == unixConnected && !p.pending[s.GetId()]:
+		return nil
+	case !s.stream() && p.paired(s):
+		return nil
 	}
-	return r.unixSingle(e)
-}
-
-// unixPair makes both ends of a connection.
-func (r *Restorer) unixPair(a, b *fdinfo.FileEntry) error {
-	fds, err := unix.Socketpair(unix.AF_UNIX, int(a.Usk.GetType())|unix.SOCK_CLOEXEC, 0)
+	fd, err := p.rawSocket(int(s.GetType()))
 	if err != nil {
-		return fmt.Errorf("socketpair: %w", err)
-	}
-	r.put(a.GetId(), fds[0])
-	r.put(b.GetId(), fds[1])
-	return errors.Join(r.bindUnix(a, fds[0]), r.bindUnix(b, fds[1]))
-}
-
-// unixOrphan makes an end whose peer is gone: what the peer sent is still there, then comes the end.
-func (r *Restorer) unixOrphan(e *fdinfo.FileEntry) (err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, int(e.Usk.GetType())|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socketpair: %w", err)
-	}
-	defer func() { err = errors.Join(err, unix.Close(fds[1])) }()
-	r.put(e.GetId(), fds[0])
-	if err := r.bindUnix(e, fds[0]); err != nil {
 		return err
 	}
-	return r.fillUnix(e, fds[1])
+	p.made(s, fd)
+	return p.bind(s, s.fd)
 }
 
-func (r *Restorer) fillUnix(e *fdinfo.FileEntry, from int) error {
-	msgs, err := sock.DecodeQueue(r.cp.Blobs[unixBlob(e.GetId())])
-	if err != nil {
-		return fmt.Errorf("blob %s: %w", unixBlob(e.GetId()), err)
+// paired tells whether a datagram socket was born with another one (socketpair(2)), or can only be made so because its peer has
+// no name.
+func (p *unixPlan) paired(s *unixSock) bool {
+	if p.partner(s) != nil {
+		return true
 	}
-	return sock.Fill(from, msgs)
+	orphan := s.peer == nil && s.GetState() == unixConnected && s.GetPeer() == 0
+	return orphan && (s.state.Cred != nil || len(s.state.PeerName) == 0)
 }
 
-func (r *Restorer) unixSingle(e *fdinfo.FileEntry) error {
-	var fd int
-	err := sock.In(sock.Place{NetNS: r.env.NetNS}, func() (err error) {
-		fd, err = unix.Socket(unix.AF_UNIX, int(e.Usk.GetType())|unix.SOCK_CLOEXEC, 0)
+// partner is the other end of a pair of datagram sockets, if it is in the checkpoint.
+func (p *unixPlan) partner(s *unixSock) *unixSock {
+	if q := s.peer; q != nil && q != s && q.GetType() == s.GetType() &&
+		(len(q.GetName()) == 0 || q.peer == s && s.state.Cred != nil && q.state.Cred != nil) {
+		return q
+	}
+	if len(s.GetName()) > 0 {
+		return nil
+	}
+	for _, q := range p.list {
+		if q != s && q.peer == s && q.GetType() == s.GetType() {
+			return q // it is connected to a socket without a name
+		}
+	}
+	return nil
+}
+
+func (p *unixPlan) rawSocket(typ int) (fd int, err error) {
+	err = sock.In(sock.Place{NetNS: p.r.env.NetNS}, func() (err error) {
+		fd, err = unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("unix socket: %w", err)
+		return -1, fmt.Errorf("unix socket: %w", err)
 	}
-	r.put(e.GetId(), fd)
-	if err := r.bindUnix(e, fd); err != nil {
-		return err
-	}
-	if e.Usk.GetState() == unixListening {
-		if err := unix.Listen(fd, int(e.Usk.GetBacklog())); err != nil {
-			return fmt.Errorf("listen on %q: %w", e.Usk.GetName(), err)
-		}
-	}
-	return nil
+	return fd, nil
 }
 
-// connectUnix makes the connections that go through a listener, those of datagram sockets to one name, and then fills the
-// queues and sets what must come last.
-func connectUnix(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
-	u := e.Usk
-	peer := r.unixEntry(u.GetPeer())
-	if r.files[e.GetId()] == nil {
-		if err := r.unixAccept(e, peer); err != nil {
-			return err
-		}
-	}
-	fd, err := r.descriptor(e.GetId())
-	if err != nil {
-		return err
-	}
-	if name := r.cp.Blobs[serviceBlob(e.GetId())]; len(name) > 0 {
-		p := sock.Place{NetNS: r.env.NetNS, Root: r.rootPath(r.homes[e.GetId()].vpid)}
-		return sock.In(p, func() error { return sock.ConnectUnix(fd, name) })
-	}
-	if peer != nil && r.files[peer.GetId()] != nil {
-		from, err := r.descriptor(peer.GetId())
-		if err != nil {
-			return err
-		}
-		if mutual(u, peer.Usk) {
-			err = r.fillUnix(e, from)
-		} else {
-			err = r.inPlace(e, func() error { return sock.ConnectUnix(fd, peer.Usk.GetName()) })
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+func (p *unixPlan) made(s *unixSock, fd int) {
+	s.fd = fd
+	p.r.put(s.GetId(), fd)
 }
 
-// finishUnix runs when all queues are filled.
-func (r *Restorer) finishUnix(e *fdinfo.FileEntry) error {
-	fd, err := r.descriptor(e.GetId())
-	if err != nil {
-		return err
-	}
-	if how := int(e.Usk.GetShutdown()); how != 0 && e.Usk.GetPeer() != 0 {
-		if err := unix.Shutdown(fd, how-1); err != nil { // SHUT_RD, SHUT_WR and SHUT_RDWR are one less than the bits
-			return fmt.Errorf("shutdown %d: %w", how, err)
-		}
-	}
-	return r.lateOptions(e.GetId(), fd, e.Usk.GetOpts())
+// gone stands for a socket that no record holds: one of the type of s, with what is known of its name.
+func (p *unixPlan) gone(s *unixSock, name []byte, fd int) *unixSock {
+	deleted := true
+	e := &sk_unix.UnixSkEntry{Id: s.Id, Type: s.Type, Name: name, NameDir: s.NameDir, Deleted: &deleted}
+	return &unixSock{UnixSkEntry: e, entry: s.entry, fd: fd, other: -1, state: &sock.UnixState{}}
 }
 
-// unixAccept connects through the listener, so that names and credentials come out as they were.
-func (r *Restorer) unixAccept(a, b *fdinfo.FileEntry) error {
-	if b == nil {
-		return errors.New("its peer is not in the checkpoint")
-	}
-	server, client := a, b
-	l := r.listenerOf(a.Usk)
-	if l == nil {
-		server, client = b, a
-		if l = r.listenerOf(b.Usk); l == nil {
-			return errors.New("neither end was accepted on a listener of the checkpoint")
-		}
-	}
-	lfd, err := r.descriptor(l.GetId())
-	if err != nil {
-		return err
-	}
-	if err := r.unixSingle(client); err != nil {
-		return err
-	}
-	cfd, err := r.descriptor(client.GetId())
-	if err != nil {
-		return err
-	}
-	if err := r.inPlace(l, func() error { return sock.ConnectUnix(cfd, l.Usk.GetName()) }); err != nil {
-		return err
-	}
-	sfd, _, err := unix.Accept4(lfd, unix.SOCK_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("accept on %q: %w", l.Usk.GetName(), err)
-	}
-	r.put(server.GetId(), sfd)
-	return nil
-}
-
-// inPlace runs fn where the name of a socket means what it meant to its process.
-func (r *Restorer) inPlace(e *fdinfo.FileEntry, fn func() error) error {
-	p := sock.Place{NetNS: r.env.NetNS}
-	if name := e.Usk.GetName(); len(name) > 0 && name[0] != 0 {
-		p.Root, p.Dir = r.rootPath(r.homes[e.GetId()].vpid), e.Usk.GetNameDir()
-	}
-	return sock.In(p, fn)
-}
-
-// A boundPath is a socket file that was made here. If there was a file before, such as that of the source on a shared
-// file system, it stands aside until the end is known.
-type boundPath struct {
-	dir        int // descriptor of the directory
-	base, side string
-	gone       bool // it was deleted at the source
-}
-
-// bindUnix gives a socket its name. An accepted socket has its listener's, and is not bound again.
-func (r *Restorer) bindUnix(e *fdinfo.FileEntry, fd int) error {
-	name := e.Usk.GetName()
-	if len(name) == 0 {
+// listening makes listeners listen, at first to as many as wait.
+func (p *unixPlan) listening(ctx context.Context, s *unixSock) error {
+	if s.GetState() != unixListening {
 		return nil
 	}
-	if name[0] == 0 {
-		return r.inPlace(e, func() error { return sock.BindUnix(fd, name) })
+	return p.listen(ctx, s, s.state.Cred, s.state.Groups, max(int(s.GetBacklog()), len(s.state.Pending), 1))
+}
+
+// listen lets somebody call listen(2), if it was another one before: who connects is told of the last caller.
+func (p *unixPlan) listen(ctx context.Context, s *unixSock, cred *sock.Cred, groups []uint32, backlog int) error {
+	if cred == nil {
+		cred, groups = s.state.Cred, s.state.Groups
 	}
-	full := string(name)
-	if !strings.HasPrefix(full, "/") {
-		full = path.Join("/", e.Usk.GetNameDir(), full)
+	if s.heard != nil && cred != nil && *s.heard == *cred {
+		return nil
 	}
-	root, err := r.rootOf(e.GetId())
+	a, err := p.actor(ctx, s.entry, cred, groups)
 	if err != nil {
 		return err
 	}
-	dir, err := openIn(root, path.Dir(full), unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return missing(path.Dir(full), err)
+	if err := a.listen(ctx, s.fd, backlog); err != nil {
+		return fmt.Errorf("listen on %q: %w", s.GetName(), err)
 	}
-	b := boundPath{dir: dir, base: path.Base(full), gone: e.Usk.GetDeleted()}
-	var st unix.Stat_t
-	if unix.Fstatat(dir, b.base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		b.side = fmt.Sprintf(".%s.migrate-%d", b.base, e.GetId())
-		if err := unix.Renameat(dir, b.base, dir, b.side); err != nil {
-			return errors.Join(fmt.Errorf("set %s aside: %w", full, err), unix.Close(dir))
+	s.heard = cred
+	return nil
+}
+
+// connection makes both ends of a connection that has been accepted or was born as a pair.
+func (p *unixPlan) connection(ctx context.Context, s *unixSock) error {
+	if !s.stream() || s.GetState() != unixConnected || s.fd >= 0 {
+		return nil
+	}
+	q := s.peer
+	switch {
+	case q != nil && (q.peer != s || q == s || q.GetType() != s.GetType() || q.GetState() != unixConnected || q.fd >= 0):
+		return fmt.Errorf("its peer %d has another peer", s.GetPeer())
+	case q == nil && s.GetPeer() != 0:
+		return errors.New("its peer is not in the checkpoint")
+	case q == nil: // what is known of the other end is what this one tells
+		q = p.gone(s, s.state.PeerName, -1)
+	}
+	if len(s.GetName()) == 0 && len(q.GetName()) == 0 {
+		return p.pair(ctx, s, q)
+	}
+	server, client := s, q
+	l := p.listener(s)
+	if l == nil {
+		if l = p.listener(q); l != nil || len(s.GetName()) == 0 {
+			server, client = q, s
 		}
 	}
-	r.bound = append(r.bound, b)
-	if err := r.inPlace(e, func() error { return sock.BindUnix(fd, name) }); err != nil {
-		return err
-	}
-	if p := e.Usk.GetFilePerms(); p != nil {
-		if err := unix.Fchownat(dir, b.base, int(p.GetUid()), int(p.GetGid()), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fmt.Errorf("owner of %s: %w", full, err)
+	if l == nil {
+		var err error
+		if l, err = p.temporaryListener(server); err != nil {
+			return err
 		}
-		if err := unix.Fchmodat(dir, b.base, p.GetMode()&0o7777, 0); err != nil {
-			return fmt.Errorf("mode of %s: %w", full, err)
+	}
+	return p.through(ctx, l, server, client)
+}
+
+// listener finds the socket on which s was accepted: it has the listener's name and file.
+func (p *unixPlan) listener(s *unixSock) *unixSock {
+	if len(s.GetName()) == 0 {
+		return nil
+	}
+	for _, lists := range [][]*unixSock{p.list, p.temporary} {
+		for _, l := range lists {
+			if l.GetState() == unixListening && l.GetType() == s.GetType() && bytes.Equal(l.GetName(), s.GetName()) &&
+				(s.state.Path == "" || s.state.Path == l.state.Path && s.GetDeleted() == l.GetDeleted()) {
+				return l
+			}
 		}
 	}
 	return nil
 }
 
-// keepPaths removes the files that stand aside, and the new ones of sockets whose file was deleted at the source.
-func (r *Restorer) keepPaths() error {
-	var errs []error
-	for _, b := range r.bound {
-		switch {
-		case b.gone && b.side != "":
-			errs = append(errs, unix.Renameat(b.dir, b.side, b.dir, b.base))
-		case b.gone:
-			errs = append(errs, unix.Unlinkat(b.dir, b.base, 0))
-		case b.side != "":
-			errs = append(errs, unix.Unlinkat(b.dir, b.side, 0))
-		}
-		errs = append(errs, unix.Close(b.dir))
+// temporaryListener stands for one that has been closed since.
+func (p *unixPlan) temporaryListener(s *unixSock) (*unixSock, error) {
+	fd, err := p.rawSocket(int(s.GetType()))
+	if err != nil {
+		return nil, err
 	}
-	r.bound = nil
-	return errors.Join(errs...)
+	l := p.gone(s, s.GetName(), fd)
+	state := unixListening
+	l.State = &state
+	if s.FilePerms != nil {
+		l.Deleted, l.FilePerms, l.state.Path = s.Deleted, s.FilePerms, s.state.Path
+	}
+	p.temporary = append(p.temporary, l)
+	return l, p.bind(l, fd)
 }
 
-// putBackPaths undoes bindUnix.
-func (r *Restorer) putBackPaths() error {
-	var errs []error
-	for _, b := range r.bound {
-		if b.side != "" {
-			errs = append(errs, unix.Renameat(b.dir, b.side, b.dir, b.base))
-		} else if err := unix.Unlinkat(b.dir, b.base, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, err)
-		}
-		errs = append(errs, unix.Close(b.dir))
+// through connects through a listener, so that names and credentials come out as they were.
+func (p *unixPlan) through(ctx context.Context, l, server, client *unixSock) error {
+	if err := p.listen(ctx, l, client.state.Cred, client.state.Groups, max(1, int(l.GetBacklog()))); err != nil {
+		return err
 	}
-	r.bound = nil
-	return errors.Join(errs...)
+	cfd, err := p.rawSocket(int(client.GetType()))
+	if err != nil {
+		return err
+	}
+	if client.State != nil {
+		p.made(client, cfd)
+	} else {
+		server.other = cfd
+	}
+	if err := p.bind(client, cfd); err != nil {
+		return err
+	}
+	if err := p.connect(ctx, cfd, l, client.entry, server.state.Cred, server.state.Groups); err != nil {
+		return err
+	}
+	sfd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("accept on %q: %w", l.GetName(), err)
+	}
+	if server.State != nil {
+		p.made(server, sfd)
+	} else {
+		client.other = sfd
+	}
+	return nil
+}
+
+// connect connects a socket to a named one, as somebody.
+func (p *unixPlan) connect(ctx context.Context, fd int, to *unixSock, e *fdinfo.FileEntry, cred *sock.Cred, groups []uint32) error {
+	dir, name := to.address()
+	var failed error
+	if to.stream() {
+		a, err := p.actor(ctx, e, cred, groups)
+		if err != nil {
+			return err
+		}
+		if a != nil {
+			if failed = a.connect(ctx, fd, dir, name); failed == nil {
+				return nil
+			}
+			// The actor may be in another mount namespace, where the path means something else.
+		}
+	}
+	if err := sock.In(p.r.placeOf(to.entry, dir), func() error { return sock.ConnectUnix(fd, name) }); err != nil {
+		return errors.Join(err, failed)
+	}
+	return nil
+}
+
+// pair makes both ends by socketpair(2); one of them may have no record.
+func (p *unixPlan) pair(ctx context.Context, s, q *unixSock) error {
+	a, err := p.actor(ctx, s.entry, s.state.Cred, s.state.Groups)
+	if err != nil {
+		return err
+	}
+	x, y, err := a.pair(ctx, int(s.GetType()))
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	p.made(s, x)
+	if q.State == nil {
+		s.other = y
+	} else {
+		p.made(q, y)
+	}
+	return errors.Join(p.bind(s, x), p.bind(q, y))
+}
+
+// pairOfDatagrams makes datagram sockets that were born as pairs.
+func (p *unixPlan) pairOfDatagrams(ctx context.Context, s *unixSock) error {
+	if s.stream() || s.fd >= 0 || !p.paired(s) {
+		return nil
+	}
+	q := p.partner(s)
+	if q != nil && q.fd >= 0 {
+		return errors.New("its peer was born with another one")
+	}
+	s.linked = q == s.peer
+	if q == nil {
+		return p.pair(ctx, s, p.gone(s, s.state.PeerName, -1))
+	}
+	q.linked = q.peer == s
+	return p.pair(ctx, s, q)
 }

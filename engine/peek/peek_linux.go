@@ -28,6 +28,7 @@ const (
 // wanted are the structs that this program's users know.
 var wanted = []string{
 	"task_struct", "files_struct", "fdtable", "file", "dentry", "super_block",
+	"socket", "sock", "sk_buff", "skb_shared_info", "unix_skb_parms", "scm_fp_list", "pid",
 	"tty_file_private", "tty_struct", "tty_driver", "tty_port", "tty_bufhead", "tty_buffer", "n_tty_data",
 }
 

@@ -70,14 +70,16 @@ type UnixInfo struct {
 	Queue       uint32 // listening: connections that wait; else bytes that wait (of the first message for datagrams)
 	Backlog     uint32 // listening: the longest queue; else bytes sent and not yet read by the peer
 	Shutdown    uint8  // bit 0: for reading, bit 1: for writing
+	// Waiting are the clients of the connections that wait, by the inode numbers of their sockets; 0 for one that was closed.
+	Waiting []uint32
 }
 
 // unix_diag.h
 const (
 	diagByFamily = 20
-	unixShow     = 0x2 | 0x4 | 0x10 // UDIAG_SHOW_VFS, PEER, RQLEN
+	unixShow     = 0x2 | 0x4 | 0x8 | 0x10 // UDIAG_SHOW_VFS, PEER, ICONS, RQLEN
 
-	attrVFS, attrPeer, attrQueue, attrShutdown = 1, 2, 4, 6
+	attrVFS, attrPeer, attrIcons, attrQueue, attrShutdown = 1, 2, 3, 4, 6
 )
 
 // Unix asks about the unix socket with the inode number given.
@@ -146,6 +148,10 @@ func (u *UnixInfo) attribute(typ uint16, v []byte) {
 		u.HasFile, u.FileIno, u.FileDev = true, ne.Uint32(v), ne.Uint32(v[4:])
 	case typ == attrPeer && len(v) >= 4:
 		u.HasPeer, u.Peer = true, ne.Uint32(v)
+	case typ == attrIcons:
+		for ; len(v) >= 4; v = v[4:] {
+			u.Waiting = append(u.Waiting, ne.Uint32(v))
+		}
 	case typ == attrQueue && len(v) >= 8:
 		u.Queue, u.Backlog = ne.Uint32(v), ne.Uint32(v[4:])
 	case typ == attrShutdown && len(v) >= 1:

@@ -90,6 +90,16 @@ var intOptions = map[string]intOption{
 	"IPV6_ADDR_PREFERENCES": {levelIPv6, 72, onInet6, early}, "IPV6_MINHOPCOUNT": {levelIPv6, 73, onInet6, late}, "IPV6_RECVORIGDSTADDR": {levelIPv6, 74, onInet6, late},
 	"IPV6_TRANSPARENT": {levelIPv6, 75, onInet6, early}, "IPV6_RECVFRAGSIZE": {levelIPv6, 77, onInet6, late}, "IPV6_FREEBIND": {levelIPv6, 78, onInet6, early},
 
+	"PACKET_COPY_THRESH": {levelPacket, 7, onPacket, late}, "PACKET_AUXDATA": {levelPacket, 8, onPacket, late}, "PACKET_ORIGDEV": {levelPacket, 9, onPacket, late},
+	"PACKET_VERSION": {levelPacket, 10, onPacket, early}, "PACKET_RESERVE": {levelPacket, 12, onPacket, early}, "PACKET_LOSS": {levelPacket, 14, onPacket, early},
+	"PACKET_VNET_HDR": {levelPacket, 15, onPacket, early}, "PACKET_TIMESTAMP": {levelPacket, 17, onPacket, late}, "PACKET_TX_HAS_OFF": {levelPacket, 19, onPacket, early},
+	"PACKET_QDISC_BYPASS": {levelPacket, 20, onPacket, late}, "PACKET_IGNORE_OUTGOING": {levelPacket, 23, onPacket, early},
+	"PACKET_VNET_HDR_SZ": {levelPacket, 24, onPacket, early},
+
+	"NETLINK_PKTINFO": {levelNetlink, 3, onNetlink, late}, "NETLINK_BROADCAST_ERROR": {levelNetlink, 4, onNetlink, late}, "NETLINK_NO_ENOBUFS": {levelNetlink, 5, onNetlink, late},
+	"NETLINK_LISTEN_ALL_NSID": {levelNetlink, 8, onNetlink, early}, "NETLINK_CAP_ACK": {levelNetlink, 10, onNetlink, late}, "NETLINK_EXT_ACK": {levelNetlink, 11, onNetlink, late},
+	"NETLINK_GET_STRICT_CHK": {levelNetlink, 12, onNetlink, late},
+
 	"UDP_CORK": {levelUDP, 1, onUDP, never}, "UDP_ENCAP": {levelUDP, 100, onUDP, never}, "UDP_NO_CHECK6_TX": {levelUDP, 101, onUDP, late},
 	"UDP_NO_CHECK6_RX": {levelUDP, 102, onUDP, late}, "UDP_SEGMENT": {levelUDP, 103, onUDP, late}, "UDP_GRO": {levelUDP, 104, onUDP, late},
 	"UDPLITE_SEND_CSCOV": {levelUDPLite, 10, onUDP, late}, "UDPLITE_RECV_CSCOV": {levelUDPLite, 11, onUDP, late},
@@ -110,7 +120,17 @@ var byteOptions = map[string]intOption{
 	"IPV6_RTHDR": {levelIPv6, 57, onInet6, late}, "IPV6_DSTOPTS": {levelIPv6, 59, onInet6, late},
 }
 
+// The owner and mode of a socket itself (fchown(2), fchmod(2)): it is its maker's, who also counts as its sender's user.
+const (
+	inodeUID  = "st_uid"
+	inodeGID  = "st_gid"
+	inodeMode = "st_mode"
+)
+
 func knownInt(name string) bool {
+	if name == inodeUID || name == inodeGID || name == inodeMode {
+		return true
+	}
 	if o, ok := intOptions[name]; ok {
 		return o.when != never
 	}

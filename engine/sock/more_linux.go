@@ -62,6 +62,11 @@ func SaveMore(fd int) (*More, error) {
 			return nil, fmt.Errorf("%s is %d: %w", name, v, ErrOption)
 		}
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("owner of the socket: %w", err)
+	}
+	m.Ints[inodeUID], m.Ints[inodeGID], m.Ints[inodeMode] = int64(st.Uid), int64(st.Gid), int64(st.Mode&0o7777)
 	for _, s := range stampOptions {
 		if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, s.num); err == nil && v != 0 {
 			m.Ints[s.name] = int64(v)
@@ -82,6 +87,26 @@ func SaveMore(fd int) (*More, error) {
 	return m, nil
 }
 
+// own gives the socket itself its owner and mode.
+func (m *More) own(fd int) error {
+	uid, ok := m.Ints[inodeUID]
+	if !ok {
+		return nil
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if gid := m.Ints[inodeGID]; err == nil && (int64(st.Uid) != uid || int64(st.Gid) != gid) {
+		err = unix.Fchown(fd, int(uid), int(gid))
+	}
+	if mode := m.Ints[inodeMode]; err == nil && int64(st.Mode&0o7777) != mode {
+		err = unix.Fchmod(fd, uint32(mode))
+	}
+	if err != nil {
+		return fmt.Errorf("owner and mode of the socket: %w", err)
+	}
+	return nil
+}
+
 // set gives a socket the options of one moment. Values that it has already are not set again.
 func (m *More) set(fd int, when moment) error {
 	if m == nil {
@@ -98,6 +123,9 @@ func (m *More) set(fd int, when moment) error {
 		if err := unix.SetsockoptInt(fd, o.level, o.num, int(int32(v))); err != nil {
 			return fmt.Errorf("set %s to %d: %w", name, v, err)
 		}
+	}
+	if when == last {
+		return m.own(fd)
 	}
 	if when != late {
 		return nil

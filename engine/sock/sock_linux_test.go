@@ -49,12 +49,16 @@ func TestPeekAndFill(t *testing.T) {
 				again = 1 // see Peek
 			}
 			for range again {
-				msgs, err := Peek(b, c.ends)
+				list, err := PeekUnix(b, c.typ == unix.SOCK_STREAM, c.ends)
 				if err != nil {
 					t.Fatal(err)
 				}
 				to, at := pair(t, c.typ)
-				if err := Fill(to, msgs); err != nil {
+				var packets []Packet
+				for _, p := range list {
+					packets = append(packets, p.Packet)
+				}
+				if err := FillUnix(to, packets, Filling{}); err != nil {
 					t.Skip(err) // the limits of this user
 				}
 				checkQueue(t, at, c.typ, c.send)
@@ -92,21 +96,23 @@ func TestPeekAtTheEnd(t *testing.T) {
 		if err := unix.Shutdown(a, unix.SHUT_WR); err != nil {
 			t.Fatal(err)
 		}
-		msgs, err := Peek(b, true)
+		msgs, err := PeekUnix(b, typ == unix.SOCK_STREAM, true)
 		if err != nil || len(msgs) != 1 || string(msgs[0].Data) != "last" {
 			t.Errorf("peeked %v (%v)", msgs, err)
 		}
 	}
 }
 
-func TestPeekRefusesRightsAndCredentials(t *testing.T) {
+func TestPeekBringsRightsAndCredentials(t *testing.T) {
 	a, b := pair(t, unix.SOCK_DGRAM)
 	if err := unix.Sendmsg(a, []byte("x"), unix.UnixRights(0), nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Peek(b, false); !errors.Is(err, ErrAncillary) {
-		t.Errorf("a descriptor in flight: %v", err)
+	list, err := PeekUnix(b, false, false)
+	if err != nil || len(list) != 1 || len(list[0].FDs) != 1 || list[0].Cred != nil {
+		t.Errorf("a descriptor in flight: %v, %v", list, err)
 	}
+	ClosePeeked(list)
 	a, b = pair(t, unix.SOCK_STREAM)
 	if err := unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		t.Fatal(err)
@@ -114,8 +120,9 @@ func TestPeekRefusesRightsAndCredentials(t *testing.T) {
 	if _, err := unix.Write(a, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Peek(b, true); !errors.Is(err, ErrAncillary) {
-		t.Errorf("credentials: %v", err)
+	list, err = PeekUnix(b, true, true)
+	if err != nil || len(list) != 1 || list[0].Cred == nil || int(list[0].Cred.PID) != unix.Getpid() {
+		t.Errorf("credentials: %v, %v", list, err)
 	}
 }
 
@@ -190,15 +197,37 @@ func FuzzClosing(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parseTCP(b) })
 }
 
+func FuzzDatagrams(f *testing.F) {
+	ok := make([]byte, 16+inetMsgSize+8)
+	ok[0], ok[4], ok[16], ok[16+inetMsgSize], ok[16+inetMsgSize+2] = byte(len(ok)), diagByFamily, unix.AF_INET, 5, attrInetShutdown
+	f.Add(ok)
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseDatagrams(b, map[uint32]DatagramInfo{}) })
+}
+
+func FuzzPackets(f *testing.F) {
+	ok := make([]byte, 16+packetMsg+8)
+	ok[0], ok[4], ok[16], ok[16+4], ok[16+packetMsg], ok[16+packetMsg+2] = byte(len(ok)), diagByFamily, unix.AF_PACKET, 1, 8, attrPacketFanout
+	f.Add(ok)
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parsePackets(b, 1) })
+}
+
+func TestPeerIn(t *testing.T) {
+	table := "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n" +
+		"  255: 00000000:00FF 0100007F:0000 01 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 0\n"
+	if a, ok := PeerIn([]byte(table), 4711); !ok || a.String() != "127.0.0.1" {
+		t.Errorf("peer %v, %v", a, ok)
+	}
+}
+
 func TestMulticastGroups(t *testing.T) {
 	v4 := "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n" +
 		"\t\t\t\tFB0000E0     1 0:00000000\t\t0\n"
-	if g := igmp([]byte(v4)); len(g) != 1 || g[0] != "FB0000E0" {
-		t.Errorf("groups %q", g)
+	if g := igmp([]byte(v4)); len(g) != 2 || g[1].Group.String() != "224.0.0.251" || g[1].Device != "lo" {
+		t.Errorf("groups %v", g)
 	}
 	v6 := "1    lo              ff020000000000000000000000000001     1 0000000C 0\n2    eth0            ff0200000000000000000001ff000050     2 00000004 0\n" +
 		"2    eth0            ff010000000000000000000000000001     1 00000008 0\n2    eth0            ff0200000000000000000000000000fb     1 00000004 0\n"
-	if g := igmp6([]byte(v6)); len(g) != 1 || g[0] != "ff0200000000000000000000000000fb" {
-		t.Errorf("groups %q", g)
+	if g := igmp6([]byte(v6)); len(g) != 4 || g[3].Group.String() != "ff02::fb" || g[3].Device != "eth0" {
+		t.Errorf("groups %v", g)
 	}
 }

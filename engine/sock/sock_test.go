@@ -97,11 +97,13 @@ func FuzzDecodeTCP(f *testing.F) {
 	})
 }
 
-func FuzzDecodeUDP(f *testing.F) {
-	f.Add(EncodeUDP(&UDP{Local: netip.MustParseAddrPort("127.0.0.1:53"), Remote: netip.MustParseAddrPort("0.0.0.0:0")}))
+func FuzzDecodeInet(f *testing.F) {
+	f.Add(EncodeInet(&Inet{Local: netip.MustParseAddrPort("127.0.0.1:53"), Remote: netip.MustParseAddrPort("0.0.0.0:0"), UnicastIf: "eth0",
+		Groups: []Membership{{Device: "lo", Group: netip.MustParseAddr("224.0.0.9"), Sources: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}},
+		Queue:  []Datagram{{From: netip.MustParseAddrPort("10.0.0.1:5"), To: netip.MustParseAddr("10.0.0.2"), Data: []byte("x")}, {From: netip.MustParseAddrPort("10.0.0.1:5")}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if u, err := DecodeUDP(b); err == nil {
-			if _, err := DecodeUDP(EncodeUDP(u)); err != nil {
+		if u, err := DecodeInet(b); err == nil {
+			if _, err := DecodeInet(EncodeInet(u)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -113,6 +115,19 @@ func FuzzDecodeMore(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if m, err := DecodeMore(b); err == nil {
 			if _, err := DecodeMore(EncodeMore(m)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func FuzzDecodeUnix(f *testing.F) {
+	f.Add(EncodeUnix(&UnixState{PeerName: []byte("\x00name"), Cred: &Cred{1, 2, 3}, Groups: []uint32{4}, Path: "/path", Reset: true, Weight: 5,
+		Packets: []Packet{{Data: []byte("data"), From: []byte("from"), Cred: &Cred{6, 7, 8}, Rights: []uint32{9}, Urgent: true}},
+		Pending: []Pending{{Client: 1, Packets: []Packet{{Data: []byte("x")}}}}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := DecodeUnix(b); err == nil {
+			if _, err := DecodeUnix(EncodeUnix(s)); err != nil {
 				t.Error(err)
 			}
 		}

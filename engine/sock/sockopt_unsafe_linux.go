@@ -57,3 +57,49 @@ func naming(call uintptr, fd int, addr []byte) error {
 	}
 	return nil
 }
+
+// sendmsg is sendmsg(2) of all of data with ancillary data, to an address or, if that is empty, to the peer. What a stream does
+// not take at once is sent after it, without the ancillary data; a caller that has credentials to send makes small pieces.
+func sendmsg(fd int, data, oob, addr []byte, flags int) error {
+	for {
+		iov := unix.Iovec{Base: unsafe.SliceData(data)}
+		iov.SetLen(len(data))
+		h := unix.Msghdr{Iov: &iov}
+		h.SetIovlen(1)
+		if len(addr) > 0 {
+			h.Name, h.Namelen = &addr[0], uint32(len(addr))
+		}
+		if len(oob) > 0 {
+			h.Control = &oob[0]
+			h.SetControllen(len(oob))
+		}
+		n, _, e := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&h)), uintptr(flags))
+		switch {
+		case e == unix.EINTR:
+			continue
+		case e != 0:
+			return e
+		}
+		if data, oob = data[n:], nil; len(data) == 0 {
+			return nil
+		}
+	}
+}
+
+// ioctl is ioctl(2) without an argument.
+func ioctl(fd, request int) (int, error) {
+	r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), 0)
+	if e != 0 {
+		return -1, e
+	}
+	return int(r), nil
+}
+
+// ioctlIfreq is ioctl(2) with a struct ifreq (netdevice(7)).
+func ioctlIfreq(fd, request int, req *unix.Ifreq) error {
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(req)))
+	if e != 0 {
+		return e
+	}
+	return nil
+}

@@ -51,6 +51,15 @@ func unixAddr(name []byte) ([]byte, error) {
 	return b, nil
 }
 
+// UnixAddr is struct sockaddr_un for a name, of which no more than fits counts.
+func UnixAddr(name []byte) []byte {
+	b, err := unixAddr(name[:min(len(name), 108)])
+	if err != nil { // an empty name: to be refused by the kernel
+		return binary.NativeEndian.AppendUint16(nil, unix.AF_UNIX)
+	}
+	return b
+}
+
 // BindUnix gives a unix socket its name, in the root directory, the working directory and the network namespace of
 // the calling thread; see In.
 func BindUnix(fd int, name []byte) error {

@@ -17,8 +17,8 @@ static inline void ask(int fd, struct answers *a)
 	memset(a, 0, sizeof *a);
 	for (int l = 0; l < 8; l++)
 		for (int o = 0; o < 100; o++) {
-			/* the error is cleared; the peer is another; memory, cookies and the last packet's queue differ; a pidfd would be opened */
-			if (levels[l] == SOL_SOCKET && (o == 4 || o == 55 || o == 56 || o == 57 || o == 17 || o == 71 || o == 77))
+			/* the error is cleared; memory, cookies and the last packet's queue differ; a pidfd would be opened */
+			if (levels[l] == SOL_SOCKET && (o == 4 || o == 55 || o == 56 || o == 57 || o == 71 || o == 77))
 				continue;
 			if (levels[l] == 263 && o == 6) /* PACKET_STATISTICS are cleared */
 				continue;
