@@ -52,6 +52,7 @@ type Source struct {
 
 	seccomp   task.SeccompTable
 	cgroups   task.CgroupTable
+	stops     task.StopTable
 	target    Target
 	procs     []*engine.Process // as last listed
 	frozen    []*frozen         // after Freeze

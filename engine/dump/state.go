@@ -36,6 +36,12 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		return nil, err
 	}
 	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}, Namespaces: spaces}
+	s.stops = task.StopTable{}
+	for _, f := range s.frozen {
+		if len(f.stops) > 0 && f.stops[0].Held != 0 {
+			s.stops.Held = append(s.stops.Held, f.Process)
+		}
+	}
 	for _, f := range s.frozen {
 		img, err := s.process(ctx, f, header.Clocks)
 		if err != nil {
@@ -186,7 +192,7 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		AddPath: func(_ context.Context, link string) (uint32, error) {
 			return s.memory.files.addLink(s.fs, s.memory.objects, link)
 		},
-		RestartBlocks: s.asker, User: s.userNamespace(), Seccomp: &s.seccomp, Cgroups: s.cgroupTable(),
+		RestartBlocks: s.asker, User: s.userNamespace(), Seccomp: &s.seccomp, Cgroups: s.cgroupTable(), Stops: &s.stops,
 	}
 	img, err := task.DumpProcess(ctx, f.source, f.threads)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/mem"
 	"migrate/engine/procfs"
+	"migrate/engine/remote"
 	"migrate/engine/task"
 )
 
@@ -67,6 +68,16 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 	return nil
 }
 
+// stopAgain stops a process that a signal had stopped.
+func (s *Skeleton) stopAgain(ctx context.Context, img *images.Process) error {
+	p := s.procs[int(img.PID)]
+	var parent remote.Caller
+	if q := s.procs[p.VPPID]; q != nil {
+		parent = q.trap
+	}
+	return task.RestoreStopped(ctx, s.tracer, &p.Process, img, parent)
+}
+
 func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error {
 	procs := make([]*engine.Process, 0, len(s.order))
 	for _, pid := range s.order {
@@ -77,6 +88,9 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 	}
 	// Before their parents have their signals, which must not hear of it again.
 	for _, img := range cp.Processes {
+		if err := s.stopAgain(ctx, img); err != nil {
+			return err
+		}
 		if img.Zombie() {
 			if err := task.RestoreZombie(ctx, s.tracer, s.procs[int(img.PID)].trap, img); err != nil {
 				return err

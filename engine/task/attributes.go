@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"migrate/engine/images"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
@@ -196,28 +195,6 @@ func (r *restorer) writeNumber(name, value string) error {
 	}
 	if err := os.WriteFile(path, []byte(value), 0); err != nil {
 		return fmt.Errorf("%s: %s instead of %s (lowering it below the agent's own needs CAP_SYS_RESOURCE): %w", name, value, strings.TrimSpace(string(old)), err)
-	}
-	return nil
-}
-
-// dumpStopped records a group stop.
-func dumpStopped(d *dumper) error {
-	if d.Held != 0 {
-		d.thread.Core.Tc.TaskState = proto.Uint32(images.TaskStopped)
-		d.thread.Core.Tc.StopSigno = proto.Uint32(uint32(d.Held))
-	}
-	return nil
-}
-
-// StopBeforeDetach makes a process that was stopped by a signal stop again. All its threads have their registers and
-// are held by ptrace; each takes the signal, before it runs anything, when it is detached (and thawed). The parent is
-// told of the stop once more. RestoreRegisters calls it with the last thread of a process; to call it again does no harm.
-func StopBeforeDetach(pid int, img *images.Process) error {
-	if img.Leader().GetCore().GetTc().GetTaskState() != images.TaskStopped {
-		return nil
-	}
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-		return fmt.Errorf("pid %d: stopping it again: %w", pid, err)
 	}
 	return nil
 }

@@ -172,7 +172,7 @@ func TestStopped(t *testing.T) {
 	h.say("plain")
 	h.line()
 	h.stop(ctx)
-	if err := StopBeforeDetach(h.pid(), p); err != nil {
+	if err := RestoreStopped(ctx, h.tracer, h.proc, p, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range h.states {

@@ -74,7 +74,7 @@ func init() {
 		{Kind: carried("credentials", "user, group and supplementary ids, the five capability sets, securebits, no_new_privs, dumpable, parent-death signal"), dump: dumpCreds, restore: restoreCreds},
 		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo"), dump: dumpPending, restore: restorePending},
 		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},
-		{Kind: carried("stopped-state", "a process stopped by a signal; it is stopped again by SIGSTOP, and its parent is told again"), process: true, dump: dumpStopped},
+		{Kind: carried("stopped-state", "a process stopped by a signal, and whether its parent has waited for that; a parent that has ended the wait is not told again"), process: true, dump: dumpStopped},
 		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage. One that has dumped core does so again, into the void"), process: true},
 		{Kind: carried("cgroups", "on a dump to disk: the cgroups of v1 and v2 that threads are in, and those below. Where they are missing they are made again with their settings. On a move the tree gets the cgroup of its workload"), dump: dumpCgroups},
 		{Kind: carried("shared-things", "memory, descriptor tables, signal handlers and directories that a process shares with its parent (clone(2))"), process: true},

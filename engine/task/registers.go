@@ -55,16 +55,9 @@ func (d *dumper) signalToHandle() bool {
 // RestoreRegisters gives a thread of a skeleton what must come last: what the kernel knows about its interrupted
 // wait, extended registers, signal mask, the rseq section that was in progress, and the general registers. The stub
 // must be gone, all threads of the process stopped, and the memory in place; afterwards the thread only needs to be
-// detached. With its last thread, a process that was stopped by a signal is made to stop again when it is detached.
+// detached.
 func RestoreRegisters(ctx context.Context, t *Target, tid int, img *images.Thread) error {
-	err := t.Tracer.OnThread(ctx, func(ctx context.Context) error { return restoreRegisters(ctx, t, tid, img) })
-	if err != nil {
-		return err
-	}
-	if t.complete++; t.complete < len(t.Image.Threads) {
-		return nil
-	}
-	return StopBeforeDetach(t.Proc.PID, t.Image)
+	return t.Tracer.OnThread(ctx, func(ctx context.Context) error { return restoreRegisters(ctx, t, tid, img) })
 }
 
 func restoreRegisters(ctx context.Context, t *Target, tid int, img *images.Thread) error {

@@ -264,7 +264,7 @@ func (t *Target) interruptedCall(ctx context.Context, tid int, regs arch.Regs, s
 		regs = regs.WithCall(regs.IP(), callNumber(regs), a)
 	}
 	stop, err := t.Tracer.Resume(ctx, tid, &regs, ptrace.ToSyscall, 0)
-	for err == nil && stop.Kind == ptrace.EventStop { // a stop that was asked for before
+	for err == nil && (stop.Kind == ptrace.EventStop || stop.Kind == ptrace.GroupStop) { // a stop that was asked for before
 		stop, err = t.Tracer.Resume(ctx, tid, &regs, ptrace.ToSyscall, 0)
 	}
 	if err != nil {
@@ -279,7 +279,7 @@ func (t *Target) interruptedCall(ctx context.Context, tid int, regs arch.Regs, s
 	if stop, err = t.Tracer.Resume(ctx, tid, nil, ptrace.Run, 0); err != nil {
 		return 0, err
 	}
-	if stop.Kind != ptrace.EventStop {
+	if stop.Kind != ptrace.EventStop && stop.Kind != ptrace.GroupStop {
 		return 0, fmt.Errorf("it stopped (%v) instead of being interrupted", stop)
 	}
 	after, err := t.Tracer.GetRegs(ctx, tid)

@@ -68,6 +68,8 @@ type Source struct {
 	User *userns.UsernsEntry
 	// Seccomp gathers the filters of all processes of the tree, for the image's header.
 	Seccomp *SeccompTable
+	// Stops are the processes that a signal has stopped; nil if that is not asked for.
+	Stops *StopTable
 	// Cgroups gathers the cgroups of all tasks; nil if they are not asked for.
 	Cgroups *CgroupTable
 
@@ -291,9 +293,8 @@ type Target struct {
 	// Shared says what the process shares with others of the tree.
 	Shared engine.Shared
 
-	guarded  bool // seccomp is suspended in all threads, and has the filters that they have in common
-	known    *known
-	complete int // threads that have their registers
+	guarded bool // seccomp is suspended in all threads, and has the filters that they have in common
+	known   *known
 }
 
 // known is what all threads of a skeleton have in common before their restore.
