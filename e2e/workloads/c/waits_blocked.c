@@ -1,18 +1,15 @@
-/* Calls in progress that are ended by others afterwards: futexes of all kinds, a busy parent's wait4 and waitid, msgrcv,
- * semop with a time-out, select, ppoll with a mask, sigwaitinfo, sigsuspend in a thread, an untimed poll. */
+/* Calls in progress that are ended by others afterwards: futexes of all kinds, a busy parent's wait4 and waitid,
+ * select, ppoll with a mask, sigwaitinfo, sigsuspend in a thread, an untimed poll. */
 #include "workload.h"
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sys/msg.h>
 #include <sys/select.h>
-#include <sys/sem.h>
 
-enum { kinds = 12 };
+enum { kinds = 10 };
 static volatile int state[kinds], verdict[kinds];
 static int priv, bits, *shared, pi, req1, req2;
 static int pfd[2], sfd[2], ppfd[2];
-static int q, sem;
 static pid_t kids[2];
 
 static int futex(int *w, int op, int val, void *t, int *w2, int val3) { return syscall(SYS_futex, w, op, val, t, w2, val3); }
@@ -27,8 +24,6 @@ static int wait_for(int k)
 	sigset_t m;
 	siginfo_t si;
 	struct timespec day = {86400, 0};
-	struct { long type; char text[8]; } msg;
-	struct sembuf op = {0, -1, 0};
 	int st;
 	switch (k) {
 	case 0: return futex(&priv, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
@@ -38,10 +33,8 @@ static int wait_for(int k)
 	case 4: return futex(&req1, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
 	case 5: return wait4(kids[0], &st, 0, NULL) == kids[0] && WEXITSTATUS(st) == 5 ? 0 : -1;
 	case 6: return waitid(P_PID, kids[1], &si, WEXITED) || si.si_status != 5;
-	case 7: return msgrcv(q, &msg, 8, 0, 0) == 3 && !memcmp(msg.text, "abc", 3) ? 0 : -1;
-	case 8: return semtimedop(sem, &op, 1, &day);
-	case 9: FD_ZERO(&set); FD_SET(sfd[0], &set); return select(sfd[0] + 1, &set, NULL, NULL, NULL) == 1 ? 0 : -1;
-	case 10: sigfillset(&m); return ppoll(&pp, 1, &day, &m) == 1 ? 0 : -1;
+	case 7: FD_ZERO(&set); FD_SET(sfd[0], &set); return select(sfd[0] + 1, &set, NULL, NULL, NULL) == 1 ? 0 : -1;
+	case 8: sigfillset(&m); return ppoll(&pp, 1, &day, &m) == 1 ? 0 : -1;
 	default: return poll(&p, 1, -1) == 1 ? 0 : -1;
 	}
 }
@@ -78,7 +71,6 @@ int main(void)
 	signal(SIGUSR1, on_usr);
 	for (int i = 0; i < 2; i++)
 		kids[i] = child();
-	q = msgget(IPC_PRIVATE, 0600), sem = semget(IPC_PRIVATE, 1, 0600);
 	CHECK(!futex(&pi, FUTEX_LOCK_PI_PRIVATE, 0, NULL, NULL, 0), "lock_pi");
 	pthread_t t[kinds];
 	for (intptr_t k = 0; k < kinds; k++)
@@ -98,13 +90,9 @@ int main(void)
 	CHECK(futex(&req1, FUTEX_CMP_REQUEUE_PRIVATE, 0, (void *)1, &req2, 0) == 1, "requeue");
 	CHECK(futex(&req2, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0) == 1, "wake of the requeued");
 	kill(kids[0], SIGUSR2), kill(kids[1], SIGUSR2);
-	struct { long type; char text[8]; } msg = {1, "abc"};
-	struct sembuf op = {0, 1, 0};
-	CHECK(!msgsnd(q, &msg, 3, 0) && !semop(sem, &op, 1), "msgsnd, semop");
 	CHECK(write(pfd[1], "x", 1) == 1 && write(sfd[1], "x", 1) == 1 && write(ppfd[1], "x", 1) == 1, "write");
 	for (int k = 0; k < kinds; k++)
 		CHECK(!pthread_join(t[k], NULL) && verdict[k] == 1, "call %d: %d", k, verdict[k]);
-	msgctl(q, IPC_RMID, NULL), semctl(sem, 0, IPC_RMID);
 	CHECK(!hit, "a signal came");
 	pass();
 }
