@@ -19,7 +19,7 @@ import (
 )
 
 // inNamespaces are the general workloads that also run as the pid 1 of namespaces.
-var inNamespaces = []string{"anon_private", "credentials", "epoll", "mappings", "pipes", "registers", "signals", "sleepers", "tcp_inside", "threads", "timers", "tree", "zombie"}
+var inNamespaces = []string{"anon_private", "credentials", "epoll", "mappings", "owners", "pidfds", "pipes", "registers", "signals", "sleepers", "tcp_inside", "threads", "timers", "tree", "sessions_dead", "zombie", "zombies"}
 
 func TestNamespaces(t *testing.T) {
 	eachInNamespaces(t, func(ctx context.Context, t *testing.T, w *workload) {
@@ -46,11 +46,6 @@ func eachInNamespaces(t *testing.T, fn func(context.Context, *testing.T, *worklo
 	own, err := filepath.Glob("../workloads/ns/*.c")
 	if err != nil || len(own) == 0 {
 		t.Fatalf("no workloads: %v", err)
-	}
-	if os.Getenv("NS_ALL") != "" {
-		inNamespaces = nil
-		all, _ := filepath.Glob("../workloads/c/*.c")
-		own = append(own, all...)
 	}
 	for _, name := range inNamespaces {
 		own = append(own, "../workloads/c/"+name+".c")

@@ -4,6 +4,7 @@ package dump
 
 import (
 	"context"
+	"errors"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/userns"
 	"golang.org/x/sys/unix"
@@ -12,6 +13,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/ns"
+	"migrate/engine/procfs"
 )
 
 // namespaces are those that the tree has for itself.
@@ -55,8 +57,28 @@ func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.clockOffsets(n); err != nil {
+		return nil, err
+	}
 	s.spaces = n
 	return n, nil
+}
+
+// clockOffsets notes what the tree's time namespace adds to the host's clocks. It matters only within one boot: elsewhere the
+// clocks continue by what they showed (Header.Clocks).
+func (s *Source) clockOffsets(n *namespaces) error {
+	o, err := s.fs.ClockOffsets(s.procs[0].PID)
+	if errors.Is(err, procfs.ErrGone) || err == nil && o == (procfs.ClockOffset{}) {
+		return nil // a kernel without, or nothing to note
+	}
+	if err != nil {
+		return err
+	}
+	if n.header == nil {
+		n.images, n.header = &images.Namespaces{}, &imagespb.Namespaces{}
+	}
+	n.header.MonotonicOffset, n.header.BoottimeOffset = int64(o.Monotonic), int64(o.Boottime)
+	return nil
 }
 
 // userNamespace holds the maps of the tree's own user namespace, once the namespaces have been described.

@@ -70,7 +70,7 @@ func (r *Restorer) openEndedTask(ctx context.Context, e *fdinfo.FileEntry, blob 
 	if r.env.Ended == nil {
 		return fmt.Errorf("%s is of a process that has ended", e.Reg.GetName())
 	}
-	return r.env.Ended(ctx, int(binary.LittleEndian.Uint32(blob)), func(vpid int) error {
+	return r.env.Ended(ctx, int(binary.LittleEndian.Uint32(blob)), func(_, vpid int) error {
 		id := strconv.Itoa(vpid)
 		name := m[1] + "/" + id + m[5]
 		if m[4] != "" {

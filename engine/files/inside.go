@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine"
+	"migrate/engine/ns"
 	"migrate/engine/remote"
 )
 
@@ -136,6 +137,20 @@ func (in *inside) add(e *fdinfo.FileEntry) error {
 	return in.owner(fd, flags, owner)
 }
 
+// ownIDs are the user ids of an owner of signals as the tree's user namespace knows them.
+func (r *Restorer) ownIDs(o *fown.FownEntry) (uid, euid uint32, err error) {
+	if r.cp.Namespaces == nil || r.cp.Namespaces.User == nil {
+		return o.GetUid(), o.GetEuid(), nil
+	}
+	m := r.cp.Namespaces.User.GetUidMap()
+	uid, ok1 := ns.IDInside(m, o.GetUid())
+	euid, ok2 := ns.IDInside(m, o.GetEuid())
+	if !ok1 || !ok2 {
+		return 0, 0, fmt.Errorf("the users %d and %d of the owner of its signals are not mapped in the user namespace", o.GetUid(), o.GetEuid())
+	}
+	return uid, euid, nil
+}
+
 // owner sets owner, signal and O_ASYNC. It runs in the process because the kernel keeps the caller's credentials
 // and, for O_ASYNC, the number of the descriptor that the signal will tell (fs/fcntl.c).
 func (in *inside) owner(fd int, flags uint32, o *fown.FownEntry) error {
@@ -154,7 +169,11 @@ func (in *inside) owner(fd int, flags uint32, o *fown.FownEntry) error {
 		// The kernel keeps the user ids of the caller, which this thread gets for the call (fs/fcntl.c, f_modown).
 		as := o.GetUid() != 0 || o.GetEuid() != 0
 		if as {
-			in.call(fmt.Sprintf("user of the owner of descriptor %d", fd), unix.SYS_SETRESUID, o.GetUid(), o.GetEuid(), 0)
+			uid, euid, err := in.r.ownIDs(o)
+			if err != nil {
+				return err
+			}
+			in.call(fmt.Sprintf("user of the owner of descriptor %d", fd), unix.SYS_SETRESUID, uid, euid, 0)
 		}
 		in.call(fmt.Sprintf("owner of descriptor %d (F_SETOWN_EX %d)", fd, o.GetPid()), unix.SYS_FCNTL, fd, unix.F_SETOWN_EX, in.batch.Bytes(ex))
 		if as {

@@ -165,16 +165,24 @@ func (r *Restorer) isSame(t pidfdTarget) error {
 // openEnded makes all descriptions of pidfds of one ended process, by way of a process that ends here: its parent has
 // waited for it, so nothing is left of it but the pidfds.
 func (r *Restorer) openEnded(ctx context.Context, e *fdinfo.FileEntry) (err error) {
+	if r.env.Ended != nil { // it must be one of the tree's pid namespace, in which nobody else can name it
+		return r.env.Ended(ctx, 0, func(pid, _ int) error { return r.pidfdsOf(e, pid) })
+	}
 	seed, err := ns.StartSeed(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, seed.Kill(context.WithoutCancel(ctx)), seed.Close()) }()
+	return r.pidfdsOf(e, seed.PID)
+}
+
+// pidfdsOf makes all descriptions of pidfds that are of one process, by way of the process pid.
+func (r *Restorer) pidfdsOf(e *fdinfo.FileEntry, pid int) error {
 	for _, o := range r.entries() {
 		if o.Pidfd.GetIno() != e.Pidfd.GetIno() || o.Pidfd == nil || r.files[o.GetId()] != nil {
 			continue
 		}
-		if err := r.pidfdOf(o, seed.PID); err != nil {
+		if err := r.pidfdOf(o, pid); err != nil {
 			return err
 		}
 	}

@@ -30,9 +30,9 @@ type Env struct {
 	PID func(vpid int) int
 	// TID is a thread of a process of the skeleton, in the pid namespace of this program. May be nil.
 	TID func(vpid, vtid int) int
-	// Ended calls fn while there is a process, by preference with the given id, in the pid namespace of the tree, and ends that
+	// Ended calls fn while there is a process, by preference with the given id (0: any), in the pid namespace of the tree, and ends that
 	// process afterwards. May be nil.
-	Ended func(ctx context.Context, vpid int, fn func(vpid int) error) error
+	Ended func(ctx context.Context, vpid int, fn func(pid, vpid int) error) error
 	// External opens what Options.External has named at the source. flags are open flags (fcntl(2), F_GETFL). nil
 	// means that there is nothing of the kind.
 	External func(name string, flags int) (*os.File, error)

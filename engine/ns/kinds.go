@@ -47,7 +47,7 @@ func init() {
 		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls; System V semaphores and message queues with ids, values, contents and owners, not the times and process ids of their last use, and not what SEM_UNDO would undo; shared memory that is attached", dumpIPC, restoreIPC),
 		carried(unix.CLONE_NEWNET, "net", aboutNet, dumpNet, restoreNet),
 		carried(unix.CLONE_NEWNS, "mnt", aboutMounts, dumpMounts, restoreMounts),
-		{Kind{"cgroup namespace", "the root of what the tree sees of the cgroups", false}, unix.CLONE_NEWCGROUP, "cgroup", nil, nil},
+		carried(unix.CLONE_NEWCGROUP, "cgroup", "the root of the tree is at its root, as it is in the cgroups where it is restored", dumpCgroupNS, nil),
 	}
 }
 

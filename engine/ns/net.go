@@ -123,7 +123,16 @@ func restoreNet(r *restorer) error {
 				return fmt.Errorf("a neighbour of device %d: %w", word(m[4:]), err)
 			}
 		}
-		return restoreSysctls(n.GetSysctls())
+		if err := restoreSysctls(n.GetSysctls()); err != nil {
+			return err
+		}
+		// Some settings have made the kernel add addresses by itself.
+		for _, d := range n.GetDevices() {
+			if err := setAddresses(d); err != nil {
+				return fmt.Errorf("device %s: %w", d.GetName(), err)
+			}
+		}
+		return restoreRoutes(n.GetRoutes())
 	})
 }
 

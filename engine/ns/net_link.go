@@ -22,7 +22,7 @@ var linkKinds = map[string][]uint16{
 	"veth":    {},
 	"vlan":    {nl.IFLA_VLAN_ID, nl.IFLA_VLAN_FLAGS, nl.IFLA_VLAN_EGRESS_QOS, nl.IFLA_VLAN_INGRESS_QOS, nl.IFLA_VLAN_PROTOCOL},
 	"macvlan": {nl.IFLA_MACVLAN_MODE, nl.IFLA_MACVLAN_FLAGS},
-	"bridge": {nl.IFLA_BR_FORWARD_DELAY, nl.IFLA_BR_HELLO_TIME, nl.IFLA_BR_MAX_AGE, nl.IFLA_BR_AGEING_TIME, nl.IFLA_BR_STP_STATE,
+	bridge: {nl.IFLA_BR_FORWARD_DELAY, nl.IFLA_BR_HELLO_TIME, nl.IFLA_BR_MAX_AGE, nl.IFLA_BR_AGEING_TIME, nl.IFLA_BR_STP_STATE,
 		nl.IFLA_BR_PRIORITY, nl.IFLA_BR_VLAN_FILTERING, nl.IFLA_BR_VLAN_PROTOCOL, nl.IFLA_BR_GROUP_FWD_MASK, nl.IFLA_BR_MCAST_SNOOPING, nl.IFLA_BR_MCAST_QUERIER,
 		nl.IFLA_BR_VLAN_DEFAULT_PVID},
 }
@@ -110,7 +110,7 @@ func restoreLinks(n *imagespb.NetNamespace) error {
 	if err := makeLinks(n, made); err != nil {
 		return err
 	}
-	for _, step := range []func(*imagespb.NetDevice) error{setLink, quiet, setUp, setAddresses} {
+	for _, step := range []func(*imagespb.NetDevice) error{setLink, setBridge, quiet, setUp, setAddresses} {
 		for _, d := range n.GetDevices() {
 			if err := step(d); err != nil {
 				return fmt.Errorf("device %s: %w", d.GetName(), err)
@@ -171,17 +171,13 @@ func makeLink(n *imagespb.NetNamespace, d *imagespb.NetDevice, list []attr) erro
 	if !ok {
 		return ErrNotCarried
 	}
-	info, err := attrs(find(list, unix.IFLA_LINKINFO), 0)
-	if err != nil {
-		return err
-	}
-	given, err := attrs(find(info, nl.IFLA_INFO_DATA), 0)
+	given, err := linkData(d.GetLink())
 	if err != nil {
 		return err
 	}
 	var data []byte
 	for _, a := range given {
-		if slices.Contains(settable, a.kind) {
+		if d.GetKind() != bridge && slices.Contains(settable, a.kind) {
 			data = appendAttr(data, a.kind, a.data)
 		}
 	}
@@ -226,6 +222,58 @@ func setLink(d *imagespb.NetDevice) error {
 		}
 	}
 	return sendNetlink(unix.RTM_NEWLINK, 0, m)
+}
+
+// bridge is the kind of a device most of whose settings depend on how its driver was built, so that only what differs is set.
+const bridge = "bridge"
+
+// setBridge gives a bridge its settings.
+func setBridge(d *imagespb.NetDevice) error {
+	if d.GetKind() != bridge {
+		return nil
+	}
+	all, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
+	if err != nil {
+		return err
+	}
+	var have []attr
+	for _, m := range all {
+		if len(m) >= sizeLink && word(m[4:]) == d.GetIndex() {
+			if have, err = linkData(m); err != nil {
+				return err
+			}
+		}
+	}
+	want, err := linkData(d.GetLink())
+	if err != nil {
+		return err
+	}
+	for _, a := range want {
+		if !slices.Contains(linkKinds[bridge], a.kind) || string(find(have, a.kind)) == string(a.data) {
+			continue
+		}
+		m := make([]byte, sizeLink)
+		binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
+		info := appendAttr(nil, nl.IFLA_INFO_KIND, []byte(bridge))
+		info = appendAttr(info, nl.IFLA_INFO_DATA|unix.NLA_F_NESTED, appendAttr(nil, a.kind, a.data))
+		if err := sendNetlink(unix.RTM_NEWLINK, 0, appendAttr(m, unix.IFLA_LINKINFO|unix.NLA_F_NESTED, info)); err != nil {
+			return fmt.Errorf("attribute %d of a bridge: %w", a.kind, err)
+		}
+	}
+	return nil
+}
+
+// linkData are the attributes of a device that belong to its kind.
+func linkData(link []byte) ([]attr, error) {
+	list, err := attrs(link, sizeLink)
+	if err != nil {
+		return nil, err
+	}
+	info, err := attrs(find(list, unix.IFLA_LINKINFO), 0)
+	if err != nil {
+		return nil, err
+	}
+	return attrs(find(info, nl.IFLA_INFO_DATA), 0)
 }
 
 // quiet keeps the kernel from giving a device IPv6 addresses by itself and from testing those that are set. The settings

@@ -15,10 +15,18 @@ import (
 
 // ended calls fn while a process lives in the pid namespace of the tree, and ends it. It has the id vpid, or any other if that
 // one is taken.
-func (s *Skeleton) ended(ctx context.Context, vpid int, fn func(vpid int) error) (err error) {
-	trap, err := s.parent.Clone(ctx, remote.CloneArgs{IDs: []int{vpid}})
+func (s *Skeleton) ended(ctx context.Context, vpid int, fn func(pid, vpid int) error) (err error) {
+	by := s.parent
+	if s.isContainer() {
+		by = s.procs[1].trap
+	}
+	args := remote.CloneArgs{}
+	if vpid != 0 {
+		args.IDs = []int{vpid}
+	}
+	trap, err := by.Clone(ctx, args)
 	if errors.Is(err, unix.EEXIST) {
-		trap, err = s.parent.Clone(ctx, remote.CloneArgs{})
+		trap, err = by.Clone(ctx, remote.CloneArgs{})
 	}
 	if err != nil {
 		return fmt.Errorf("a process that stands for one that has ended: %w", err)
@@ -29,11 +37,11 @@ func (s *Skeleton) ended(ctx context.Context, vpid int, fn func(vpid int) error)
 	}
 	if err == nil {
 		vpid = st.NSPID[len(st.NSPID)-1]
-		err = fn(vpid)
+		err = fn(trap.PID(), vpid)
 	}
 	end := unix.Kill(trap.PID(), unix.SIGKILL)
 	if end == nil {
 		_, end = s.tracer.Wait(ctx, trap.TID())
 	}
-	return errors.Join(err, end, trap.Close(), reap(ctx, s.parent, vpid))
+	return errors.Join(err, end, trap.Close(), reap(ctx, by, vpid))
 }

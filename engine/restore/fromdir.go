@@ -15,6 +15,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/mem"
 	"migrate/engine/ns"
+	"migrate/engine/procfs"
 )
 
 // DirOptions say where a checkpoint on disk is brought back.
@@ -104,7 +105,7 @@ func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) 
 }
 
 // parentFor starts the process that the tree is born of or beside. Its clocks continue those of the checkpoint when the
-// tree comes from another boot; within one boot they have never stopped.
+// tree comes from another boot; within one boot they have never stopped, and have the offsets that they had.
 func parentFor(ctx context.Context, cp *images.Checkpoint, o DirOptions) (*ns.Init, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -117,13 +118,18 @@ func parentFor(ctx context.Context, cp *images.Checkpoint, o DirOptions) (*ns.In
 	}
 	then := cp.Header.GetClocks()
 	offsets := ns.Offsets{Monotonic: time.Duration(then.GetMonotonic()) - monotonic, Boottime: time.Duration(then.GetBoottime()) - boottime}
-	switch {
-	case !o.NewPIDNamespace && sameBoot:
-		return ns.StartSeed(ctx, nil)
-	case !o.NewPIDNamespace:
+	if sameBoot {
+		offsets = ns.Offsets{Monotonic: time.Duration(cp.Header.GetNamespaces().GetMonotonicOffset()), Boottime: time.Duration(cp.Header.GetNamespaces().GetBoottimeOffset())}
+	}
+	if !o.NewPIDNamespace {
+		own, err := procfs.Host.ClockOffsets(os.Getpid())
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
+			return nil, err
+		}
+		if sameBoot && ns.Offsets(own) == offsets {
+			return ns.StartSeed(ctx, nil)
+		}
 		return ns.StartSeed(ctx, &offsets)
-	case sameBoot:
-		offsets = ns.Offsets{}
 	}
 	return ns.StartInit(ctx, ns.Spec{Mount: true, Offsets: offsets})
 }

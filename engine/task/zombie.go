@@ -121,15 +121,32 @@ func endWithCore(ctx context.Context, tracer *ptrace.Tracer, caller remote.Calle
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/coredump_filter", caller.PID()), []byte("0"), 0); err != nil {
 		return err
 	}
-	b := &remote.Batch{}
-	b.Call(unix.SYS_CHDIR, b.String(dir))
-	if err := caller.Run(ctx, b); err != nil {
+	if err := enterDir(ctx, caller, dir); err != nil {
 		return fmt.Errorf("pid %d: directory %s for a core dump: %w", caller.PID(), dir, err)
 	}
 	if err := prepareEnd(ctx, caller, sig, own.Max); err != nil {
 		return err
 	}
 	return endBySignal(ctx, tracer, caller, sig)
+}
+
+// enterDir makes a directory of this program that of a process, which may have another root and be another user.
+func enterDir(ctx context.Context, caller remote.Caller, dir string) (err error) {
+	if err := os.Chmod(dir, 0o777); err != nil {
+		return err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	const fd = 0 // a process that only ends needs no descriptors
+	if err := caller.Push(ctx, []remote.PushFile{{File: f, FD: fd}}); err != nil {
+		return err
+	}
+	b := &remote.Batch{}
+	b.Call(unix.SYS_FCHDIR, fd)
+	return caller.Run(ctx, b)
 }
 
 // endBySignal makes a traced thread that is alone in its process end by a signal whose action is the default.

@@ -33,6 +33,9 @@ type Namespaces struct {
 	Semaphores      []*SemaphoreSet        `protobuf:"bytes,5,rep,name=semaphores,proto3" json:"semaphores,omitempty"`
 	Queues          []*MessageQueue        `protobuf:"bytes,6,rep,name=queues,proto3" json:"queues,omitempty"`
 	Net             *NetNamespace          `protobuf:"bytes,7,opt,name=net,proto3" json:"net,omitempty"`
+	// Of the tree's time namespace against the host's clocks. There may be nothing but these.
+	MonotonicOffset int64 `protobuf:"zigzag64,8,opt,name=monotonic_offset,json=monotonicOffset,proto3" json:"monotonic_offset,omitempty"`
+	BoottimeOffset  int64 `protobuf:"zigzag64,9,opt,name=boottime_offset,json=boottimeOffset,proto3" json:"boottime_offset,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -114,6 +117,20 @@ func (x *Namespaces) GetNet() *NetNamespace {
 		return x.Net
 	}
 	return nil
+}
+
+func (x *Namespaces) GetMonotonicOffset() int64 {
+	if x != nil {
+		return x.MonotonicOffset
+	}
+	return 0
+}
+
+func (x *Namespaces) GetBoottimeOffset() int64 {
+	if x != nil {
+		return x.BoottimeOffset
+	}
+	return 0
 }
 
 // Mount goes with the MntEntry of the same id.
@@ -786,7 +803,7 @@ var File_engine_images_namespaces_proto protoreflect.FileDescriptor
 
 const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\n" +
-	"\x1eengine/images/namespaces.proto\x12\x0emigrate.images\"\xb7\x02\n" +
+	"\x1eengine/images/namespaces.proto\x12\x0emigrate.images\"\x8b\x03\n" +
 	"\n" +
 	"Namespaces\x12\x10\n" +
 	"\x03own\x18\x01 \x01(\x04R\x03own\x12\x19\n" +
@@ -797,7 +814,9 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"semaphores\x18\x05 \x03(\v2\x1c.migrate.images.SemaphoreSetR\n" +
 	"semaphores\x124\n" +
 	"\x06queues\x18\x06 \x03(\v2\x1c.migrate.images.MessageQueueR\x06queues\x12.\n" +
-	"\x03net\x18\a \x01(\v2\x1c.migrate.images.NetNamespaceR\x03net\"\x87\x01\n" +
+	"\x03net\x18\a \x01(\v2\x1c.migrate.images.NetNamespaceR\x03net\x12)\n" +
+	"\x10monotonic_offset\x18\b \x01(\x12R\x0fmonotonicOffset\x12'\n" +
+	"\x0fboottime_offset\x18\t \x01(\x12R\x0eboottimeOffset\"\x87\x01\n" +
 	"\x05Mount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x0e\n" +
 	"\x02fs\x18\x02 \x01(\rR\x02fs\x12\x12\n" +
