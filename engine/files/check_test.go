@@ -313,7 +313,7 @@ func TestMoveShared(t *testing.T) {
 	cp := &images.Checkpoint{}
 	for _, p := range src {
 		p.stop(t)
-		cp.Processes = append(cp.Processes, &images.Process{PID: uint32(p.vpid)})
+		cp.Processes = append(cp.Processes, &images.Process{PID: uint32(p.vpid), IDs: tableOf(p.vpid)})
 	}
 	if err := d.Dump(ctx, procs, cp); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -223,7 +224,7 @@ func dumped(t testing.TB, ctx context.Context, p *program) (*Dumper, *images.Che
 	if err := d.Nameless(ctx, procs, true); err != nil {
 		t.Fatal(err)
 	}
-	cp := &images.Checkpoint{Header: &imagespb.Header{}, Processes: []*images.Process{{PID: uint32(p.vpid)}}}
+	cp := &images.Checkpoint{Header: &imagespb.Header{}, Processes: []*images.Process{{PID: uint32(p.vpid), IDs: tableOf(p.vpid)}}}
 	copyObjects(t, ctx, objects, cp.Header)
 	if err := d.Dump(ctx, procs, cp); err != nil {
 		t.Fatal(err)
@@ -355,4 +356,10 @@ func (h *half) expectCloexec(fd int, want bool) {
 	if err != nil || got&unix.FD_CLOEXEC != 0 != want {
 		h.errorf("descriptor %d: close-on-exec is %v (%v)", fd, got, err)
 	}
+}
+
+// tableOf says that the descriptor table of a process is its own.
+func tableOf(vpid int) *criu_core.TaskKobjIdsEntry {
+	id := proto.Uint32(uint32(vpid))
+	return &criu_core.TaskKobjIdsEntry{VmId: id, FilesId: id, FsId: id, SighandId: id}
 }
