@@ -18,7 +18,8 @@ import (
 
 // Sockets of the internet protocols that have no connections.
 var (
-	kindUDP  = inetKind("UDP socket", "bound and connected; not while datagrams wait to be read, nor unconnected ones where somebody has joined a multicast group", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE)
+	kindUDP = inetKind("UDP socket", "UDP and UDP-Lite, bound and connected, with the datagrams that wait, multicast groups and options; not with errors "+
+		"that wait; IP_MULTICAST_IF by its address", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE)
 	kindPing = inetKind("ping socket", "ICMP echo sockets (icmp(7)), with their identifier; not while answers wait to be read", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6)
 	kindRaw  = inetKind("raw socket", "with protocol, addresses, groups, filters and options; not while packets wait to be read", unix.SOCK_RAW)
 )
