@@ -28,7 +28,7 @@ import (
 
 // stays names the programs that are not moved here, and why.
 var stays = map[string]string{
-	"deleted_name": "a name that a deleted file has in another directory is found in a stopped tree only",
+	"deleted_rofs": "it takes down a mount of the mount namespace that it would leave",
 	"fanotify":     "it compares the numbers of mounts, which are others in another mount namespace",
 	"tcp_states":   "one of its connections leads to a socket that nobody holds any more, which stays behind",
 }

@@ -195,6 +195,9 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	if err := s.files.Nameless(ctx, s.procs, s.frozen != nil); err != nil {
 		return nil, err
 	}
+	if err := s.memory.objects.AddSegments(); err != nil {
+		return nil, err
+	}
 	header, spaces, err := s.header(ctx)
 	if err != nil {
 		return nil, err

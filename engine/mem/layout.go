@@ -7,6 +7,7 @@ import (
 
 	"migrate/engine"
 	"migrate/engine/images"
+	"migrate/engine/procfs"
 )
 
 // Kind says what stands behind a mapping.
@@ -67,7 +68,9 @@ type Mapping struct {
 	Name   string // of private memory, as given by PR_SET_VMA_ANON_NAME
 	File   *File  // PrivateFile and SharedFile
 	Object uint32 // SharedAnon: the object's shmid in Objects
-	Huge   uint64 // PrivateAnon: size of its pages, if they are of hugetlbfs
+	// Segment says that the object is System V shared memory.
+	Segment bool
+	Huge    uint64 // PrivateAnon: size of its pages, if they are of hugetlbfs
 }
 
 func (m *Mapping) String() string {
@@ -132,6 +135,12 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 		r.flags = mapShared | mapAnonymous
 		r.status |= images.VMAAnonShared
 		r.shmid = uint64(m.Object)
+		if m.Segment {
+			r.status |= images.VMASysvIPC
+			if m.Marks.MayWrite || m.Prot&procfs.ProtWrite != 0 {
+				r.fdflags = openReadWrite
+			}
+		}
 	case PrivateFile, SharedFile:
 		id, err := fileID(m.File)
 		if err != nil {

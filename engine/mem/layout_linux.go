@@ -237,8 +237,9 @@ func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (refused *Refusal
 	case strings.HasPrefix(p.Path, "[anon_shmem:"), strings.HasPrefix(p.Path, "/dev/zero") && p.Deleted && p.Shared:
 		m.Kind = SharedAnon
 		m.Object, err = r.object(p)
-	case strings.HasPrefix(p.Path, "/SYSV") && p.Deleted:
-		return refuseSysV, nil
+	case strings.HasPrefix(p.Path, sysvName) && p.Deleted && p.Shared:
+		m.Kind, m.Segment = SharedAnon, true
+		m.Object, err = r.object(p)
 	case strings.HasPrefix(p.Path, memfdName) && p.Deleted:
 		return r.file(m, p)
 	case strings.HasPrefix(p.Path, hugeMapping) && p.Deleted:

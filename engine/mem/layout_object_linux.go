@@ -28,7 +28,7 @@ func (r *LayoutReader) openObject(p *procfs.Mapping) (*File, *Refusal, error) {
 	if err != nil {
 		return nil, nil, r.unlessGone(err)
 	}
-	if err := x.describe(false); err != nil {
+	if err := x.describe(r.pid, false); err != nil {
 		return nil, nil, err
 	}
 	return &File{Path: p.Path + deleted, Major: p.Major, Minor: p.Minor, Inode: p.Inode, Size: int64(x.record.Size), Mode: x.record.Mode, Object: x.record.Id, Huge: x.record.HugePage}, nil, nil

@@ -124,11 +124,6 @@ func TestLayoutRefuses(t *testing.T) {
 		kind string
 		make func(t *testing.T, p *target)
 	}{
-		{"sysv-shm", func(t *testing.T, p *target) {
-			id := p.do(order{Op: "call", NR: unix.SYS_SHMGET, Args: [6]uintptr{0, size, 0o600 | unix.IPC_CREAT}})
-			p.do(order{Op: "call", NR: unix.SYS_SHMAT, Args: [6]uintptr{uintptr(id), arena}})
-			p.do(order{Op: "call", NR: unix.SYS_SHMCTL, Args: [6]uintptr{uintptr(id), unix.IPC_RMID}})
-		}},
 		{"io_uring", func(t *testing.T, p *target) {
 			p.anon(arena, PageSize)
 			fd, err := p.try(order{Op: "call", NR: unix.SYS_IO_URING_SETUP, Args: [6]uintptr{4, arena}})

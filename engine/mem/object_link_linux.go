@@ -19,9 +19,9 @@ type madeLink struct {
 // maxEntries bounds how much of a directory is searched for another name of a file.
 const maxEntries = 1 << 16
 
-// findOther finds another name of a file that lost one: in the directory where it was or, for a stopped tree, by making one
+// findOther finds another name of a file that lost one: in the directory where it was or, if it is needed now, by making one
 // there. Nothing tells where else its names are. The lock must be held.
-func (o *Objects) findOther(x *object, final bool) (err error) {
+func (o *Objects) findOther(x *object, needed bool) (err error) {
 	r := x.record
 	if r.Other != "" && namesFile(o.root+r.Other, x.file) {
 		return nil
@@ -52,7 +52,7 @@ func (o *Objects) findOther(x *object, final bool) (err error) {
 			return err
 		}
 	}
-	if !final {
+	if !needed {
 		return nil // a name is made when the tree is stopped
 	}
 	name := fmt.Sprintf(".migrate-%d-%d", os.Getpid(), r.Id)

@@ -68,7 +68,7 @@ func (o *Objects) openObject(link string, hidden bool) (_ *os.File, _ *imagespb.
 		return nil, nil, key, err
 	}
 	if record.Kind == imagespb.Object_SYSV {
-		if err := describeSegment(record, st.Ino); err != nil {
+		if err := describeSegment(o.pid, record, uint32(st.Ino)); err != nil {
 			return nil, nil, key, err
 		}
 	}
@@ -152,8 +152,8 @@ func reopen(f *os.File, flags int) (*os.File, error) {
 // zeros and holes, which only its allocated size tells.
 const maxExtents = 1 << 16
 
-// describe brings the record of an object up to date.
-func (x *object) describe(final bool) error {
+// describe brings the record of an object up to date; pid is a process of the tree.
+func (x *object) describe(pid int, final bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(x.file.Fd()), &st); err != nil {
 		return err
@@ -169,7 +169,7 @@ func (x *object) describe(final bool) error {
 		}
 		r.Seals = uint32(seals)
 	case imagespb.Object_SYSV:
-		if err := describeSegment(r, uint64(r.GetSegment().GetId())); err != nil {
+		if err := describeSegment(pid, r, r.GetSegment().GetId()); err != nil {
 			return err
 		}
 	case imagespb.Object_SYMLINK:

@@ -19,7 +19,11 @@ type Object struct {
 	record *imagespb.Object
 	file   *os.File // for writing, until Settle; of those without content an O_PATH handle
 	writer *ObjectWriter
-	first  *os.File // of a file without a name, by which it was made: the only one that has O_TMPFILE among its flags
+	// Of System V shared memory: a process in its IPC namespace, whether it was made here, and whether others have it attached.
+	ipc           int
+	made, foreign bool
+	settled       bool
+	first         *os.File // of a file without a name, by which it was made: the only one that has O_TMPFILE among its flags
 }
 
 // ObjectEnv is where objects are made: Root is the root directory of the tree's mount namespace, as a path of this program,
@@ -44,7 +48,11 @@ func NewObject(ctx context.Context, env ObjectEnv, r *imagespb.Object) (_ *Objec
 	case imagespb.Object_MEMFD:
 		o.file, err = newMemfd(r)
 	case imagespb.Object_SYSV:
-		return newSegment(ctx, env.Caller, r)
+		o, err = newSegment(env.Caller.PID(), r)
+		if err != nil {
+			return nil, fmt.Errorf("object %d: %w", r.GetId(), err)
+		}
+		return o, nil
 	case imagespb.Object_FILE:
 		o.file, err = m.file(r)
 	case imagespb.Object_LINK:
@@ -120,6 +128,10 @@ func (o *Object) Settle() (err error) {
 		}
 	}()
 	r, fd := o.record, int(o.file.Fd())
+	if r.GetKind() == imagespb.Object_SYSV {
+		o.settled = true
+		return o.settleSegment()
+	}
 	switch r.GetKind() {
 	case imagespb.Object_MEMFD, imagespb.Object_FILE, imagespb.Object_DIRECTORY:
 	default:

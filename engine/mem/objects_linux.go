@@ -32,6 +32,7 @@ type Objects struct {
 	byMap  map[mapKey]*object
 	last   uint32
 	links  []madeLink
+	pid    int    // of a process of the tree
 	root   string // of the tree's mount namespace, as a path of this program; "" for this program's own
 }
 
@@ -39,7 +40,7 @@ type Objects struct {
 func (o *Objects) In(pid int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.root = ""
+	o.root, o.pid = "", pid
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if its, err2 := os.Readlink(procfs.Host.Path(pid, "ns", "mnt")); err == nil && err2 == nil && its != own {
 		o.root = procfs.Host.Path(pid, "root")
@@ -66,6 +67,7 @@ type object struct {
 	sent   *Digest
 	used   bool // since Begin
 	mapped bool // shared, by a process of the tree
+	inMaps bool // mapped in any way: a running tree's skeleton needs it
 }
 
 // NewObjects returns an empty set.
@@ -78,7 +80,7 @@ func (o *Objects) Begin() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, x := range o.list {
-		x.used, x.mapped = false, false
+		x.used, x.mapped, x.inMaps = false, false, false
 	}
 }
 
@@ -97,7 +99,7 @@ func (o *Objects) addMapping(pid int, m *procfs.Mapping) (*object, error) {
 		}
 		o.byMap[key] = x
 	}
-	x.used, x.mapped = true, x.mapped || m.Shared
+	x.used, x.inMaps, x.mapped = true, true, x.mapped || m.Shared
 	return x, nil
 }
 
@@ -146,12 +148,15 @@ func (o *Objects) Records(final bool) ([]*imagespb.Object, error) {
 	out := make([]*imagespb.Object, 0, len(o.list))
 	for _, x := range o.list {
 		before := x.record.Size
-		if err := x.describe(final); err != nil {
+		if err := x.describe(o.pid, final); err != nil {
 			return nil, fmt.Errorf("%s: %w", x, err)
 		}
 		if x.record.Kind == imagespb.Object_LINK {
-			if err := o.findOther(x, final); err != nil {
+			if err := o.findOther(x, final || x.inMaps); err != nil {
 				return nil, fmt.Errorf("%s: %w", x, err)
+			}
+			if x.record.Other == "" {
+				continue // a descriptor's, which is not needed yet
 			}
 		}
 		if x.record.Size < before {

@@ -14,7 +14,6 @@ var (
 	refuseDevice   = &Refusal{"device-mapping", "memory of a device or its driver"}
 	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a deleted file that is no regular one, or is on hugetlbfs"}
 	refuseReplaced = &Refusal{"replaced-file", "a shared mapping of a file that another one hides, mounted over it"}
-	refuseSysV     = &Refusal{"sysv-shm", "System V shared memory"}
 	refuseUffd     = &Refusal{"userfaultfd", "memory whose faults the program handles by a userfaultfd of its own"}
 	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
 	refusePacket   = &Refusal{"packet-ring", "the ring of a packet socket"}
@@ -29,7 +28,7 @@ var (
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
-	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseSysV, refuseUffd, refuseIOUring,
+	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseUffd, refuseIOUring,
 		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside} {
 		out = append(out, *r)
 	}

@@ -81,16 +81,7 @@ func (d *dumper) ipcObjects() error {
 			return fmt.Errorf("message queue %d: %w", row["msqid"], err)
 		}
 	}
-	segments, err := listIPC("shm")
-	if err != nil {
-		return err
-	}
-	for _, row := range segments {
-		if row["nattch"] == 0 {
-			d.refuse(fmt.Sprintf("segment %d", row["shmid"]), "System V shared memory that no process has attached", "attach it, or remove it (ipcrm)")
-		}
-	}
-	return nil
+	return nil // shared memory is among the objects of package mem
 }
 
 // messageQueue reads a queue and what waits in it.

@@ -46,9 +46,6 @@ func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error 
 			continue
 		}
 		env := mem.ObjectEnv{Root: s.mountRoot(), Caller: s.procs[s.order[0]].trap}
-		if p := s.procs[int(r.GetSegment().GetCreator())]; p != nil {
-			env.Caller = p.trap
-		}
 		var o *mem.Object
 		err := ns.AsOwner(s.own, func() (err error) {
 			o, err = mem.NewObject(ctx, env, r)
@@ -131,6 +128,38 @@ func (s *Skeleton) releaseObjects() error {
 		errs = append(errs, o.Release(s.mountRoot()))
 	}
 	return errors.Join(errs...)
+}
+
+// abandonObjects gives up what was made: the restore has failed.
+func (s *Skeleton) abandonObjects() error {
+	var errs []error
+	for _, o := range s.objects {
+		errs = append(errs, o.Abandon())
+	}
+	s.objects = map[uint32]*mem.Object{}
+	return errors.Join(errs...)
+}
+
+// attach appends the calls that attach System V shared memory to a process. Where a part is attached, the whole needs room
+// for a moment; it is the same room each time.
+func (s *Skeleton) attach(p *process, b *remote.Batch, c mem.Change) (*remote.Result, error) {
+	o := s.objects[uint32(c.VMA.GetShmid())]
+	if o == nil || o.Record().GetSegment() == nil {
+		return nil, fmt.Errorf("%v: object %d is no segment of the checkpoint", c, c.VMA.GetShmid())
+	}
+	a := mem.Attachment{ID: o.Record().GetSegment().GetId(), Size: o.Record().GetSize()}
+	if mem.NeedsHole(c, a.Size) {
+		taken, err := p.mapped()
+		if err != nil {
+			return nil, err
+		}
+		hole, err := findHole(a.Size+pageSize, taken, spansOf(p.target))
+		if err != nil {
+			return nil, fmt.Errorf("%v: room for all of the segment: %w", c, err)
+		}
+		a.Hole = uint64(hole)
+	}
+	return mem.AddAttach(b, c, a)
 }
 
 // closeObjects lets go of the objects, which live on as what the processes have of them, and of the tree's network namespace.

@@ -19,6 +19,7 @@ import (
 	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
 
 	"migrate/engine"
 	"migrate/engine/files"
@@ -103,6 +104,7 @@ type process struct {
 	threads map[int]*remote.Trap // of the others, by the id that the tree knows
 	space   *images.Space        // as it was last built
 	writer  *mem.Writer          // of its private memory
+	target  []*vma.VmaEntry      // as it is being built
 
 	from   *process // whose memory it has had since its birth, until it got its own; nil if that is of no use
 	filled bool     // with the pages of a checkpoint
@@ -231,7 +233,7 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	for _, p := range s.procs {
 		errs = append(errs, s.end(ctx, p))
 	}
-	errs = append(errs, s.closeObjects(), s.closeTerminals())
+	errs = append(errs, s.abandonObjects(), s.closeTerminals())
 	if s.files != nil {
 		errs = append(errs, s.files.Drop())
 	}

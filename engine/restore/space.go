@@ -22,6 +22,7 @@ import (
 // its content, which the source has sent already; all else is mapped anew and empty.
 func (s *Skeleton) followSpace(ctx context.Context, p *process, space *images.Space, files map[uint32]*fdinfo.FileEntry) error {
 	target := space.MM.GetVmas()
+	p.target = target
 	if err := p.makeRoom(ctx, target); err != nil {
 		return err
 	}
@@ -214,7 +215,12 @@ func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, 
 		if c.Kind == mem.Map && mem.IsAIORing(c.VMA) {
 			continue
 		}
-		if results[i], err = mem.AddChange(&b, c, open); err != nil {
+		if mem.IsAttachment(c) {
+			results[i], err = s.attach(p, &b, c)
+		} else {
+			results[i], err = mem.AddChange(&b, c, open)
+		}
+		if err != nil {
 			return err
 		}
 	}

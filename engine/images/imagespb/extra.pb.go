@@ -1780,7 +1780,9 @@ type Segment struct {
 	Uid           uint32                 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid           uint32                 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
 	Removed       bool                   `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"` // IPC_RMID: it vanishes with its last user
-	Creator       uint32                 `protobuf:"varint,7,opt,name=creator,proto3" json:"creator,omitempty"` // the process that made it, by the id that the tree knows; 0 if it is not in the tree
+	CreatorUid    uint32                 `protobuf:"varint,7,opt,name=creator_uid,json=creatorUid,proto3" json:"creator_uid,omitempty"`
+	CreatorGid    uint32                 `protobuf:"varint,8,opt,name=creator_gid,json=creatorGid,proto3" json:"creator_gid,omitempty"`
+	Locked        bool                   `protobuf:"varint,9,opt,name=locked,proto3" json:"locked,omitempty"` // SHM_LOCK
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1857,11 +1859,25 @@ func (x *Segment) GetRemoved() bool {
 	return false
 }
 
-func (x *Segment) GetCreator() uint32 {
+func (x *Segment) GetCreatorUid() uint32 {
 	if x != nil {
-		return x.Creator
+		return x.CreatorUid
 	}
 	return 0
+}
+
+func (x *Segment) GetCreatorGid() uint32 {
+	if x != nil {
+		return x.CreatorGid
+	}
+	return 0
+}
+
+func (x *Segment) GetLocked() bool {
+	if x != nil {
+		return x.Locked
+	}
+	return false
 }
 
 // SessionTerminal is the controlling terminal of a session. A process has it by its birth, so it is among what a skeleton
@@ -2350,15 +2366,19 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\aSYMLINK\x10\x06\"0\n" +
 	"\x06Extent\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x04R\x03end\"\x97\x01\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\"\xd7\x01\n" +
 	"\aSegment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\x11R\x03key\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x05 \x01(\rR\x03gid\x12\x18\n" +
-	"\aremoved\x18\x06 \x01(\bR\aremoved\x12\x18\n" +
-	"\acreator\x18\a \x01(\rR\acreator\"\x9f\x01\n" +
+	"\aremoved\x18\x06 \x01(\bR\aremoved\x12\x1f\n" +
+	"\vcreator_uid\x18\a \x01(\rR\n" +
+	"creatorUid\x12\x1f\n" +
+	"\vcreator_gid\x18\b \x01(\rR\n" +
+	"creatorGid\x12\x16\n" +
+	"\x06locked\x18\t \x01(\bR\x06locked\"\x9f\x01\n" +
 	"\x0fSessionTerminal\x12\x10\n" +
 	"\x03sid\x18\x01 \x01(\rR\x03sid\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
