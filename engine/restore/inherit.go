@@ -45,7 +45,7 @@ func newHeritage(layout *images.Layout, fill func(ctx context.Context, s *Skelet
 // ripen gives a process its memory, before it bears a child. It may be none of the tree.
 func (s *Skeleton) ripen(ctx context.Context, p *process) error {
 	h := s.env.heritage
-	if h == nil || p == nil || p.space != nil {
+	if h == nil || p == nil || p.space != nil || p.Second(p.Shared.VM) {
 		return nil
 	}
 	i := slices.IndexFunc(h.layout.Spaces, func(sp *images.Space) bool { return int(sp.PID) == p.VPID })
@@ -85,7 +85,7 @@ func (p *process) begin(ctx context.Context, target []*vma.VmaEntry) ([]*vma.Vma
 // fillSpace puts the pages of a process from a checkpoint into it, once.
 func (s *Skeleton) fillSpace(ctx context.Context, dir string, pid uint32) error {
 	p := s.procs[int(pid)]
-	if p == nil || p.filled {
+	if p == nil || p.filled || p.writer == nil { // without one, its memory is that of another process
 		return nil
 	}
 	if _, err := images.ReadPages(ctx, dir, pid, s); err != nil && !errors.Is(err, os.ErrNotExist) {
