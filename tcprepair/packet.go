@@ -10,6 +10,7 @@ const (
 	flagFIN = 0x01
 	flagRST = 0x04
 	flagACK = 0x10
+	flagURG = 0x20 // packet marks the first byte of the payload
 )
 
 // AckProbe is an IP packet as the peer could have sent it: one byte that the connection has received already. The restored
@@ -34,6 +35,9 @@ func (s *State) packet(seq uint32, flags byte, payload []byte) []byte {
 	tcp[12] = 5 << 4
 	tcp[13] = flags | flagACK
 	binary.BigEndian.PutUint16(tcp[14:], uint16(min(s.Window.SndWnd>>s.SendScale, 65535)))
+	if flags&flagURG != 0 {
+		binary.BigEndian.PutUint16(tcp[18:], 1)
+	}
 	tcp = append(tcp, payload...)
 	src, dst := s.Remote.Addr().Unmap(), s.Local.Addr().Unmap()
 	binary.BigEndian.PutUint16(tcp[16:], tcpChecksum(src, dst, tcp))

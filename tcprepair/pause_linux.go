@@ -1,7 +1,6 @@
 package tcprepair
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -152,12 +151,6 @@ func saveSettings(fd int, st *State) error {
 	if err := st.Settings.save(fd, st.Name(), false, onConn, st.V6); err != nil {
 		return err
 	}
-	// MSG_OOB answers EINVAL where there is no urgent byte that waits.
-	var b [1]byte
-	_, _, err := unix.Recvfrom(fd, b[:], unix.MSG_OOB|unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	if !errors.Is(err, unix.EINVAL) {
-		return &NotCarriedError{Socket: st.Name(), What: "urgent data that the program has not read"}
-	}
 	clamp, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
 	if err != nil {
 		return fmt.Errorf("%s: %w", windowClamp, err)
@@ -180,11 +173,7 @@ func saveQueues(fd int, st *State) error {
 		}
 		defer unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, int(off)) //nolint:errcheck // it was its own value
 	}
-	inq, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
-	if err != nil {
-		return fmt.Errorf("SIOCINQ: %w", err)
-	}
-	if st.RecvQueue, st.RecvSeq, err = saveQueue(fd, recvQueue, inq); err != nil {
+	if err := saveReceived(fd, st); err != nil {
 		return fmt.Errorf("receive queue: %w", err)
 	}
 	outq, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)

@@ -166,7 +166,7 @@ func negotiated(fd int, st *State) error {
 // fillQueues writes both queues. In repair, what goes into the send queue counts as sent; so what was never sent is written
 // outside of repair, with a peer that lets nothing be sent until Release tells otherwise.
 func fillQueues(fd int, st *State) error {
-	if err := writeQueue(fd, recvQueue, st.RecvQueue); err != nil {
+	if err := fillReceived(fd, st); err != nil {
 		return fmt.Errorf("receive queue: %w", err)
 	}
 	sent := st.SendQueue[:len(st.SendQueue)-int(st.Unsent)]

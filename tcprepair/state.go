@@ -70,6 +70,16 @@ type Window struct {
 	RcvWup    uint32 // what was received when we last acknowledged
 }
 
+// Urgent says what became of the urgent byte that stands in the receive queue (MSG_OOB of recv(2)).
+type Urgent uint8
+
+// The program reads the byte by MSG_OOB or, with SO_OOBINLINE, in its place.
+const (
+	NotUrgent     Urgent = iota
+	UrgentWaits          // it was not read
+	UrgentWasRead        // it was read by MSG_OOB, and is passed over in the queue
+)
+
 // Linger is SO_LINGER (socket(7)).
 type Linger struct {
 	On      bool
@@ -96,6 +106,8 @@ type State struct {
 	ReadShutdown bool
 
 	RecvQueue []byte // received in order and not read yet
+	Urgent    Urgent // whether there is a mark of urgent data in RecvQueue
+	UrgentAt  uint32 // where in RecvQueue the urgent byte is
 	RecvSeq   uint32 // number of the next byte after RecvQueue (the peer's FIN, if received, has this number)
 	SendQueue []byte // written by the program, not acknowledged by the peer
 	SendSeq   uint32 // number of the next byte after SendQueue (our FIN, if any, has this number)
@@ -190,6 +202,9 @@ func (s *State) Validate() error {
 	}
 	if s.TCP == FinWait2 && len(s.SendQueue) > 0 {
 		bad("SendQueue", "%d bytes in state %v", len(s.SendQueue), s.TCP)
+	}
+	if s.Urgent > UrgentWasRead || s.Urgent != NotUrgent && uint64(s.UrgentAt) >= uint64(len(s.RecvQueue)) || s.Urgent == NotUrgent && s.UrgentAt != 0 {
+		bad("Urgent, UrgentAt", "%d at %d of %d bytes", s.Urgent, s.UrgentAt, len(s.RecvQueue))
 	}
 	if s.ReadShutdown && s.TCP.peerClosed() {
 		bad("ReadShutdown", "in state %v", s.TCP)

@@ -14,7 +14,7 @@ import (
 // order of its declaration. Integers are little-endian in their own size, bools one byte, strings and byte strings have
 // their length (4 bytes) before them, addresses are strings, Options is a count and that many pairs of name and
 // 8-byte value in the order of the names.
-const tcpVersion = 2
+const tcpVersion = 3
 
 // EncodeTCP lays a connection out for an image.
 func EncodeTCP(s *tcprepair.State) []byte {
@@ -72,6 +72,8 @@ func (c *coder) state(s *tcprepair.State) *coder {
 	c.u8((*uint8)(&s.TCP))
 	c.bool(&s.ReadShutdown)
 	c.bytes(&s.RecvQueue)
+	c.u8((*uint8)(&s.Urgent))
+	c.u32(&s.UrgentAt)
 	c.u32(&s.RecvSeq)
 	c.bytes(&s.SendQueue)
 	c.u32(&s.SendSeq)
