@@ -12,6 +12,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/ns"
 	"migrate/engine/remote"
 	"migrate/engine/sock"
 )
@@ -39,7 +40,11 @@ func (p *unixPlan) actor(ctx context.Context, e *fdinfo.FileEntry, cred *sock.Cr
 	if cred == nil {
 		return &actor{caller: home}, nil
 	}
-	a := &actor{caller: home, cred: cred, groups: groups}
+	a := &actor{caller: home}
+	var err error
+	if a.cred, a.groups, err = p.inside(cred, groups); err != nil {
+		return nil, err
+	}
 	if cred.PID == 0 {
 		return a, nil
 	}
@@ -48,6 +53,28 @@ func (p *unixPlan) actor(ctx context.Context, e *fdinfo.FileEntry, cred *sock.Cr
 		a.caller = c
 	}
 	return a, err
+}
+
+// inside translates user and groups to what the tree's user namespace calls them.
+func (p *unixPlan) inside(cred *sock.Cred, groups []uint32) (*sock.Cred, []uint32, error) {
+	spaces := p.r.cp.Namespaces
+	if spaces == nil || spaces.User == nil {
+		return cred, groups, nil
+	}
+	uid, ok := ns.IDInside(spaces.User.GetUidMap(), cred.UID)
+	gid, ok2 := ns.IDInside(spaces.User.GetGidMap(), cred.GID)
+	if !ok || !ok2 {
+		return nil, nil, fmt.Errorf("user %d or group %d, whom the kernel remembers for it, is not mapped in the user namespace", cred.UID, cred.GID)
+	}
+	out := make([]uint32, 0, len(groups))
+	for _, g := range groups {
+		id, ok := ns.IDInside(spaces.User.GetGidMap(), g)
+		if !ok {
+			return nil, nil, fmt.Errorf("group %d, which the kernel remembers for it, is not mapped in the user namespace", g)
+		}
+		out = append(out, id)
+	}
+	return &sock.Cred{PID: cred.PID, UID: uid, GID: gid}, out, nil
 }
 
 // process is the one that the tree knows under an id, or one that stands for it; nil if the id is taken by another one.

@@ -119,7 +119,6 @@ func TestLateLocks(t *testing.T) {
 
 // TestLayoutRefuses maps what is not carried, each in a program of its own.
 func TestLayoutRefuses(t *testing.T) {
-	const size = 2 << 20
 	for _, c := range []struct {
 		kind string
 		make func(t *testing.T, p *target)

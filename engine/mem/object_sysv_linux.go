@@ -150,7 +150,7 @@ func newSegment(pid int, r *imagespb.Object) (*Object, error) {
 		if o.file != nil {
 			err = errors.Join(err, o.file.Close())
 		}
-		return nil, fmt.Errorf("System V shared memory %d (key 0x%x): %w", s.GetId(), uint32(s.GetKey()), err)
+		return nil, fmt.Errorf("shared memory %d of System V (key 0x%x): %w", s.GetId(), uint32(s.GetKey()), err)
 	}
 	o.addWriter()
 	o.writer.foreign = o.foreign
