@@ -84,8 +84,41 @@ func dumpIPC(d *dumper) error {
 			}
 			s.set(d.out.IPC, v)
 		}
+		if err := d.posixQueues(); err != nil {
+			return err
+		}
 		return d.ipcObjects()
 	})
+}
+
+// posixQueues refuses POSIX message queues (mq_overview(7)): reading their messages takes them out. It looks at a mount of
+// its own, which shows the queues of the namespace that the calling thread is in.
+func (d *dumper) posixQueues() (err error) {
+	fsys, err := unix.Fsopen("mqueue", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return nil // a kernel without them
+	}
+	if err != nil {
+		return fmt.Errorf("POSIX message queues: fsopen: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(fsys)) }()
+	if err := unix.FsconfigCreate(fsys); err != nil {
+		return fmt.Errorf("POSIX message queues: fsconfig: %w", err)
+	}
+	mount, err := unix.Fsmount(fsys, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("POSIX message queues: fsmount: %w", err)
+	}
+	dir, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err := errors.Join(err, unix.Close(mount)); err != nil {
+		return fmt.Errorf("POSIX message queues: %w", err)
+	}
+	f := os.NewFile(uintptr(dir), "POSIX message queues")
+	names, err := f.Readdirnames(-1)
+	for _, name := range names {
+		d.refuse("POSIX message queue /"+name, "its messages cannot be read without being taken out", "let the program remove it (mq_unlink)")
+	}
+	return errors.Join(err, f.Close())
 }
 
 func restoreIPC(r *restorer) error {
