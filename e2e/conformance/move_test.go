@@ -28,9 +28,17 @@ import (
 
 // stays names the programs that are not moved here, and why.
 var stays = map[string]string{
-	"deleted_rofs": "it takes down a mount of the mount namespace that it would leave",
+	"deleted_name": "a name that a deleted file has in another directory is found in a stopped tree only",
+	"deleted_rofs": "it takes down a mount that it would leave",
 	"fanotify":     "it compares the numbers of mounts, which are others in another mount namespace",
+	"fifos":        "the source still has the same FIFOs open: both hosts are one here",
+	"leases":       "the source still has its leases on the same files",
+	"locks":        "the source still has its locks on the same files",
+	"mem_cow":      "it looks for memory that a fork shares, which a move copies",
+	"pidfds":       "it has a handle of a process that does not move",
+	"proc_files":   "it compares namespaces by their numbers",
 	"tcp_states":   "one of its connections leads to a socket that nobody holds any more, which stays behind",
+	"tcp_urgent":   "urgent data between two sockets of the tree cannot be put back without a lock (sock.Lock)",
 }
 
 // TestMove moves every program as an agent does, on one host: into a skeleton in namespaces of its own, which follows the

@@ -55,11 +55,13 @@ func load(program []byte, progType, attachType, attachTo uint32, name string) (i
 	}
 	attr.progType, attr.attachType, attr.attachToID = progType, attachType, attachTo
 	attr.insnCount = uint32(len(program) / 8)
+	var pin runtime.Pinner // the kernel is given addresses as numbers, and a goroutine's stack moves when it grows
+	defer pin.Unpin()
+	pin.Pin(&program[0])
+	pin.Pin(&license[0])
 	attr.insns, attr.license = uint64(uintptr(unsafe.Pointer(&program[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
 	copy(attr.name[:15], name)
 	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(program)
-	runtime.KeepAlive(license)
 	return fd, err
 }
 
@@ -76,16 +78,18 @@ func attachIngress(prog int, index uint32) (int, error) {
 
 // RunIterator runs the program for one thread and returns what it wrote, of at most limit bytes.
 func RunIterator(prog int, tid uint32, limit int) (_ []byte, err error) {
-	info := [4]uint32{tid} // union bpf_iter_link_info: task.tid
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	info := &[4]uint32{tid} // union bpf_iter_link_info: task.tid
+	pin.Pin(info)
 	var link struct {
 		prog, target, attachType, flags uint32
 		info                            uint64
 		infoLen, pad                    uint32
 	}
 	link.prog, link.attachType = uint32(prog), bpfTraceIter
-	link.info, link.infoLen = uint64(uintptr(unsafe.Pointer(&info))), uint32(unsafe.Sizeof(info))
+	link.info, link.infoLen = uint64(uintptr(unsafe.Pointer(info))), uint32(unsafe.Sizeof(*info))
 	lfd, err := bpf(bpfLinkCreate, unsafe.Pointer(&link), unsafe.Sizeof(link))
-	runtime.KeepAlive(&info)
 	if err != nil {
 		return nil, fmt.Errorf("BPF link: %w", err)
 	}

@@ -36,11 +36,13 @@ func load(program []byte) (int, error) {
 		name                [16]byte
 	}
 	attr.progType, attr.insnCount, attr.flags = bpfProgTypeSyscall, uint32(len(program)/8), bpfSleepable
+	var pin runtime.Pinner // the kernel is given addresses as numbers, and a goroutine's stack moves when it grows
+	defer pin.Unpin()
+	pin.Pin(&program[0])
+	pin.Pin(&license[0])
 	attr.insns, attr.license = uint64(uintptr(unsafe.Pointer(&program[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
 	copy(attr.name[:], "migrate_peek")
 	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(program)
-	runtime.KeepAlive(license)
 	return fd, err
 }
 
@@ -54,9 +56,11 @@ func run(prog int, ctx []byte) error {
 		ctx, ctxBack                  uint64
 		flags, cpu, batch, pad        uint32
 	}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&ctx[0])
 	attr.prog, attr.ctxIn, attr.ctx = uint32(prog), uint32(len(ctx)), uint64(uintptr(unsafe.Pointer(&ctx[0])))
 	_, err := bpf(bpfProgTestRun, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(ctx)
 	return err
 }
 

@@ -1,6 +1,9 @@
 package task
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // build makes the processes: from the top down those that are born of their parents, then, as long as there is anybody
 // who can, those that are not.
@@ -125,7 +128,7 @@ func (g *grouping) move(n *planned, group int) {
 
 // joinGroups lets the processes whose number a group carries make it, and then the members join. Such a process may have
 // moved on into another group itself; it does so when all who are to join its own have.
-func (p *planner) joinGroups() {
+func (p *planner) joinGroups() error {
 	g := &grouping{planner: p, members: map[int]int{}, waiting: map[int]int{}}
 	all := slices.Concat(p.order, p.groups)
 	var movers []*planned
@@ -152,11 +155,12 @@ func (p *planner) joinGroups() {
 			}
 		}
 	}
-	g.joinAll(movers)
+	return g.joinAll(movers)
 }
 
-// joinAll lets the members join their groups. Whoever still keeps a group alive for others goes last.
-func (g *grouping) joinAll(movers []*planned) {
+// joinAll lets the members join their groups. Whoever still keeps a group alive for others goes last. It fails where a group
+// is to be joined that nobody is in and nobody can make, as that of a process that was built and has moved on since.
+func (g *grouping) joinAll(movers []*planned) error {
 	keepers := 0
 	for len(movers) > 0 {
 		var left []*planned
@@ -171,7 +175,10 @@ func (g *grouping) joinAll(movers []*planned) {
 		if len(left) == len(movers) {
 			// Each keeps a group alive that another is to join. A helper keeps the first one's.
 			i := slices.IndexFunc(left, func(n *planned) bool { return n.PGID == n.PID || g.members[n.PGID] > 0 })
-			n := left[max(i, 0)]
+			if i < 0 {
+				return fmt.Errorf("pid %d: nobody is in its group %d any more, and nobody can make it again", left[0].PID, left[0].PGID)
+			}
+			n := left[i]
 			keepers++
 			g.steps = append(g.steps, Step{Op: Fork, PID: -keepers, By: n.PID, Helper: true})
 			g.groups = append(g.groups, &planned{Node: Node{PID: -keepers}, helper: true, by: n.PID, group: n.group})
@@ -179,6 +186,7 @@ func (g *grouping) joinAll(movers []*planned) {
 		}
 		movers = left
 	}
+	return nil
 }
 
 // endHelpers ends the helpers, the last that was made first.

@@ -120,7 +120,9 @@ func PlanTree(tree []Node) ([]Step, error) {
 	if err := p.build(); err != nil {
 		return nil, err
 	}
-	p.joinGroups()
+	if err := p.joinGroups(); err != nil {
+		return nil, err
+	}
 	p.endHelpers()
 	return p.steps, nil
 }
