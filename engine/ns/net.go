@@ -14,7 +14,7 @@ import (
 	"migrate/engine/images/imagespb"
 )
 
-const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside, with their addresses, flags and masters; routes, rules, permanent neighbours and all sysctls; not with firewall rules, queueing disciplines or IPsec, nor devices that lead to another namespace"
+const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside, with their addresses, flags and masters; routes, rules, permanent neighbours and all sysctls; not with firewall rules, queueing disciplines or IPsec, nor devices that lead to another namespace; tracked connections (conntrack) are lost"
 
 // Sizes of the fixed parts of messages (rtnetlink(7)).
 const (
