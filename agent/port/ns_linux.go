@@ -3,9 +3,10 @@ package port
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/thread"
 )
 
 // ownNetns opens the network namespace of the calling thread.
@@ -21,26 +22,22 @@ func ownNetns() (*os.File, error) {
 // home ends with its goroutine.
 func inside(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	thread.Go(func() bool {
 		home, err := ownNetns()
 		if err != nil {
-			runtime.UnlockOSThread()
 			done <- err
-			return
+			return true
 		}
 		defer home.Close() //nolint:errcheck // a reference only
 		if err := setns(ns); err != nil {
-			runtime.UnlockOSThread()
 			done <- err
-			return
+			return true
 		}
 		err = fn()
-		if setns(home) == nil {
-			runtime.UnlockOSThread()
-		}
+		back := setns(home) == nil
 		done <- err
-	}()
+		return back
+	})
 	return <-done
 }
 

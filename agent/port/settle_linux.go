@@ -4,10 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/thread"
 )
 
 // A frame that has passed the gate is not received yet: it waits in the queue of the processor on which it was sent, for
@@ -34,20 +35,17 @@ func (g *Gate) settle() error {
 		return nil
 	}
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	thread.Go(func() bool {
 		home, err := becomeUrgent()
 		if err != nil {
-			runtime.UnlockOSThread()
 			done <- err
-			return
+			return true
 		}
 		err = g.settleEach(&home.cpus)
-		if home.comeBack() == nil {
-			runtime.UnlockOSThread() // else the thread ends here
-		}
+		back := home.comeBack() == nil
 		done <- err
-	}()
+		return back
+	})
 	if err := <-done; err != nil {
 		return fmt.Errorf("gate of %q: %w", g.name, err)
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/restore"
+	"migrate/engine/thread"
 )
 
 // stays names the programs that are not moved here, and why.
@@ -226,16 +226,12 @@ func (d *direct) Send(_ context.Context, space uint32, runs []mem.Run, data []by
 	return nil
 }
 
-// loopbackUp switches lo on in a network namespace. The thread that goes there does not come back.
+// loopbackUp switches lo on in a network namespace.
 func loopbackUp(net *os.File) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := unix.Setns(int(net.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = testns.LoopbackUp()
+	return thread.ThrowAway(func() error {
+		if err := unix.Setns(int(net.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		done <- err
-	}()
-	return <-done
+		return testns.LoopbackUp()
+	})
 }

@@ -8,12 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"migrate/e2e/lab/pid1"
+	"migrate/engine/thread"
 )
 
 // Host is a virtual host, or the clients' namespace. Its methods fail with ErrDown while it is not up.
@@ -160,17 +160,12 @@ func (h *Host) inNetns(ctx context.Context, f func() error) error {
 		return fmt.Errorf("%s: %w", h.name, err)
 	}
 	defer func() { _ = ns.Close() }()
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread is thrown away with the goroutine, and with it the namespace it is in.
-		runtime.LockOSThread()
+	return thread.ThrowAway(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("%s: setns: %w", h.name, err)
-			return
+			return fmt.Errorf("%s: setns: %w", h.name, err)
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }
 
 // Reboot ends everything that runs in the host, as a loss of power does, and starts it anew: with its disk, a new boot id, clocks

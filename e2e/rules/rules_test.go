@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"coordinator/pki":     {},
 	"coordinator/api":     {"agent/api"},
 	"agent/api":           {},
-	"agent/port":          {},
+	"agent/port":          {"engine/thread"},
 	"agent":               {"agent", "engine", "pagexfer", "coordinator/handoff", "coordinator/api", "coordinator/client", "coordinator/pki"},
 	"coordinator":         {"coordinator", "arch", "agent/api"},
 	"migrate":             {"agent", "coordinator", "engine", "e2e/lab", "e2e/demo"},

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/arch"
+	"migrate/engine/thread"
 )
 
 // Offsets are those of a time namespace: what is added to the host's clocks to give the tree's (time_namespaces(7)).
@@ -76,8 +76,8 @@ func StartSeed(ctx context.Context, offsets *Offsets) (*Init, error) {
 	})
 }
 
-// start runs fn with an executable file on a thread of its own, which is never used again: the time namespace for its
-// children may have been changed for good, so it is never unlocked and ends with its goroutine.
+// start runs fn with an executable file on a thread that ends with it: the time namespace for its children may have been
+// changed for good.
 func start(ctx context.Context, name string, elf []byte, fn func(image *os.File) (*Init, error)) (*Init, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -87,21 +87,15 @@ func start(ctx context.Context, name string, elf []byte, fn func(image *os.File)
 		return nil, err
 	}
 	defer func() { _ = image.Close() }() // the new process has it mapped
-	type result struct {
-		init *Init
-		err  error
+	var init *Init
+	err = thread.ThrowAway(func() (err error) {
+		init, err = fn(image)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread()
-		i, err := fn(image)
-		done <- result{i, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("starting %s: %w", name, r.err)
-	}
-	return r.init, nil
+	return init, nil
 }
 
 // memoryFile returns a file in memory that can be executed.
@@ -125,7 +119,7 @@ func newTimeNamespace(o Offsets) error {
 	return writeOffsets(unix.Gettid(), o)
 }
 
-// startIn runs on a locked thread that is thrown away afterwards.
+// startIn runs on a thread that is thrown away afterwards.
 func startIn(image *os.File, spec Spec) (*Init, error) {
 	if err := newTimeNamespace(spec.Offsets); err != nil {
 		return nil, err

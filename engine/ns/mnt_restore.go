@@ -16,6 +16,7 @@ import (
 
 	"migrate/engine/images/imagespb"
 	"migrate/engine/remote"
+	"migrate/engine/thread"
 )
 
 // The commands of fsconfig(2), which x/sys knows only wrapped.
@@ -166,7 +167,7 @@ func (t *mountTree) fill(fd int, x *imagespb.Mount) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unix.Close(dir)) }()
-	return throwAway(func() error {
+	return thread.ThrowAway(func() error {
 		if err := t.asOwner(); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"migrate/engine/images"
 	"migrate/engine/remote"
+	"migrate/engine/thread"
 )
 
 // Requests of ioctl_nsfs(2), which x/sys lacks.
@@ -198,7 +199,7 @@ func AsOwner(in *images.Namespaces, fn func() error) error {
 	if in == nil || in.User == nil {
 		return fn()
 	}
-	return throwAway(func() error {
+	return thread.ThrowAway(func() error {
 		r := &restorer{in: in}
 		if err := r.asOwner(); err != nil {
 			return err

@@ -19,11 +19,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/thread"
 )
 
 // Errors that callers match with errors.Is.
@@ -76,16 +77,17 @@ func New() *Tracer {
 	}
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
-	go t.serve()
+	thread.Go(func() bool {
+		t.serve()
+		return false // the thread ends, and with it the kernel lets go of all tracees
+	})
 	go t.notify(sigchld)
 	return t
 }
 
-// serve runs requests on a thread of its own. Ending the goroutine while it is locked ends the thread, and with it
-// the kernel lets go of all tracees.
+// serve runs requests on its thread.
 func (t *Tracer) serve() {
 	defer close(t.ended)
-	runtime.LockOSThread()
 	t.tid = unix.Gettid()
 	// While this thread waits for a processor, stopped programs stand still, and a call that a stop has made fail
 	// waits to be mended (rewind.go). Without the right to it, it is as it is.

@@ -3,9 +3,10 @@ package sock
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/thread"
 )
 
 // A Place is where a thread should be while it makes sockets. The zero value is where this program is.
@@ -22,45 +23,37 @@ func In(p Place, fn func() error) error {
 		return fn()
 	}
 	done := make(chan error, 1)
-	go func() { done <- onThread(p, fn) }()
+	thread.Go(func() bool {
+		back, err := at(p, fn)
+		done <- err
+		return back
+	})
 	return <-done
 }
 
-// onThread moves the current thread. It goes back afterwards if only the network namespace was changed; a
-// thread that has a root of its own is given up: it ends with the goroutine, because it stays locked.
-func onThread(p Place, fn func() error) error {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// The first thread stands for the whole program in /proc/PID, so it is never moved. While this goroutine
-		// holds it, the next one gets another thread.
-		done := make(chan error, 1)
-		go func() { done <- onThread(p, fn) }()
-		defer runtime.UnlockOSThread()
-		return <-done
-	}
+// at moves the current thread. It goes back afterwards if only the network namespace was changed; a thread that has a root
+// of its own is given up.
+func at(p Place, fn func() error) (back bool, err error) {
 	if p.Root != "" {
 		if err := enterRoot(p); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if p.NetNS == nil {
-		return fn()
+		return false, fn()
 	}
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil && p.Root == "" {
-		return fmt.Errorf("open this thread's network namespace: %w", err)
+		return true, fmt.Errorf("open this thread's network namespace: %w", err)
 	}
 	if home >= 0 {
 		defer func() { _ = unix.Close(home) }() // a namespace's handle: nothing is lost
 	}
 	if err := unix.Setns(int(p.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter the workload's network namespace: %w", err)
+		return p.Root == "", fmt.Errorf("enter the workload's network namespace: %w", err)
 	}
 	err = fn()
-	if p.Root == "" && unix.Setns(home, unix.CLONE_NEWNET) == nil {
-		runtime.UnlockOSThread()
-	}
-	return err
+	return p.Root == "" && unix.Setns(home, unix.CLONE_NEWNET) == nil, err
 }
 
 func enterRoot(p Place) error {

@@ -191,8 +191,9 @@ int main(void)
 	set("/proc/sys/net/ipv4/ping_group_range", "5 50");
 	do { /* until the kernel has made its own addresses, and knows that no other has them */
 		usleep(10000);
-		state(text[0]);
+		get(text[0], "/proc/net/if_inet6");
 	} while (strstr(text[0], " c0 ") || !strstr(text[0], "       v0") || !strstr(text[0], "       v1"));
+	state(text[0]);
 	sort(text[0]);
 	ready();
 	state(text[1]);
