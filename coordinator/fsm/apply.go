@@ -212,6 +212,7 @@ func (s *State) migrationEntry(c *logpb.MigrationEntry, now int64) Result {
 		m.EndedUnixNs = now
 	}
 	known(m, c)
+	m.Error = why(m.Error, before, after, c)
 	s.Migrations[c.GetId()] = m
 	w := s.own(m, before, after)
 	return Result{Migration: m, Workload: w}
@@ -229,10 +230,18 @@ func known(m *logpb.Migration, c *logpb.MigrationEntry) {
 	if len(c.GetConnections()) > 0 {
 		m.Connections = c.GetConnections()
 	}
-	m.Error = cmp.Or(m.Error, c.GetReason())
-	if handoff.Phase(m.GetRecord().GetPhase()) == handoff.PhaseResumed || handoff.EntryKind(c.GetKind()) == handoff.EntryEndAttempt {
-		m.Error = ""
+}
+
+// why is what people read as the reason of the state that the entry leads to. What happens while the outcome is open
+// replaces what was said before; of what follows from a decision, the first word is the reason and the rest its consequence.
+func why(said string, before, after handoff.Record, c *logpb.MigrationEntry) string {
+	switch {
+	case after.Phase == handoff.PhaseResumed, handoff.EntryKind(c.GetKind()) == handoff.EntryStartSwitch:
+		return ""
+	case before.Phase.BeforeCommit():
+		return cmp.Or(c.GetReason(), said)
 	}
+	return cmp.Or(said, c.GetReason())
 }
 
 // own changes the owner of the workload as the record says, and lets go of it when the migration is closed.

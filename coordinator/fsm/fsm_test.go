@@ -101,6 +101,36 @@ func TestMove(t *testing.T) {
 	}
 }
 
+// TestWhy follows what people read as the reason of a migration's state.
+func TestWhy(t *testing.T) {
+	l := cluster(t)
+	if res := l.begin("m1", "w", "host2", 1); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	for i, c := range []struct {
+		entry     handoff.Entry
+		says, why string
+	}{
+		{handoff.Entry{Kind: handoff.EntryStartCopy}, "", ""},
+		{handoff.Entry{Kind: handoff.EntryStartSwitch, Attempt: 1}, "", ""},
+		{handoff.Entry{Kind: handoff.EntryEndAttempt, Attempt: 1}, "slow", "slow"},
+		{handoff.Entry{Kind: handoff.EntryStartSwitch, Attempt: 2}, "", ""},
+		{handoff.Entry{Kind: handoff.EntryEndAttempt, Attempt: 2}, "slow again", "slow again"},
+		{handoff.Entry{Kind: handoff.EntryAbort}, "silent", "silent"},
+		{handoff.Entry{Kind: handoff.EntryConfirmed}, "the switch was superseded", "silent"},
+	} {
+		cmd := EntryCommand("m1", c.entry)
+		cmd.Reason = c.says
+		res := l.apply(&logpb.Command{Command: &logpb.Command_MigrationEntry{MigrationEntry: cmd}})
+		if res.Err != nil {
+			t.Fatal(i, res.Err)
+		}
+		if res.Migration.GetError() != c.why {
+			t.Errorf("after %v, said %q: %q, not %q", c.entry, c.says, res.Migration.GetError(), c.why)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	l := cluster(t)
 	l.create("starting", "host1")
