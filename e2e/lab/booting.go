@@ -143,7 +143,7 @@ func (h *Host) spec(st *state) (boot.Spec, error) {
 	return boot.Spec{
 		Name: h.name,
 		Disk: filepath.Join(h.lab.dir, disksDir, h.name), Root: filepath.Join(h.lab.dir, rootsDir, h.name), Hide: h.lab.dir,
-		Share: st.Share, Init: filepath.Join(h.lab.dir, initFile), Program: st.Program, Cgroup2: top, Hosts: hostsText(st.Hosts),
+		Share: st.Share, Shared: st.Shared, Init: filepath.Join(h.lab.dir, initFile), Program: st.Program, Cgroup2: top, Hosts: hostsText(st.Hosts),
 		BootID: newUUID(), MachineID: hex.EncodeToString(id[:16]),
 		Uptime: uptime, Suspended: suspended,
 	}, nil

@@ -52,6 +52,8 @@ type Options struct {
 	// Share are directories of the machine that each host sees in the same place, read-only. Without it a host does not
 	// see the machine's /tmp and /run.
 	Share []string
+	// Shared are directories of the machine that each host sees in the same place and may write, as storage that hosts share.
+	Shared []string
 	// Detach says that the lab stays up when this process ends, until Down. Otherwise it is left to be removed by the next Up.
 	Detach bool
 }
@@ -165,7 +167,7 @@ func (l *Lab) clean(ctx context.Context) error {
 // tearDownTimeout bounds the end of processes that were killed. A process that sits in the kernel for longer is an error.
 const tearDownTimeout = 20 * time.Second
 
-func (o Options) state() (*state, error) {
+func (o Options) state() (_ *state, err error) {
 	st := &state{Hosts: o.Hosts, Bandwidth: o.Bandwidth, Program: o.Program, Agent: o.Agent, AgentEnv: o.AgentEnv, Boots: map[int]int{}}
 	if st.Hosts == 0 {
 		st.Hosts = 3
@@ -186,7 +188,18 @@ func (o Options) state() (*state, error) {
 	if st.Agent == nil {
 		st.Agent = []string{boot.ProgramPath, "agent", "--config", configPath}
 	}
-	for _, dir := range o.Share {
+	if st.Share, err = directories(o.Share); err != nil {
+		return nil, err
+	}
+	if st.Shared, err = directories(o.Shared); err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// directories makes paths of directories, which must exist, absolute.
+func directories(list []string) (out []string, err error) {
+	for _, dir := range list {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
 			return nil, fmt.Errorf("lab: shared directory: %w", err)
@@ -194,9 +207,9 @@ func (o Options) state() (*state, error) {
 		if _, err := os.Stat(abs); err != nil {
 			return nil, fmt.Errorf("lab: shared directory: %w", err)
 		}
-		st.Share = append(st.Share, abs)
+		out = append(out, abs)
 	}
-	return st, nil
+	return out, nil
 }
 
 // Open returns the lab that is up in a state directory (default DefaultStateDir); ErrNoLab when there is none.

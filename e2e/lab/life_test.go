@@ -182,17 +182,23 @@ func TestAgents(t *testing.T) {
 }
 
 func TestShareAndProgram(t *testing.T) {
-	share := t.TempDir()
+	share, disk := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(share, "file"), []byte("shared"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, l := up(t, func(o *Options) { o.Hosts, o.Share, o.Program = 1, []string{share}, "/bin/echo" })
+	ctx, l := up(t, func(o *Options) {
+		o.Hosts, o.Share, o.Shared, o.Program = 1, []string{share}, []string{disk}, "/bin/echo"
+	})
 	h := l.Host("host1")
 	if got := exec(ctx, t, h, "cat", share+"/file"); got != "shared" {
 		t.Errorf("the shared file holds %q", got)
 	}
 	if _, err := h.Exec(ctx, "touch", share+"/new"); err == nil {
 		t.Error("a shared directory can be written to")
+	}
+	exec(ctx, t, h, "sh", "-c", "echo written > "+disk+"/file")
+	if got, err := os.ReadFile(filepath.Join(disk, "file")); err != nil || string(got) != "written\n" {
+		t.Errorf("the file that the host has written holds %q, %v", got, err)
 	}
 	if got := exec(ctx, t, h, "migrate", "hello"); got != "hello" {
 		t.Errorf("the program says %q", got)

@@ -49,6 +49,7 @@ type state struct {
 	Agent     []string    `json:"agent"`
 	AgentEnv  []string    `json:"agent_env,omitempty"`
 	Share     []string    `json:"share,omitempty"`
+	Shared    []string    `json:"shared,omitempty"`
 	Up        bool        `json:"up"`       // Up has ended well
 	Detached  bool        `json:"detached"` // the lab outlives the process that made it
 	Killed    []string    `json:"killed,omitempty"`

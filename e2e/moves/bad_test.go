@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/e2e/cluster"
 )
 
 // sleeper is a program that notices nothing; python3 programs for tests of what is refused end with it.
@@ -25,9 +27,9 @@ const sleeper = "\nimport time\nprint('up', flush=True)\ntime.sleep(1000)\n"
 func (s *scope) refused(target []string, to string, words ...string) {
 	s.Helper()
 	for _, verb := range []string{"plan", "move"} {
-		args := append([]string{migrate, verb}, target...)
+		args := append([]string{cluster.Migrate, verb}, target...)
 		began := time.Now()
-		text := s.fails(0, "host1", append(args, "--to", to)...)
+		text := s.Fails(0, "host1", append(args, "--to", to)...)
 		s.mention(text, words...)
 		if d := time.Since(began); d > 15*time.Second {
 			s.Errorf("%s took %v to be refused", verb, d)
@@ -51,7 +53,7 @@ type instance struct {
 func (s *scope) ps(name string) instance {
 	s.Helper()
 	var list []instance
-	if err := json.Unmarshal([]byte(s.on("host1", migrate, "ps", "--all", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(s.On("host1", cluster.Migrate, "ps", "--all", "-o", "json")), &list); err != nil {
 		s.Fatal(err)
 	}
 	for _, w := range list {
@@ -76,7 +78,7 @@ func (s *scope) unmoved(before instance) {
 // runs checks that a process of a host is neither stopped nor traced nor frozen.
 func (s *scope) runs(host string, pid int) {
 	s.Helper()
-	text := s.on(host, "cat", "/proc/"+strconv.Itoa(pid)+"/status")
+	text := s.On(host, "cat", "/proc/"+strconv.Itoa(pid)+"/status")
 	state, tracer := "", ""
 	for line := range strings.Lines(text) {
 		switch f := strings.Fields(line); {
@@ -89,7 +91,7 @@ func (s *scope) runs(host string, pid int) {
 	if state != "R" && state != "S" || tracer != "0" {
 		s.Errorf("pid %d on %s has state %q and tracer %q", pid, host, state, tracer)
 	}
-	frozen := s.on(host, "sh", "-c", `cat /sys/fs/cgroup/unified$(sed -n 's/^0:://p' /proc/`+strconv.Itoa(pid)+`/cgroup)/cgroup.freeze 2>/dev/null || true`)
+	frozen := s.On(host, "sh", "-c", `cat /sys/fs/cgroup/unified$(sed -n 's/^0:://p' /proc/`+strconv.Itoa(pid)+`/cgroup)/cgroup.freeze 2>/dev/null || true`)
 	if strings.TrimSpace(frozen) == "1" {
 		s.Errorf("pid %d on %s is in a frozen cgroup", pid, host)
 	}
@@ -98,7 +100,7 @@ func (s *scope) runs(host string, pid int) {
 // TestRefusedTargets names processes and hosts that no move can be about.
 func TestRefusedTargets(t *testing.T) {
 	s := begin(t, time.Minute)
-	s.workload("still", "", "sleep", "1000")
+	s.Workload("still", "", "sleep", "1000")
 	before := s.ps("still")
 	s.refused([]string{"--pid", "99999"}, "host2", "99999")
 	s.refused([]string{"--pid", "-3"}, "host2", "-3")
@@ -108,14 +110,14 @@ func TestRefusedTargets(t *testing.T) {
 	s.refused([]string{"still"}, "host1", "host1", "same host")
 	s.refused([]string{"still", "--host", "host2"}, "host3", "still", "host1", "host2")
 	for _, flags := range [][]string{{"--strategy", "magic"}, {"--on-timeout", "hope"}, {"--bandwidth", "fast"}, {"--compress", "zip"}, {"--max-downtime", "-1s"}} {
-		text := s.fails(0, "host1", append([]string{migrate, "move", "still", "--to", "host2"}, flags...)...)
+		text := s.Fails(0, "host1", append([]string{cluster.Migrate, "move", "still", "--to", "host2"}, flags...)...)
 		s.mention(text, flags[0], flags[1])
 	}
-	s.fails(0, "host1", migrate, "move", "still")
-	s.fails(0, "host1", migrate, "move", "--to", "host2")
-	s.fails(0, "host1", migrate, "move", "still", "--pid", "1", "--to", "host2")
+	s.Fails(0, "host1", cluster.Migrate, "move", "still")
+	s.Fails(0, "host1", cluster.Migrate, "move", "--to", "host2")
+	s.Fails(0, "host1", cluster.Migrate, "move", "still", "--pid", "1", "--to", "host2")
 	s.unmoved(before)
-	s.move("still", "host2") // and nothing of all this is in the way of a good move
+	s.Move("still", "host2") // and nothing of all this is in the way of a good move
 }
 
 // TestKernelThread refuses a thread of the kernel. No virtual host sees one, so the machine's own is asked for.
@@ -126,7 +128,7 @@ func TestKernelThread(t *testing.T) {
 		t.Skip("no kernel thread can be seen from here; engine/task tests the rule")
 	}
 	dir := filepath.Join(t.TempDir(), "dump")
-	out, err := exec.CommandContext(s.ctx, filepath.Join(share, "migrate"), "dump", "--pid", "2", "--dir", dir).CombinedOutput()
+	out, err := exec.CommandContext(s.Ctx, filepath.Join(cluster.Share, "migrate"), "dump", "--pid", "2", "--dir", dir).CombinedOutput()
 	if err == nil {
 		t.Fatalf("a kernel thread was dumped: %s", out)
 	}
@@ -158,11 +160,11 @@ attr = ctypes.create_string_buffer(b'\x01\0\0\0\x70\0\0\0', 128)
 		t.Run(c.name, func(t *testing.T) {
 			s := begin(t, time.Minute)
 			name := "bad-" + c.name
-			s.workload(name, "", "/usr/bin/python3", "-c", c.script+sleeper)
-			s.logs(name, "up\n")
+			s.Workload(name, "", "/usr/bin/python3", "-c", c.script+sleeper)
+			s.Logs(name, "up\n")
 			before := s.ps(name)
 			s.refused([]string{name}, "host2", append(c.words, "pid "+strconv.Itoa(before.PID))...)
-			s.fails(3, "host1", migrate, "plan", name, "--to", "host2")
+			s.Fails(3, "host1", cluster.Migrate, "plan", name, "--to", "host2")
 			s.unmoved(before)
 		})
 	}
@@ -172,17 +174,17 @@ attr = ctypes.create_string_buffer(b'\x01\0\0\0\x70\0\0\0', 128)
 func TestMissingFile(t *testing.T) {
 	s := begin(t, time.Minute)
 	for path, words := range map[string][]string{"/srv/only-on-host1": nil, "/srv/differs": {"bytes"}} {
-		if err := hosts.Host("host1").WriteFile(s.ctx, path, []byte("what host1 has\n"), 0o644); err != nil {
+		if err := cluster.Hosts.Host("host1").WriteFile(s.Ctx, path, []byte("what host1 has\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if words != nil {
-			if err := hosts.Host("host2").WriteFile(s.ctx, path, []byte("short\n"), 0o644); err != nil {
+			if err := cluster.Hosts.Host("host2").WriteFile(s.Ctx, path, []byte("short\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
 		name := "holds-" + filepath.Base(path)
-		s.workload(name, "", "/usr/bin/python3", "-c", "f = open('"+path+"')\nf.readline()"+sleeper)
-		s.logs(name, "up\n")
+		s.Workload(name, "", "/usr/bin/python3", "-c", "f = open('"+path+"')\nf.readline()"+sleeper)
+		s.Logs(name, "up\n")
 		before := s.ps(name)
 		s.refused([]string{name}, "host2", append(words, path, "host2")...)
 		s.unmoved(before)
@@ -193,10 +195,10 @@ func TestMissingFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	const program = "/srv/own-program"
-	if err := hosts.Host("host1").WriteFile(s.ctx, program, sleep, 0o755); err != nil {
+	if err := cluster.Hosts.Host("host1").WriteFile(s.Ctx, program, sleep, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s.workload("own-program", "", program, "1000")
+	s.Workload("own-program", "", program, "1000")
 	before := s.ps("own-program")
 	s.refused([]string{"own-program"}, "host2", program, "host2")
 	s.unmoved(before)
@@ -206,12 +208,12 @@ func TestMissingFile(t *testing.T) {
 func TestAddressInUse(t *testing.T) {
 	s := begin(t, time.Minute)
 	const ip, endpoint = "10.77.0.72", "10.77.0.72:8080"
-	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	bin, err := cluster.Build(s.Ctx, "migrate/e2e/workloads/goserver", "goserver")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.workload("claimed", ip+"/24", bin, "0.0.0.0:8080")
-	s.awaitListener(endpoint)
+	s.Workload("claimed", ip+"/24", bin, "0.0.0.0:8080")
+	s.AwaitListener(endpoint)
 	c := s.counter(endpoint)
 	c.add(5)
 	before := s.ps("claimed")
@@ -219,7 +221,7 @@ func TestAddressInUse(t *testing.T) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // that of the test is over
 		defer cancel()
-		(&scope{t, ctx}).unfloat("host2", ip+"/24")
+		(&scope{&cluster.Scope{T: t, Ctx: ctx}}).unfloat("host2", ip+"/24")
 	})
 	s.refused([]string{"claimed"}, "host2", ip, "host2")
 	c.add(5)
@@ -233,7 +235,7 @@ func TestMovingAlready(t *testing.T) {
 	id := g.slowMove("host2")
 	s.refused([]string{"twice"}, "host3", "twice", "moving", id)
 	s.refused([]string{"twice"}, "host2", "twice", "moving", id)
-	s.on("host3", migrate, "cancel", id)
+	s.On("host3", cluster.Migrate, "cancel", id)
 	g.stays(id, "cancelled")
 	s.unmoved(g.before)
 }
@@ -242,7 +244,7 @@ func TestMovingAlready(t *testing.T) {
 func TestCtrlC(t *testing.T) {
 	s := begin(t, time.Minute)
 	g := s.busy("interrupted", "10.77.0.74")
-	cmd := hosts.Host("host1").Command(s.ctx, append([]string{migrate, "move", "interrupted", "--to", "host2"}, slow...)...)
+	cmd := cluster.Hosts.Host("host1").Command(s.Ctx, append([]string{cluster.Migrate, "move", "interrupted", "--to", "host2"}, slow...)...)
 	var text strings.Builder
 	cmd.Stdout, cmd.Stderr = &text, &text
 	if err := cmd.Start(); err != nil {
@@ -260,7 +262,7 @@ func TestCtrlC(t *testing.T) {
 	s.mention(text.String(), "source_running", "interrupted")
 	g.stays(id, "interrupted")
 	s.unmoved(g.before)
-	s.move("interrupted", "host2") // what was cancelled is not in the way
+	s.Move("interrupted", "host2") // what was cancelled is not in the way
 	g.goesOn()
 }
 
@@ -269,11 +271,11 @@ func TestCancel(t *testing.T) {
 	s := begin(t, time.Minute)
 	g := s.busy("cancelled", "10.77.0.75")
 	id := g.slowMove("host2")
-	s.on("host2", migrate, "cancel", id)
+	s.On("host2", cluster.Migrate, "cancel", id)
 	g.stays(id, "cancelled")
 	s.unmoved(g.before)
-	s.fails(0, "host1", migrate, "cancel", "m-nonsense")
-	r := s.move("cancelled", "host2")
-	s.mention(s.fails(0, "host1", migrate, "cancel", r.ID), r.ID) // the ownership has moved
+	s.Fails(0, "host1", cluster.Migrate, "cancel", "m-nonsense")
+	r := s.Move("cancelled", "host2")
+	s.mention(s.Fails(0, "host1", cluster.Migrate, "cancel", r.ID), r.ID) // the ownership has moved
 	g.goesOn()
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"migrate/e2e/cluster"
 	"migrate/e2e/lab"
 )
 
@@ -30,7 +31,7 @@ const bridge = "br0"
 // onBridge calls fn with the bridge of a host.
 func (s *scope) onBridge(host string, fn func(*netlink.Handle, netlink.Link) error) {
 	s.Helper()
-	pid, err := hosts.Host(host).PID(s.ctx)
+	pid, err := cluster.Hosts.Host(host).PID(s.Ctx)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func (s *scope) unfloat(host, cidr string) {
 func (s *scope) whereIs(ip string) (list []string) {
 	s.Helper()
 	want := netip.MustParseAddr(ip)
-	for _, host := range hosts.Hosts() {
+	for _, host := range cluster.Hosts.Hosts() {
 		s.onBridge(host.Name(), func(h *netlink.Handle, l netlink.Link) error {
 			addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
 			for _, a := range addrs {
@@ -94,8 +95,8 @@ func (s *scope) whereIs(ip string) (list []string) {
 // bare starts a program on host1 that no agent knows of. It ends with the test, if it has not moved away.
 func (s *scope) bare(args ...string) *lab.Cmd {
 	s.Helper()
-	ctx, cancel := context.WithCancel(s.ctx)
-	cmd := hosts.Host("host1").Command(ctx, args...)
+	ctx, cancel := context.WithCancel(s.Ctx)
+	cmd := cluster.Hosts.Host("host1").Command(ctx, args...)
 	if err := cmd.Start(); err != nil {
 		cancel()
 		s.Fatal(err)
@@ -122,7 +123,7 @@ func (s *scope) counter(endpoint string) *counter {
 		if c.dials++; c.dials > 1 {
 			return nil, errors.New("the connection was lost, and this client must not connect again")
 		}
-		return dialer(endpoint)(ctx)
+		return cluster.Dialer(endpoint)(ctx)
 	}}}
 	s.Cleanup(c.http.CloseIdleConnections)
 	return c
@@ -140,7 +141,7 @@ func (c *counter) add(n int) {
 }
 
 func (c *counter) get(path string) (string, error) {
-	req, err := http.NewRequestWithContext(c.s.ctx, http.MethodGet, "http://"+c.endpoint+path, nil)
+	req, err := http.NewRequestWithContext(c.s.Ctx, http.MethodGet, "http://"+c.endpoint+path, nil)
 	if err != nil {
 		return "", err
 	}
@@ -163,7 +164,7 @@ func (s *scope) nameOf(host string, pid int) string {
 		Name, Host string
 		PID        int
 	}
-	if err := json.Unmarshal([]byte(s.on("host1", migrate, "ps", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(s.On("host1", cluster.Migrate, "ps", "-o", "json")), &list); err != nil {
 		s.Fatal(err)
 	}
 	for _, w := range list {
@@ -180,25 +181,25 @@ func (s *scope) nameOf(host string, pid int) string {
 func TestBareProcess(t *testing.T) {
 	s := begin(t, time.Minute)
 	const ip, endpoint = "10.77.0.70", "10.77.0.70:8080"
-	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	bin, err := cluster.Build(s.Ctx, "migrate/e2e/workloads/goserver", "goserver")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.float("host1", ip+"/24")
 	cmd := s.bare(bin, endpoint)
-	s.awaitListener(endpoint)
+	s.AwaitListener(endpoint)
 	c := s.counter(endpoint)
 	c.add(10)
 
-	r := s.moveOn("host1", "--pid", strconv.Itoa(cmd.PID), "--to", "host2")
+	r := s.MoveOn("host1", "--pid", strconv.Itoa(cmd.PID), "--to", "host2")
 	name := s.nameOf("host2", r.DestinationPID)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if t.Failed() {
-			s.diagnose(ctx, name)
+			s.Diagnose(ctx, name)
 		}
-		if _, err := hosts.Host("host1").Exec(ctx, migrate, "stop", name, "--grace", "1s"); err != nil {
+		if _, err := cluster.Hosts.Host("host1").Exec(ctx, cluster.Migrate, "stop", name, "--grace", "1s"); err != nil {
 			t.Errorf("stopping %s: %v", name, err)
 		}
 	})
@@ -218,7 +219,7 @@ func TestBareProcess(t *testing.T) {
 		t.Errorf("the process on host1 is still there (%v)", err)
 	}
 
-	s.move(name, "host3")
+	s.Move(name, "host3")
 	c.add(10)
 	if got := s.whereIs(ip); !slices.Equal(got, []string{"host3"}) {
 		t.Errorf("%s is an address of %v, want host3 alone", ip, got)
@@ -226,29 +227,29 @@ func TestBareProcess(t *testing.T) {
 	if got, err := c.get("/health"); err != nil || !strings.HasPrefix(got, "ok") {
 		t.Errorf("/health answers %q, %v", got, err)
 	}
-	s.awaitListener(endpoint) // new clients find it, too
+	s.AwaitListener(endpoint) // new clients find it, too
 }
 
 // TestBareProcessOnHostAddress refuses to move a connection whose address stays behind, and names it.
 func TestBareProcessOnHostAddress(t *testing.T) {
 	s := begin(t, time.Minute)
-	endpoint := net.JoinHostPort(hosts.Host("host1").Addr().String(), "8090")
-	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	endpoint := net.JoinHostPort(cluster.Hosts.Host("host1").Addr().String(), "8090")
+	bin, err := cluster.Build(s.Ctx, "migrate/e2e/workloads/goserver", "goserver")
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := s.bare(bin, endpoint)
-	s.awaitListener(endpoint)
+	s.AwaitListener(endpoint)
 	c := s.counter(endpoint)
 	c.add(10)
 	pid := strconv.Itoa(cmd.PID)
 
-	text := s.fails(3, "host1", migrate, "plan", "--pid", pid, "--to", "host2")
-	s.mention(text, endpoint, hosts.Client().Addr().String(), pid)
-	text = s.fails(1, "host1", migrate, "move", "--pid", pid, "--to", "host2")
-	s.mention(text, endpoint, hosts.Client().Addr().String(), pid)
+	text := s.Fails(3, "host1", cluster.Migrate, "plan", "--pid", pid, "--to", "host2")
+	s.mention(text, endpoint, cluster.Hosts.Client().Addr().String(), pid)
+	text = s.Fails(1, "host1", cluster.Migrate, "move", "--pid", pid, "--to", "host2")
+	s.mention(text, endpoint, cluster.Hosts.Client().Addr().String(), pid)
 	c.add(10)
-	if got := s.whereIs(hosts.Host("host1").Addr().String()); !slices.Equal(got, []string{"host1"}) {
+	if got := s.whereIs(cluster.Hosts.Host("host1").Addr().String()); !slices.Equal(got, []string{"host1"}) {
 		t.Errorf("the address of host1 is on %v", got)
 	}
 }

@@ -17,30 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"migrate/e2e/cluster"
 	"migrate/e2e/demo"
 )
-
-// dialer opens connections from where clients are: on the switch, on no host.
-func dialer(endpoint string) demo.Dial {
-	return func(ctx context.Context) (net.Conn, error) { return hosts.Client().Dial(ctx, "tcp", endpoint) }
-}
-
-// awaitListener returns when something takes connections at the endpoint.
-func (s *scope) awaitListener(endpoint string) {
-	s.Helper()
-	for {
-		c, err := dialer(endpoint)(s.ctx)
-		if err == nil {
-			_ = c.Close()
-			return
-		}
-		select {
-		case <-s.ctx.Done():
-			s.Fatalf("nothing listens on %s: %v", endpoint, err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
 
 func redisCommand(t *testing.T) []string {
 	t.Helper()
@@ -55,18 +34,18 @@ func redisCommand(t *testing.T) []string {
 func TestRedisUnderLoad(t *testing.T) {
 	s := begin(t, 5*time.Minute)
 	const endpoint = "10.77.0.60:6379"
-	s.workload("redis", "10.77.0.60/24", redisCommand(t)...)
-	s.awaitListener(endpoint)
+	s.Workload("redis", "10.77.0.60/24", redisCommand(t)...)
+	s.AwaitListener(endpoint)
 	const size = 1 << 30
 	s.fill(endpoint, size)
-	clients, err := demo.StartClients(s.ctx, 8, dialer(endpoint))
+	clients, err := demo.StartClients(s.Ctx, 8, cluster.Dialer(endpoint))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer clients.Stop()
 	for _, to := range []string{"host2", "host3", "host1"} {
 		clients.Report()
-		s.move("redis", to)
+		s.Move("redis", to)
 		before := clients.Report()
 		s.progress(clients, before.Increments+100)
 		r := clients.Report()
@@ -76,7 +55,7 @@ func TestRedisUnderLoad(t *testing.T) {
 		t.Logf("longest wait of a client: %v", before.Longest)
 	}
 	clients.Stop()
-	if wrong, err := clients.Verify(s.ctx, dialer(endpoint)); err != nil || wrong != 0 {
+	if wrong, err := clients.Verify(s.Ctx, cluster.Dialer(endpoint)); err != nil || wrong != 0 {
 		t.Fatalf("%d increments are wrong, %v", wrong, err)
 	}
 	s.checkFill(endpoint, size)
@@ -92,7 +71,7 @@ func (s *scope) progress(c *demo.Clients, increments int64) {
 			s.Fatal(r.Errors)
 		case r.Increments >= increments:
 			return
-		case s.ctx.Err() != nil:
+		case s.Ctx.Err() != nil:
 			s.Fatalf("the clients stand at %d increments, want %d", r.Increments, increments)
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -120,7 +99,7 @@ func blockOf(i int) []byte {
 // fill stores size bytes, as many keys over one connection.
 func (s *scope) fill(endpoint string, size int) {
 	s.Helper()
-	c, err := dialer(endpoint)(s.ctx)
+	c, err := cluster.Dialer(endpoint)(s.Ctx)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -140,7 +119,7 @@ func (s *scope) fill(endpoint string, size int) {
 
 func (s *scope) checkFill(endpoint string, size int) {
 	s.Helper()
-	c, err := dialer(endpoint)(s.ctx)
+	c, err := cluster.Dialer(endpoint)(s.Ctx)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -164,20 +143,20 @@ func (s *scope) checkFill(endpoint string, size int) {
 func TestGoServer(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	const endpoint = "10.77.0.61:8080"
-	bin, err := build(s.ctx, "migrate/e2e/workloads/goserver", "goserver")
+	bin, err := cluster.Build(s.Ctx, "migrate/e2e/workloads/goserver", "goserver")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.workload("goserver", "10.77.0.61/24", bin, "0.0.0.0:8080")
-	s.awaitListener(endpoint)
+	s.Workload("goserver", "10.77.0.61/24", bin, "0.0.0.0:8080")
+	s.AwaitListener(endpoint)
 	dials := 0
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		dials++
-		return dialer(endpoint)(ctx)
+		return cluster.Dialer(endpoint)(ctx)
 	}}}
 	get := func(path string) string {
 		t.Helper()
-		req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, "http://"+endpoint+path, nil)
+		req, err := http.NewRequestWithContext(s.Ctx, http.MethodGet, "http://"+endpoint+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -200,7 +179,7 @@ func TestGoServer(t *testing.T) {
 				t.Fatalf("/count answers %s, want %d", got, count)
 			}
 		}
-		s.move("goserver", to)
+		s.Move("goserver", to)
 		if got := get("/health"); !strings.HasPrefix(got, "ok") {
 			t.Fatal(got)
 		}
@@ -225,24 +204,24 @@ func TestPython(t *testing.T) {
 	for i := range 4000 {
 		fmt.Fprintln(&numbers, i)
 	}
-	data := filepath.Join(share, "numbers")
+	data := filepath.Join(cluster.Share, "numbers")
 	if err := os.WriteFile(data, []byte(numbers.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s.workload("python", "", bin, s.script("threads.py"), "1000", data)
-	s.logs("python", "up\n")
-	s.move("python", "host2")
-	s.move("python", "host3")
-	s.logs("python", "done 4000\n")
+	s.Workload("python", "", bin, s.script("threads.py"), "1000", data)
+	s.Logs("python", "up\n")
+	s.Move("python", "host2")
+	s.Move("python", "host3")
+	s.Logs("python", "done 4000\n")
 }
 
 // TestShellPipeline moves a pipeline of several processes in one session.
 func TestShellPipeline(t *testing.T) {
 	s := begin(t, 2*time.Minute)
-	s.workload("pipeline", "", "/bin/bash", s.script("pipeline.sh"), "300")
-	s.logs("pipeline", "up\n")
-	s.move("pipeline", "host3", "--max-downtime", "500ms") // each of its processes costs some milliseconds
-	s.logs("pipeline", "sum 135450 lines 300\n")
+	s.Workload("pipeline", "", "/bin/bash", s.script("pipeline.sh"), "300")
+	s.Logs("pipeline", "up\n")
+	s.Move("pipeline", "host3", "--max-downtime", "500ms") // each of its processes costs some milliseconds
+	s.Logs("pipeline", "sum 135450 lines 300\n")
 }
 
 // script makes a script of e2e/workloads/scripts visible to the hosts and returns its path there.
@@ -252,7 +231,7 @@ func (s *scope) script(name string) string {
 	if err != nil {
 		s.Fatal(err)
 	}
-	path := filepath.Join(share, name)
+	path := filepath.Join(cluster.Share, name)
 	if err := os.WriteFile(path, text, 0o755); err != nil {
 		s.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"migrate/e2e/cluster"
 	"migrate/e2e/demo"
 )
 
@@ -13,9 +14,9 @@ import (
 func TestFiftyMoves(t *testing.T) {
 	s := begin(t, 5*time.Minute)
 	const endpoint = "10.77.0.62:6379"
-	s.workload("shuttle", "10.77.0.62/24", redisCommand(t)...)
-	s.awaitListener(endpoint)
-	clients, err := demo.StartClients(s.ctx, 8, dialer(endpoint))
+	s.Workload("shuttle", "10.77.0.62/24", redisCommand(t)...)
+	s.AwaitListener(endpoint)
+	clients, err := demo.StartClients(s.Ctx, 8, cluster.Dialer(endpoint))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,14 +26,14 @@ func TestFiftyMoves(t *testing.T) {
 		if i%2 == 1 {
 			to = "host1"
 		}
-		r := s.move("shuttle", to)
+		r := s.Move("shuttle", to)
 		if want := uint64(i + 2); r.Epoch != want {
 			t.Errorf("move %d: epoch %d, want %d", i, r.Epoch, want)
 		}
 		s.progress(clients, clients.Report().Increments+20)
 	}
 	clients.Stop()
-	if wrong, err := clients.Verify(s.ctx, dialer(endpoint)); err != nil || wrong != 0 {
+	if wrong, err := clients.Verify(s.Ctx, cluster.Dialer(endpoint)); err != nil || wrong != 0 {
 		t.Fatalf("%d increments are wrong, %v", wrong, err)
 	}
 }

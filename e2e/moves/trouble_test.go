@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"migrate/e2e/cluster"
 	"migrate/e2e/demo"
 	"migrate/e2e/lab"
 )
@@ -38,11 +39,11 @@ type busyServer struct {
 func (s *scope) busy(name, ip string) *busyServer {
 	s.Helper()
 	g := &busyServer{s: s, name: name, endpoint: ip + ":6379"}
-	s.workload(name, ip+"/24", redisCommand(s.T)...)
-	s.awaitListener(g.endpoint)
+	s.Workload(name, ip+"/24", redisCommand(s.T)...)
+	s.AwaitListener(g.endpoint)
 	s.fill(g.endpoint, busyMiB<<20)
 	var err error
-	if g.clients, err = demo.StartClients(s.ctx, 4, dialer(g.endpoint)); err != nil {
+	if g.clients, err = demo.StartClients(s.Ctx, 4, cluster.Dialer(g.endpoint)); err != nil {
 		s.Fatal(err)
 	}
 	s.Cleanup(g.clients.Stop)
@@ -65,8 +66,8 @@ type migration struct {
 // slowMove begins a move that takes long, and returns its id when pages are on their way.
 func (g *busyServer) slowMove(to string, flags ...string) string {
 	g.s.Helper()
-	args := append([]string{migrate, "move", g.name, "--to", to, "--detach"}, slow...)
-	return g.awaitCopy(strings.TrimSpace(g.s.on("host1", append(args, flags...)...)))
+	args := append([]string{cluster.Migrate, "move", g.name, "--to", to, "--detach"}, slow...)
+	return g.awaitCopy(strings.TrimSpace(g.s.On("host1", append(args, flags...)...)))
 }
 
 // awaitCopy returns the id of the server's move when pages are on their way. `migrate watch` would tell, but prints for people.
@@ -74,7 +75,7 @@ func (g *busyServer) awaitCopy(id string) string {
 	g.s.Helper()
 	for {
 		var list []migration
-		if err := json.Unmarshal([]byte(g.s.on("host1", migrate, "history", "-o", "json")), &list); err != nil {
+		if err := json.Unmarshal([]byte(g.s.On("host1", cluster.Migrate, "history", "-o", "json")), &list); err != nil {
 			g.s.Fatal(err)
 		}
 		for _, m := range list {
@@ -89,7 +90,7 @@ func (g *busyServer) awaitCopy(id string) string {
 			}
 		}
 		select {
-		case <-g.s.ctx.Done():
+		case <-g.s.Ctx.Done():
 			g.s.Fatalf("no copy of %s has begun: %+v", g.name, list)
 		case <-time.After(50 * time.Millisecond):
 		}
@@ -99,13 +100,13 @@ func (g *busyServer) awaitCopy(id string) string {
 // ended waits for the end of a move and returns it.
 func (g *busyServer) ended(id string) migration {
 	g.s.Helper()
-	_, err := hosts.Host("host1").Exec(g.s.ctx, migrate, "watch", id)
+	_, err := cluster.Hosts.Host("host1").Exec(g.s.Ctx, cluster.Migrate, "watch", id)
 	var exit *lab.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		g.s.Fatal(err)
 	}
 	var m migration
-	if err := json.Unmarshal([]byte(g.s.on("host1", migrate, "status", id, "-o", "json")), &m); err != nil {
+	if err := json.Unmarshal([]byte(g.s.On("host1", cluster.Migrate, "status", id, "-o", "json")), &m); err != nil {
 		g.s.Fatal(err)
 	}
 	return m
@@ -128,7 +129,7 @@ func (g *busyServer) stays(id string, reasons ...string) {
 }
 
 // gone lists the words by which an error may call a host that is lost.
-func gone(host string) []string { return []string{host, hosts.Host(host).Addr().String()} }
+func gone(host string) []string { return []string{host, cluster.Hosts.Host(host).Addr().String()} }
 
 // goesOn checks that every client gets on, and that none has waited for a second or more since the last look.
 func (g *busyServer) goesOn() {
@@ -137,7 +138,7 @@ func (g *busyServer) goesOn() {
 	want, longest := r.Increments+100, r.Longest
 	for r.Increments < want && len(r.Errors) == 0 {
 		select {
-		case <-g.s.ctx.Done():
+		case <-g.s.Ctx.Done():
 			g.s.Fatalf("the clients stand at %d increments, want %d", r.Increments, want)
 		case <-time.After(5 * time.Millisecond): // what they do is counted, not announced
 		}
@@ -208,10 +209,10 @@ func (g *busyServer) repaired(what func(ctx context.Context) error) {
 		if err := what(ctx); err != nil {
 			g.s.Errorf("putting the cluster right: %v", err)
 		}
-		if err := awaitNodes(ctx, 3); err != nil {
+		if err := cluster.AwaitNodes(ctx, 3); err != nil {
 			g.s.Errorf("the cluster has not come back: %v", err)
 		}
-		for late := (&scope{g.s.T, ctx}); late.ps(g.name).Migration != ""; {
+		for late := (&scope{&cluster.Scope{T: g.s.T, Ctx: ctx}}); late.ps(g.name).Migration != ""; {
 			select {
 			case <-ctx.Done():
 				g.s.Errorf("%s is still called moving: %+v", g.name, late.ps(g.name))
@@ -227,8 +228,8 @@ func TestAgentDiesDuringCopy(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	g := s.busy("widowed", "10.77.0.76")
 	id := g.slowMove("host2")
-	g.repaired(func(ctx context.Context) error { return hosts.Host("host2").StartAgent(ctx) })
-	if err := hosts.Host("host2").SignalAgent(s.ctx, syscall.SIGKILL); err != nil {
+	g.repaired(func(ctx context.Context) error { return cluster.Hosts.Host("host2").StartAgent(ctx) })
+	if err := cluster.Hosts.Host("host2").SignalAgent(s.Ctx, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	g.stays(id, gone("host2")...)
@@ -245,8 +246,8 @@ func TestLinkDiesDuringCopy(t *testing.T) {
 			s := begin(t, 2*time.Minute)
 			g := s.busy("cut-"+name, map[string]string{"pages": "10.77.0.77", "all": "10.77.0.78"}[name])
 			id := g.slowMove("host2")
-			g.repaired(func(ctx context.Context) error { return hosts.Heal(ctx) })
-			if err := hosts.CutPair(s.ctx, "host1", "host2", false, plane); err != nil {
+			g.repaired(func(ctx context.Context) error { return cluster.Hosts.Heal(ctx) })
+			if err := cluster.Hosts.CutPair(s.Ctx, "host1", "host2", false, plane); err != nil {
 				t.Fatal(err)
 			}
 			g.stays(id, gone("host2")...)
@@ -259,8 +260,8 @@ func TestDestinationCutOff(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	g := s.busy("cut-off", "10.77.0.79")
 	id := g.slowMove("host3")
-	g.repaired(func(ctx context.Context) error { return hosts.Heal(ctx) })
-	if err := hosts.Cut(s.ctx, "host3"); err != nil {
+	g.repaired(func(ctx context.Context) error { return cluster.Hosts.Heal(ctx) })
+	if err := cluster.Hosts.Cut(s.Ctx, "host3"); err != nil {
 		t.Fatal(err)
 	}
 	g.stays(id, gone("host3")...)
@@ -272,15 +273,15 @@ func TestDestinationDown(t *testing.T) {
 		down func(context.Context, *lab.Host) error
 		up   func(context.Context, *lab.Host) error
 	}{
-		"cut":     {func(ctx context.Context, h *lab.Host) error { return hosts.Cut(ctx, h.Name()) }, func(ctx context.Context, _ *lab.Host) error { return hosts.Heal(ctx) }},
+		"cut":     {func(ctx context.Context, h *lab.Host) error { return cluster.Hosts.Cut(ctx, h.Name()) }, func(ctx context.Context, _ *lab.Host) error { return cluster.Hosts.Heal(ctx) }},
 		"stalled": {func(ctx context.Context, h *lab.Host) error { return h.Stall(ctx) }, func(ctx context.Context, h *lab.Host) error { return h.Unstall(ctx) }},
 		"killed":  {func(ctx context.Context, h *lab.Host) error { return h.SignalAgent(ctx, syscall.SIGKILL) }, func(ctx context.Context, h *lab.Host) error { return h.StartAgent(ctx) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := begin(t, 2*time.Minute)
 			g := s.busy("homely-"+name, map[string]string{"cut": "10.77.0.80", "stalled": "10.77.0.81", "killed": "10.77.0.82"}[name])
-			g.repaired(func(ctx context.Context) error { return c.up(ctx, hosts.Host("host3")) })
-			if err := c.down(s.ctx, hosts.Host("host3")); err != nil {
+			g.repaired(func(ctx context.Context) error { return c.up(ctx, cluster.Hosts.Host("host3")) })
+			if err := c.down(s.Ctx, cluster.Hosts.Host("host3")); err != nil {
 				t.Fatal(err)
 			}
 			s.refused([]string{g.name}, "host3", "host3")
@@ -293,8 +294,8 @@ func TestDestinationDown(t *testing.T) {
 // TestTroubleLeavesNothing looks for what moves that failed might have left on the hosts: the tests before it have made many.
 func TestTroubleLeavesNothing(t *testing.T) {
 	s := begin(t, time.Minute)
-	for _, h := range hosts.Hosts() {
-		list := strings.Fields(s.on(h.Name(), "sh", "-c", `for p in /proc/[0-9]*; do [ -r "$p/comm" ] && cat "$p/comm"; done | sort | uniq`))
+	for _, h := range cluster.Hosts.Hosts() {
+		list := strings.Fields(s.On(h.Name(), "sh", "-c", `for p in /proc/[0-9]*; do [ -r "$p/comm" ] && cat "$p/comm"; done | sort | uniq`))
 		for _, comm := range []string{"redis-server", "goserver", "python3"} {
 			if slices.Contains(list, comm) {
 				t.Errorf("%s still runs %s", h.Name(), comm)

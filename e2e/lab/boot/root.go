@@ -63,6 +63,11 @@ func buildRoot(spec Spec) error {
 			return err
 		}
 	}
+	for _, dir := range spec.Shared {
+		if err := bind(dir, spec.Root+dir, false); err != nil {
+			return err
+		}
+	}
 	return identify(spec)
 }
 

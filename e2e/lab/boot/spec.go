@@ -49,6 +49,8 @@ type Spec struct {
 	Hide string `json:"hide,omitempty"`
 	// Share are directories of the machine that the host sees, read-only, where the machine has them.
 	Share []string `json:"share,omitempty"`
+	// Shared are such directories that the host may write.
+	Shared []string `json:"shared,omitempty"`
 	// Init and Program are files of the machine: what the host's pid 1 is, and what it finds as ProgramPath.
 	Init    string `json:"init,omitempty"`
 	Program string `json:"program,omitempty"`
