@@ -45,8 +45,10 @@ var (
 type Tracer struct {
 	requests chan func()
 	quit     chan struct{}
-	ended    chan struct{} // closed when the thread is gone
-	once     sync.Once
+	ended    chan struct{} // closed when no request is taken any more
+	end      *thread.End   // of the thread
+	closing  sync.Once
+	closeErr error
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next SIGCHLD
@@ -77,11 +79,15 @@ func New() *Tracer {
 	}
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
+	begun := make(chan struct{})
 	thread.Go(func() bool {
+		t.end = thread.OfThisThread()
+		close(begun)
 		t.serve()
 		return false // the thread ends, and with it the kernel lets go of all tracees
 	})
 	go t.notify(sigchld)
+	<-begun
 	return t
 }
 
@@ -131,11 +137,14 @@ func (t *Tracer) notify(sigchld chan os.Signal) {
 	}
 }
 
-// Close ends the tracer. Tracees that were not detached run on, or are killed if seized with PTRACE_O_EXITKILL.
+// Close ends the tracer, and returns when the kernel has let go of all tracees. Those that were not detached run on, or are killed if seized with PTRACE_O_EXITKILL.
 func (t *Tracer) Close() error {
-	t.once.Do(func() { close(t.quit) })
-	<-t.ended
-	return nil
+	t.closing.Do(func() {
+		close(t.quit)
+		<-t.ended
+		t.closeErr = t.end.Await()
+	})
+	return t.closeErr
 }
 
 // onThread marks the contexts that OnThread hands out.

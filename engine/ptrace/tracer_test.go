@@ -230,6 +230,26 @@ func TestSeizeAllOfBusyProcess(t *testing.T) {
 	}
 }
 
+// TestCloseLetsGo: once Close has returned, another tracer can have the thread, which runs.
+func TestCloseLetsGo(t *testing.T) {
+	kerneltest.Root(t)
+	pid := start(t, "sleep", "60").Process.Pid
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for i := range 300 {
+		tracer := New()
+		if err := tracer.Seize(ctx, pid, 0); err != nil {
+			t.Fatalf("the tracer before has not let go (%d): %v", i, err)
+		}
+		if _, err := tracer.Stop(ctx, pid); err != nil {
+			t.Fatal(err)
+		}
+		if err := tracer.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDebuggedProcessIsNamed(t *testing.T) {
 	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)

@@ -9,7 +9,10 @@
 package thread
 
 import (
+	"errors"
+	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,4 +48,39 @@ func ThrowAway(fn func() error) error {
 		return false
 	})
 	return <-done
+}
+
+// End is when the kernel has let go of all that hangs on a thread. A goroutine that returns on its thread is gone before
+// the thread is.
+type End struct {
+	tid   int
+	pidfd int // -1 before Linux 6.9, which has none of threads
+}
+
+// OfThisThread returns the End of the calling thread, which somebody else awaits.
+func OfThisThread() *End {
+	e := &End{tid: unix.Gettid()}
+	var err error
+	if e.pidfd, err = unix.PidfdOpen(e.tid, unix.PIDFD_THREAD); err != nil {
+		e.pidfd = -1
+	}
+	return e
+}
+
+// Await returns when the thread has ended. It is called once, and only when the thread is to end.
+func (e *End) Await() error {
+	if e.pidfd < 0 {
+		// Nothing tells; it takes some microseconds.
+		for unix.Tgkill(unix.Getpid(), e.tid, 0) == nil {
+			time.Sleep(100 * time.Microsecond)
+		}
+		return nil
+	}
+	defer func() { _ = unix.Close(e.pidfd) }() // a handle: nothing is lost
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(e.pidfd), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("poll of a thread's pidfd", err)
+		}
+	}
 }

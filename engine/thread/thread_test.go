@@ -3,6 +3,8 @@
 package thread
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"runtime"
 	"sync"
@@ -29,20 +31,24 @@ func TestNeverTheFirst(t *testing.T) {
 }
 
 func TestThrownAwayThreadEnds(t *testing.T) {
-	for range 50 {
-		var fd int
-		err := ThrowAway(func() (err error) {
-			fd, err = unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); err != nil && err != unix.EINTR {
-			t.Fatal(err)
-		}
-		if err := unix.Close(fd); err != nil {
-			t.Fatal(os.NewSyscallError("close", err))
+	for _, old := range []bool{false, true} { // kernels without pidfds of threads
+		for range 50 {
+			var end *End
+			if err := ThrowAway(func() error { end = OfThisThread(); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if old {
+				if err := unix.Close(end.pidfd); err != nil {
+					t.Fatal(err)
+				}
+				end.pidfd = -1
+			}
+			if err := end.Await(); err != nil {
+				t.Fatal(err)
+			}
+			if st, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", end.tid)); err == nil && !bytes.Contains(st, []byte(") X ")) && !bytes.Contains(st, []byte(") Z ")) {
+				t.Fatalf("thread %d is still there: %s", end.tid, st)
+			}
 		}
 	}
 }
