@@ -29,6 +29,7 @@ import (
 	"migrate/engine/procfs"
 	"migrate/engine/restore"
 	"migrate/engine/sock"
+	"migrate/engine/span"
 	"migrate/pagexfer"
 )
 
@@ -155,17 +156,23 @@ func (s *source) Freeze(ctx context.Context) error { return s.src.Freeze(ctx) }
 
 // Final sends the last pages, and records the state while they are on their way.
 func (s *source) Final(ctx context.Context, to move.PageSink) ([]byte, move.RoundStats, error) {
-	st, err := s.Round(ctx, to)
+	in, end := span.Begin(ctx, "pages")
+	st, err := s.Round(in, to)
+	end()
 	if err != nil {
 		return nil, st, err
 	}
-	cp, err := s.src.State(ctx)
+	in, end = span.Begin(ctx, "state")
+	cp, err := s.src.State(in)
+	end()
 	if errors.Is(err, files.ErrBusy) {
 		err = fmt.Errorf("%w: %w", move.ErrTransient, err)
 	}
 	if err != nil {
 		return nil, st, err
 	}
+	_, end = span.Begin(ctx, "encode")
+	defer end()
 	b, err := cp.Marshal()
 	return b, st, err
 }
@@ -263,14 +270,16 @@ func (s *skeleton) Follow(ctx context.Context, layout []byte) error {
 }
 
 func (s *skeleton) Finish(ctx context.Context, checkpoint []byte) error {
+	_, end := span.Begin(ctx, "decode")
 	cp, err := images.Unmarshal(checkpoint)
+	end()
 	if err != nil {
 		return err
 	}
 	if err := s.sk.Finish(ctx, cp); err != nil {
 		return err
 	}
-	if err := s.sk.Hold(ctx); err != nil {
+	if err := span.Do(ctx, "hold", s.sk.Hold); err != nil {
 		return err
 	}
 	s.held = true

@@ -16,6 +16,7 @@ import (
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/handoff"
+	"migrate/engine/span"
 	"migrate/pagexfer"
 )
 
@@ -445,20 +446,18 @@ func (d *destination) finish(ctx context.Context, h *agentapi.FinishHeader, chec
 }
 
 func (d *destination) complete(ctx context.Context, extra finishExtra, checkpoint []byte) ([]byte, error) {
-	lap := newLaps(time.Now())
+	rec := span.New(time.Now())
+	ctx = span.With(ctx, rec)
 	if d.port != nil && len(extra.Neighbours) > 0 {
 		if err := d.port.InstallNeighbours(ctx, extra.Neighbours); err != nil {
 			return nil, err
 		}
 	}
-	lap.mark("neighbours")
 	if err := d.skeleton.Finish(ctx, checkpoint); err != nil {
 		return nil, err
 	}
-	lap.mark("state")
 	digest, err := d.skeleton.Digest(ctx)
-	lap.mark("digest")
-	d.log.Info("completed", "took", lap)
+	d.log.Info("completed", "took", rec.Spans())
 	return digest, err
 }
 

@@ -15,6 +15,7 @@ import (
 
 	agentapi "migrate/agent/api"
 	"migrate/coordinator/handoff"
+	"migrate/engine/span"
 )
 
 // roundEnd bounds how long a freeze waits for the round that runs.
@@ -120,39 +121,46 @@ func (s *source) finish(ctx context.Context, attempt uint32) {
 func withAttempt(r handoff.Ref, k uint32) handoff.Ref { r.Attempt = k; return r }
 
 func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error) {
-	start, lap := time.Now(), newLaps(s.stopped)
-	lap.mark("freeze")
-	if err := s.follow(ctx, attempt); err != nil {
+	start, rec := time.Now(), span.New(s.stopped)
+	rec.Add("freeze", s.stopped, start.Sub(s.stopped))
+	ctx = span.With(ctx, rec)
+	defer func() { s.log.Info("steps", "took", rec.Spans()) }()
+	if err := span.Do(ctx, "layout", func(ctx context.Context) error { return s.follow(ctx, attempt) }); err != nil {
 		return "", err
 	}
-	lap.mark("layout")
 	p := s.copying.progress
 	p.begin(0)
 	checkpoint, stats, err := s.tree.Final(ctx, p.counting(s.sender))
 	if err != nil {
 		return "", s.better(err)
 	}
-	lap.mark("pages and state")
 	if s.port != nil { // until the sockets are saved and in repair, their acknowledgements may leave
 		if err := s.port.ShutEgress(); err != nil {
 			return "", fmt.Errorf("shutting the tree's port: %w", err)
 		}
 	}
-	if _, err := s.sender.Flush(ctx); err != nil {
+	err = span.Do(ctx, "flush", func(ctx context.Context) error {
+		_, err := s.sender.Flush(ctx)
+		return err
+	})
+	if err != nil {
 		return "", err
 	}
-	lap.mark("flush")
 	p.end(stats, time.Since(start), s.sender.Stats(), true)
 
 	// While the destination completes its copy, this one is put under its lock and hashed.
 	var digest []byte
 	var reply *agentapi.FinishReply
 	both, bctx := errgroup.WithContext(ctx)
-	both.Go(func() (err error) {
-		reply, err = s.sendCheckpoint(bctx, attempt, checkpoint)
-		return err
+	both.Go(func() error {
+		return span.Do(bctx, "completed there", func(ctx context.Context) (err error) {
+			reply, err = s.sendCheckpoint(ctx, attempt, checkpoint)
+			return err
+		})
 	})
 	both.Go(func() (err error) {
+		_, end := span.Begin(bctx, "hold")
+		defer end()
 		if digest, err = s.tree.Digest(bctx); err != nil {
 			return err
 		}
@@ -161,8 +169,7 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	if err := both.Wait(); err != nil {
 		return "", err
 	}
-	lap.mark("completed there")
-	s.log.Info("frozen", "attempt", attempt, "checkpoint_bytes", len(checkpoint), "took", lap)
+	s.log.Info("frozen", "attempt", attempt, "checkpoint_bytes", len(checkpoint))
 	hash := stateHash(checkpoint, digest)
 	if !bytes.Equal(digest, reply.GetDigest()) || !bytes.Equal([]byte(hash), reply.GetHash()) {
 		return "", fmt.Errorf("%w: here %x, at %s %x", errDigest, digest, s.peerNode.GetName(), reply.GetDigest())

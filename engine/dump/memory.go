@@ -21,6 +21,7 @@ import (
 	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
 	"migrate/engine/remote"
+	"migrate/engine/span"
 )
 
 // memory is the memory of the tree: an address space for each process, and the objects that they share.
@@ -192,13 +193,16 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 		return nil, err
 	}
 	s.memory.objects.Begin()
-	if err := s.files.Nameless(ctx, s.procs, s.frozen != nil); err != nil {
+	err := span.Do(ctx, "names", func(ctx context.Context) error { return s.files.Nameless(ctx, s.procs, s.frozen != nil) })
+	if err != nil {
 		return nil, err
 	}
 	if err := s.memory.objects.AddSegments(); err != nil {
 		return nil, err
 	}
-	header, spaces, err := s.header(ctx)
+	in, end := span.Begin(ctx, "header")
+	header, spaces, err := s.header(in)
+	end()
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +216,7 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 		if sp == nil {
 			return nil, fmt.Errorf("pid %d ended while its mappings were read: %w", p.PID, procfs.ErrGone)
 		}
-		if err := s.memory.describe(sp, s.frozen == nil); err != nil {
+		if err := span.Do(ctx, "mappings", func(context.Context) error { return s.memory.describe(sp, s.frozen == nil) }); err != nil {
 			return nil, err
 		}
 		exe, err := s.memory.files.addLink(s.fs, s.memory.objects, fmt.Sprintf("%d/exe", p.PID))

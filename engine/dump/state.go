@@ -21,6 +21,7 @@ import (
 	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/ptrace"
+	"migrate/engine/span"
 	"migrate/engine/task"
 )
 
@@ -31,7 +32,9 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		return nil, errors.New("recording the state of a tree that was not frozen")
 	}
 	s.seccomp, s.cgroups = task.SeccompTable{}, task.CgroupTable{}
-	header, spaces, err := s.header(ctx)
+	in, end := span.Begin(ctx, "header")
+	header, spaces, err := s.header(in)
+	end()
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +46,9 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		}
 	}
 	for _, f := range s.frozen {
-		img, err := s.process(ctx, f, header.Clocks)
+		in, end := span.Begin(ctx, fmt.Sprintf("process %d", f.VPID))
+		img, err := s.process(in, f, header.Clocks)
+		end()
 		if err != nil {
 			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
 		}
@@ -53,17 +58,19 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		cp.Processes = append(cp.Processes, img)
 	}
 	header.Seccomp = s.seccomp.Filters
-	if err := s.dumpCgroups(header); err != nil {
+	if err := span.Do(ctx, "cgroups", func(context.Context) error { return s.dumpCgroups(header) }); err != nil {
 		return nil, err
 	}
 	cp.Files = s.memory.files.entries
 	header.Files = slices.Clone(s.memory.files.extras)
-	if err := s.dumpFiles(ctx, cp); err != nil {
+	if err := span.Do(ctx, "files", func(ctx context.Context) error { return s.dumpFiles(ctx, cp) }); err != nil {
 		return nil, err
 	}
 	if header.Objects, err = s.memory.objects.Records(true); err != nil {
 		return nil, err
 	}
+	_, end = span.Begin(ctx, "signals since")
+	defer end()
 	// Signals and expirations that came since the freeze, now that no thread is borrowed any more.
 	for i, f := range s.frozen {
 		if f.zombie {

@@ -144,6 +144,7 @@ type snapshot struct {
 	root  map[int]string // their names, as this program sees them
 	// numbers are the open descriptors in ascending order, by pid.
 	numbers map[int][]int
+	regular int                     // descriptors of regular files
 	ttys    []*terminal             // nil until asked for
 	sockets map[uint32]*description // by inode number; nil until asked for
 	waiting *bool                   // what mayBeInFlight has found

@@ -21,6 +21,7 @@ import (
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
 	"migrate/engine/sock"
+	"migrate/engine/span"
 	"migrate/tcprepair"
 )
 
@@ -198,6 +199,9 @@ func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID u
 	for _, desc := range c.list {
 		desc.external = d.opts.External[FileID{desc.stat.Dev, desc.stat.Ino}]
 		desc.kind = kindOf(desc)
+		if desc.format() == unix.S_IFREG {
+			c.regular += len(desc.holders)
+		}
 	}
 	return c.snapshot, nil
 }
@@ -306,11 +310,13 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	for _, f := range cp.Files {
 		first = max(first, f.GetId()+1)
 	}
+	in, end := span.Begin(ctx, "collect")
 	if d.held == nil { // else Nameless has collected them
-		if d.held, err = d.collect(ctx, procs, first); err != nil {
+		if d.held, err = d.collect(in, procs, first); err != nil {
 			return err
 		}
 	}
+	end()
 	snap := d.held
 	for i, desc := range snap.list {
 		desc.id = first + uint32(i)
@@ -322,12 +328,15 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	if cp.Blobs == nil {
 		cp.Blobs = map[string][]byte{}
 	}
+	_, end = span.Begin(ctx, "problems")
 	for _, desc := range snap.list {
 		if ps := d.problems(ctx, snap, desc); len(ps) > 0 {
 			return fmt.Errorf("%s: %s (%s): %w", desc.where(), ps[0].reason, desc.kind.Name, ErrNotCarried)
 		}
 	}
-	if err := d.undelivered(); err != nil {
+	end()
+	_, end = span.Begin(ctx, "tcp")
+	if err := d.undelivered(snap); err != nil {
 		return err
 	}
 	if err := run.askTCP(); err != nil {
@@ -336,12 +345,15 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	if err := run.lockConnections(); err != nil {
 		return err
 	}
+	end()
 	// The two halves use nothing in common but the processors.
 	type flags struct {
 		set map[fdKey]bool
 		err error
 	}
 	done := make(chan flags, 1)
+	_, end = span.Begin(ctx, "each")
+	defer end()
 	go func() {
 		set, err := closeOnExec(ctx, procs, snap)
 		done <- flags{set, err}

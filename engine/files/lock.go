@@ -52,19 +52,32 @@ func lockedInodes() (map[uint64]bool, error) {
 	return out, nil
 }
 
+// manyFiles is from how many descriptors on the list of all locks is read in a stopped tree. The kernel waits for a grace period
+// of RCU before it shows the list (percpu_down_write in locks_start, fs/locks.c), 10 ms and more, in which some hundreds of
+// descriptors are asked.
+const manyFiles = 500
+
+// perhapsLocked is false when a description has no lock for certain.
+func (d *Dumper) perhapsLocked(desc *description) (bool, error) {
+	if d.frozen && d.current != nil && d.current.regular < manyFiles {
+		return true, nil
+	}
+	if d.locked == nil {
+		var err error
+		if d.locked, err = lockedInodes(); err != nil {
+			return false, err
+		}
+	}
+	return d.locked[desc.stat.Ino], nil
+}
+
 // locksOf reads the locks that were taken through a description, by any of its holders.
 func (d *Dumper) locksOf(desc *description) ([]*file_lock.FileLockEntry, error) {
 	if desc.flags&unix.O_PATH != 0 || desc.format() != unix.S_IFREG {
 		return nil, nil
 	}
-	if d.locked == nil {
-		var err error
-		if d.locked, err = lockedInodes(); err != nil {
-			return nil, err
-		}
-	}
-	if !d.locked[desc.stat.Ino] {
-		return nil, nil
+	if locked, err := d.perhapsLocked(desc); err != nil || !locked {
+		return nil, err
 	}
 	var out []*file_lock.FileLockEntry
 	seen := map[int]bool{} // processes

@@ -17,6 +17,7 @@ import (
 	"migrate/engine/mem"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
+	"migrate/engine/span"
 	"migrate/engine/task"
 )
 
@@ -56,7 +57,7 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 			return fmt.Errorf("cgroups: %w", err)
 		}
 	}
-	if err := s.openFiles(ctx, cp); err != nil {
+	if err := span.Do(ctx, "open files", func(ctx context.Context) error { return s.openFiles(ctx, cp) }); err != nil {
 		return err
 	}
 	// On the tracer's own thread a batch costs a third: no goroutine has to be woken for it.
@@ -83,7 +84,7 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 	for _, pid := range s.order {
 		procs = append(procs, &s.procs[pid].Process)
 	}
-	if err := s.files.Control(ctx, procs); err != nil {
+	if err := span.Do(ctx, "control", func(ctx context.Context) error { return s.files.Control(ctx, procs) }); err != nil {
 		return err
 	}
 	// Before their parents have their signals, which must not hear of it again.
@@ -97,6 +98,7 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 			}
 		}
 	}
+	_, end := span.Begin(ctx, "install files")
 	for _, pid := range s.order {
 		if cp.Process(uint32(pid)).Zombie() {
 			continue
@@ -114,14 +116,20 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 	if err := s.files.Finish(ctx); err != nil {
 		return err
 	}
+	end()
 	for _, img := range cp.Processes {
 		if img.Zombie() {
 			continue
 		}
-		if err := s.finishProcess(ctx, s.procs[int(img.PID)], cp, img); err != nil {
+		in, end := span.Begin(ctx, fmt.Sprintf("process %d", img.PID))
+		err := s.finishProcess(in, s.procs[int(img.PID)], cp, img)
+		end()
+		if err != nil {
 			return fmt.Errorf("process %d: %w", img.PID, err)
 		}
 	}
+	_, end = span.Begin(ctx, "registers")
+	defer end()
 	for _, img := range cp.Processes {
 		p := s.procs[int(img.PID)]
 		if err := s.finishRegisters(ctx, p, cp, img); err != nil {

@@ -12,8 +12,8 @@ import (
 // ErrNoRoom means that an address space has no gap that is large enough for the scratch memory of a restore.
 var ErrNoRoom = errors.New("the address space has no free range that is large enough")
 
-// span is a range of addresses, end excluded.
-type span struct{ start, end uint64 }
+// extent is a range of addresses, end excluded.
+type extent struct{ start, end uint64 }
 
 // The part of an address space in which holes are searched. Below, vm.mmap_min_addr may forbid mappings; above is the
 // kernel's (Documentation/arch/x86/x86_64/mm.rst, Documentation/arch/arm64/memory.rst).
@@ -26,14 +26,14 @@ const (
 
 // findHole returns the start of a range of size bytes that touches none of the ranges taken. It takes the middle of
 // the largest gap, which is where a program is the least likely to map something between two rounds.
-func findHole(size uint64, taken ...[]span) (remote.Addr, error) {
+func findHole(size uint64, taken ...[]extent) (remote.Addr, error) {
 	all := slices.Concat(taken...)
-	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.start, b.start) })
-	var best span
+	slices.SortFunc(all, func(a, b extent) int { return cmp.Compare(a.start, b.start) })
+	var best extent
 	free := uint64(lowestHole)
-	for _, s := range append(all, span{highestHole, highestHole}) {
+	for _, s := range append(all, extent{highestHole, highestHole}) {
 		if s.start > free && s.start-free > best.end-best.start && s.start <= highestHole {
-			best = span{free, s.start}
+			best = extent{free, s.start}
 		}
 		free = max(free, s.end)
 	}

@@ -65,7 +65,7 @@ const maxOps = 500
 // makeRoom moves the stub away if the layout needs its place.
 func (p *process) makeRoom(ctx context.Context, target []*vma.VmaEntry) error {
 	at, size := p.trap.Region()
-	stub := span{uint64(at), uint64(at) + size}
+	stub := extent{uint64(at), uint64(at) + size}
 	if !slices.ContainsFunc(target, func(v *vma.VmaEntry) bool {
 		return v.GetStart() < stub.end+holeMargin && v.GetEnd()+holeMargin > stub.start
 	}) {
@@ -82,23 +82,23 @@ func (p *process) makeRoom(ctx context.Context, target []*vma.VmaEntry) error {
 	return p.trap.Relocate(ctx, hole)
 }
 
-func spansOf(vmas []*vma.VmaEntry) []span {
-	out := make([]span, 0, len(vmas))
+func spansOf(vmas []*vma.VmaEntry) []extent {
+	out := make([]extent, 0, len(vmas))
 	for _, v := range vmas {
-		out = append(out, span{v.GetStart(), v.GetEnd()})
+		out = append(out, extent{v.GetStart(), v.GetEnd()})
 	}
 	return out
 }
 
 // mapped lists what is mapped in the skeleton now.
-func (p *process) mapped() ([]span, error) {
+func (p *process) mapped() ([]extent, error) {
 	maps, err := procfs.Host.Maps(p.PID)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]span, 0, len(maps))
+	out := make([]extent, 0, len(maps))
 	for _, m := range maps {
-		out = append(out, span{m.Start, m.End})
+		out = append(out, extent{m.Start, m.End})
 	}
 	return out, nil
 }
@@ -159,9 +159,9 @@ func (p *process) moveVDSO(ctx context.Context, here []procfs.Mapping, target []
 	first, last := here[0].Start, here[len(here)-1].End
 	if to := there[0].GetStart(); to < last && to+last-first > first {
 		// The new place overlaps the old one: go by way of a hole.
-		taken := append(spansOf(target), span{first, last})
+		taken := append(spansOf(target), extent{first, last})
 		at, _ := p.trap.Region()
-		hole, err := findHole(last-first, taken, []span{{uint64(at), uint64(at) + remote.RegionSize}})
+		hole, err := findHole(last-first, taken, []extent{{uint64(at), uint64(at) + remote.RegionSize}})
 		if err != nil {
 			return fmt.Errorf("room for the vDSO: %w", err)
 		}

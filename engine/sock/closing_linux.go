@@ -2,8 +2,12 @@ package sock
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +31,30 @@ const (
 	inetExtInfo = 1 << 1
 	attrMD5     = 18 // INET_DIAG_MD5SIG
 )
+
+// InUse counts the TCP sockets of the network namespace of a process that listen, are connected, or deliver what is left after
+// they were closed: those in CLOSE and TIME_WAIT are not among them ("inuse" in /proc/PID/net/sockstat and sockstat6).
+func InUse(pid int) (int, error) {
+	sum := 0
+	for _, f := range []struct{ file, line string }{{"sockstat", "TCP: inuse "}, {"sockstat6", "TCP6: inuse "}} {
+		path := fmt.Sprintf("/proc/%d/net/%s", pid, f.file)
+		b, err := os.ReadFile(path)
+		if f.file == "sockstat6" && errors.Is(err, os.ErrNotExist) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return 0, err
+		}
+		_, rest, _ := strings.Cut(string(b), f.line)
+		word := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789"))]
+		n, err := strconv.Atoi(word)
+		if err != nil {
+			return 0, fmt.Errorf("%s: no number after %q", path, f.line)
+		}
+		sum += n
+	}
+	return sum, nil
+}
 
 // Closing lists the connections of the network namespace that no descriptor holds any more, while the kernel still delivers what the
 // program wrote before it closed them.
@@ -58,15 +86,68 @@ func (d *Diag) TCP(states ...tcprepair.ConnState) ([]TCPInfo, error) {
 	return out, nil
 }
 
-func (d *Diag) tcp(family uint8, states uint32) ([]TCPInfo, error) {
+// TCPOf tells of one connection, which costs some microseconds where TCP looks through the whole table of this machine's
+// connections (some milliseconds). v6 says that its socket is of AF_INET6. ErrNoSocket when the kernel finds none, which
+// it also says of one that is bound to a device.
+func (d *Diag) TCPOf(v6 bool, local, remote netip.AddrPort) (TCPInfo, error) {
+	family := uint8(unix.AF_INET)
+	if v6 {
+		family = unix.AF_INET6
+	}
+	req := inetRequest(family, unix.IPPROTO_TCP, inetExtInfo, unix.NLM_F_REQUEST, ^uint32(0))
+	id := req[unix.NLMSG_HDRLEN+8:] // struct inet_diag_sockid
+	binary.BigEndian.PutUint16(id, local.Port())
+	binary.BigEndian.PutUint16(id[2:], remote.Port())
+	for i, a := range []netip.Addr{local.Addr(), remote.Addr()} {
+		if to := id[4+16*i : 20+16*i]; v6 {
+			b := a.As16() // an IPv4 address in its mapped form
+			copy(to, b[:])
+		} else {
+			b := a.Unmap().As4()
+			copy(to, b[:])
+		}
+	}
+	for i := range 8 {
+		id[40+i] = 0xff // INET_DIAG_NOCOOKIE
+	}
+	if err := unix.Sendto(d.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return TCPInfo{}, fmt.Errorf("sock_diag: %w", err)
+	}
+	for {
+		n, _, err := unix.Recvfrom(d.fd, d.buf, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return TCPInfo{}, fmt.Errorf("sock_diag: %w", err)
+		}
+		list, _, err := parseTCP(d.buf[:n])
+		if err != nil {
+			return TCPInfo{}, err
+		}
+		if len(list) != 1 {
+			return TCPInfo{}, fmt.Errorf("connection %v-%v: %w", local, remote, ErrNoSocket)
+		}
+		return list[0], nil
+	}
+}
+
+// inetRequest is a message with struct inet_diag_req_v2 about sockets of a protocol in some states; more is the mask of the
+// attributes that are asked for. The rest of it is zero.
+func inetRequest(family, proto, more uint8, flags uint16, states uint32) []byte {
 	req := make([]byte, unix.NLMSG_HDRLEN+inetReqSize)
 	ne := binary.NativeEndian
 	ne.PutUint32(req, uint32(len(req)))
 	ne.PutUint16(req[4:], diagByFamily)
-	ne.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	ne.PutUint16(req[6:], flags)
 	body := req[unix.NLMSG_HDRLEN:]
-	body[0], body[1], body[2] = family, unix.IPPROTO_TCP, inetExtInfo
+	body[0], body[1], body[2] = family, proto, more
 	ne.PutUint32(body[4:], states)
+	return req
+}
+
+func (d *Diag) tcp(family uint8, states uint32) ([]TCPInfo, error) {
+	req := inetRequest(family, unix.IPPROTO_TCP, inetExtInfo, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, states)
 	if err := unix.Sendto(d.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}

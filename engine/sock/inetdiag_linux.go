@@ -19,14 +19,7 @@ type DatagramInfo struct{ Shutdown uint8 } // as in Inet
 func (d *Diag) Datagrams(proto int) (map[uint32]DatagramInfo, error) {
 	out := map[uint32]DatagramInfo{}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		req := make([]byte, unix.NLMSG_HDRLEN+inetReqSize)
-		ne := binary.NativeEndian
-		ne.PutUint32(req, uint32(len(req)))
-		ne.PutUint16(req[4:], diagByFamily)
-		ne.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-		body := req[unix.NLMSG_HDRLEN:]
-		body[0], body[1], body[2] = family, uint8(proto), 1<<(attrInetShutdown-1)
-		ne.PutUint32(body[4:], ^uint32(0)) // in any state
+		req := inetRequest(family, uint8(proto), 1<<(attrInetShutdown-1), unix.NLM_F_REQUEST|unix.NLM_F_DUMP, ^uint32(0))
 		if err := unix.Sendto(d.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 			return nil, fmt.Errorf("ask about sockets of protocol %d: %w", proto, err)
 		}
