@@ -96,7 +96,11 @@ func newLabUpCommand(f *labFlags) *cobra.Command {
 			if wait > 0 {
 				ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 				defer cancel()
-				if err := l.AwaitAgents(ctx); err != nil {
+				err := l.AwaitAgents(ctx)
+				if err == nil {
+					err = l.AwaitCluster(ctx, len(l.Hosts()))
+				}
+				if err != nil {
 					return fmt.Errorf("the hosts are up, but %w; see the log with: migrate lab exec host1 -- cat %s", err, lab.AgentLogPath)
 				}
 			}
@@ -108,7 +112,7 @@ func newLabUpCommand(f *labFlags) *cobra.Command {
 	fl.IntVar(&o.Hosts, "hosts", 3, fmt.Sprintf("how many hosts, 1 to %d", lab.MaxHosts))
 	fl.Var(&bandwidth, "bandwidth", "limit of each host's link, each way, such as 1gbit or 100MiB (default: none)")
 	fl.StringSliceVar(&o.Share, "share", nil, "directories of this machine that the hosts see, read-only")
-	fl.DurationVar(&wait, "wait", 20*time.Second, "how long to wait until every agent takes commands; 0 does not wait")
+	fl.DurationVar(&wait, "wait", 20*time.Second, "how long to wait until every host has joined the cluster; 0 does not wait")
 	return cmd
 }
 

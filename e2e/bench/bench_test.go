@@ -124,7 +124,7 @@ func up() (down func() error, err error) {
 		return nil, err
 	}
 	down = func() error { return errors.Join(r.hosts.Down(context.Background()), os.RemoveAll(state)) }
-	if err := r.awaitCluster(ctx); err != nil {
+	if err := r.hosts.AwaitCluster(ctx, len(r.hosts.Hosts())); err != nil {
 		return nil, errors.Join(err, r.hosts.Down(context.Background()))
 	}
 	bench = r
@@ -152,36 +152,6 @@ func copyFile(to, from string) (err error) {
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
-}
-
-// awaitCluster returns when all hosts are up and one leads. Before the agents have found each other there is no event to
-// wait for, so it asks again.
-func (r *rig) awaitCluster(ctx context.Context) error {
-	for {
-		var nodes []struct {
-			Up     bool `json:"up"`
-			Leader bool `json:"leader"`
-		}
-		out, err := r.hosts.Host("host1").Exec(ctx, migrate, "nodes", "-o", "json")
-		if err == nil {
-			err = json.Unmarshal([]byte(out), &nodes)
-		}
-		up, leader := 0, false
-		for _, n := range nodes {
-			if n.Up {
-				up++
-			}
-			leader = leader || n.Leader
-		}
-		if err == nil && up == len(r.hosts.Hosts()) && leader {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%d of %d hosts are up: %w", up, len(r.hosts.Hosts()), errors.Join(err, context.Cause(ctx)))
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // diagnose prints the end of the agents' logs.

@@ -86,38 +86,8 @@ func Build(ctx context.Context, pkg, name string) (string, error) {
 	return out, nil
 }
 
-type node struct {
-	Name   string `json:"name"`
-	Up     bool   `json:"up"`
-	Leader bool   `json:"leader"`
-}
-
-// AwaitNodes returns when n hosts are up and one leads. Before the agents have found each other there is no event to
-// wait for.
-func AwaitNodes(ctx context.Context, n int) error {
-	for {
-		var nodes []node
-		out, err := Hosts.Host("host1").Exec(ctx, Migrate, "nodes", "-o", "json")
-		if err == nil {
-			err = json.Unmarshal([]byte(out), &nodes)
-		}
-		up, leader := 0, false
-		for _, x := range nodes {
-			if x.Up {
-				up++
-			}
-			leader = leader || x.Leader
-		}
-		if err == nil && up == n && leader {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%d of %d hosts are up: %w, %w", up, n, err, context.Cause(ctx))
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
+// AwaitNodes returns when n hosts are up and one leads.
+func AwaitNodes(ctx context.Context, n int) error { return Hosts.AwaitCluster(ctx, n) }
 
 // Scope is one test's use of the cluster.
 type Scope struct {

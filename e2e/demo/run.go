@@ -71,7 +71,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	if err := awaitCluster(ctx, l); err != nil {
+	ready, cancel := context.WithTimeout(ctx, readyTimeout)
+	err = l.AwaitCluster(ready, len(l.Hosts()))
+	cancel()
+	if err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(o.Out, "three hosts are up after %.1f s\n", time.Since(began).Seconds())
@@ -121,42 +124,6 @@ func (o Options) complete() (Options, []string, error) {
 		return o, nil, fmt.Errorf("redis-server is not installed: %w; use --server builtin, or install it", missing)
 	}
 	return o, []string{redis, "--port", "6379", "--protected-mode", "no", "--save", "", "--appendonly", "no", "--dir", "/"}, nil
-}
-
-// awaitCluster returns when every host has been heard by a leader. There is no event to wait for before the agents
-// have found each other, so it asks again until they have.
-func awaitCluster(ctx context.Context, l *lab.Lab) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	var last error
-	for {
-		var nodes []struct {
-			Up     bool `json:"up"`
-			Leader bool `json:"leader"`
-		}
-		out, err := l.Host("host1").Exec(ctx, "/usr/local/bin/migrate", "nodes", "-o", "json")
-		if err == nil {
-			err = json.Unmarshal([]byte(out), &nodes)
-		}
-		up, leader := 0, false
-		for _, n := range nodes {
-			if n.Up {
-				up++
-			}
-			leader = leader || n.Leader
-		}
-		if err == nil && up == len(l.Hosts()) && leader {
-			return nil
-		}
-		if err != nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the cluster is not ready after %v: %d of %d hosts are up (%w)", readyTimeout, up, len(l.Hosts()), last)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 func start(ctx context.Context, l *lab.Lab, command []string) error {
