@@ -24,21 +24,22 @@ type fileTable struct {
 	ids     map[fileKey]uint32
 	entries []*fdinfo.FileEntry
 	extras  []*imagespb.FileExtra
+	views   []mem.View // of the mount namespaces of the tree, if there are several
 }
 
 type fileKey struct {
 	path         string
 	major, minor uint32
 	inode        uint64
-	object       uint32
+	object, via  uint32
 }
 
 func newFileTable() *fileTable { return &fileTable{ids: map[fileKey]uint32{}} }
 
 // addMapped returns the id of a mapped file.
 func (t *fileTable) addMapped(f *mem.File) (uint32, error) {
-	return t.add(fileKey{f.Path, f.Major, f.Minor, f.Inode, f.Object}, &imagespb.FileExtra{
-		Object:   f.Object,
+	return t.add(fileKey{f.Path, f.Major, f.Minor, f.Inode, f.Object, f.Via}, &imagespb.FileExtra{
+		Object: f.Object, Via: f.Via,
 		DevMajor: f.Major, DevMinor: f.Minor, Ino: f.Inode, Size: uint64(f.Size), Mode: f.Mode, BuildId: f.BuildID,
 	}), nil
 }
@@ -61,11 +62,33 @@ func (t *fileTable) addLink(fs procfs.FS, objects *mem.Objects, link string) (ui
 			return 0, err
 		}
 	}
-	major, minor := unix.Major(st.Dev), unix.Minor(st.Dev)
-	return t.add(fileKey{path, major, minor, st.Ino, object}, &imagespb.FileExtra{
-		Object:   object,
+	major, minor, via := unix.Major(st.Dev), unix.Minor(st.Dev), uint32(0)
+	if object == 0 {
+		via = t.via(fs, link, path, &st)
+	}
+	return t.add(fileKey{path, major, minor, st.Ino, object, via}, &imagespb.FileExtra{
+		Object: object, Via: via,
 		DevMajor: major, DevMinor: minor, Ino: st.Ino, Size: uint64(st.Size), Mode: st.Mode,
 	}), nil
+}
+
+// via finds from whose root directory the path of a link below /proc/PID leads to what the link does: 0, that of the process
+// itself, or a view.
+func (t *fileTable) via(fs procfs.FS, link, path string, st *unix.Stat_t) uint32 {
+	leads := func(root string) bool {
+		var at unix.Stat_t
+		return unix.Stat(root+path, &at) == nil && at.Dev == st.Dev && at.Ino == st.Ino
+	}
+	var pid int
+	if _, err := fmt.Sscanf(link, "%d/", &pid); err != nil || len(t.views) == 0 || leads(fs.OuterRoot(pid)) {
+		return 0
+	}
+	for _, v := range t.views {
+		if leads(fs.OuterRoot(v.PID)) {
+			return v.VPID
+		}
+	}
+	return 0
 }
 
 func (t *fileTable) add(key fileKey, extra *imagespb.FileExtra) uint32 {

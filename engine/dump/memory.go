@@ -18,6 +18,7 @@ import (
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
 	"migrate/engine/remote"
@@ -50,11 +51,16 @@ func newMemory(s *Source) *memory {
 // check names the mappings that are not carried.
 func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
 	var all []engine.Obstacle
+	if err := m.look(); err != nil {
+		return nil, err
+	}
 	for _, p := range m.source.procs {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		layout, err := mem.NewLayoutReader(p.PID, m.objects).Read(true)
+		reader := mem.NewLayoutReader(p.PID, m.objects)
+		reader.Look(m.files.views)
+		layout, err := reader.Read(true)
 		if errors.Is(err, procfs.ErrGone) {
 			continue
 		}
@@ -67,6 +73,16 @@ func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
 		return slices.ContainsFunc(m.source.procs, func(p *engine.Process) bool { return p.PID == pid })
 	})
 	return append(all, outside...), err
+}
+
+// look finds the mount namespaces of the tree.
+func (m *memory) look() error {
+	views, err := ns.MountViews(m.source.fs, m.source.procs)
+	m.files.views = nil
+	for _, p := range views {
+		m.files.views = append(m.files.views, mem.View{PID: p.PID, VPID: uint32(p.VPID)})
+	}
+	return err
 }
 
 // Track begins to watch what the tree writes. Each process is borrowed for a moment.
@@ -192,6 +208,9 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	if err := s.memory.follow(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.memory.look(); err != nil {
+		return nil, err
+	}
 	s.memory.objects.Begin()
 	err := span.Do(ctx, "names", func(ctx context.Context) error { return s.files.Nameless(ctx, s.procs, s.frozen != nil) })
 	if err != nil {
@@ -241,6 +260,7 @@ func spaceRecord(vmas []*vma.VmaEntry, exe uint32) *mm.MmEntry {
 
 // describe reads the mappings of a space; marks says that the slow way may be gone, which tells the marks of mappings.
 func (m *memory) describe(sp *space, marks bool) error {
+	sp.reader.Look(m.files.views)
 	layout, err := sp.reader.Read(marks)
 	if err != nil {
 		return err

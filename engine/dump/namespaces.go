@@ -38,11 +38,19 @@ func (s *Source) own() (int, error) {
 
 func (s *Source) checkNamespaces(ctx context.Context) ([]engine.Obstacle, error) {
 	own, err := s.own()
-	if err != nil || own == 0 {
+	if err != nil {
 		return nil, err
 	}
-	return ns.Check(ctx, s.fs, s.procs[0], own)
+	if s.isMoved() {
+		if differ, err := ns.Differ(s.fs, s.procs); err != nil || len(differ) > 0 {
+			return differ, err
+		}
+	}
+	return ns.Check(ctx, s.fs, s.procs, own)
 }
+
+// isMoved tells that the tree is followed while it runs, from round to round.
+func (s *Source) isMoved() bool { return s.opts.Cgroup != nil }
 
 // describeNamespaces reads the namespaces: once while the tree runs, once when it has been stopped.
 func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
@@ -51,10 +59,19 @@ func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
 	}
 	n := &namespaces{frozen: s.frozen != nil}
 	own, err := s.own()
-	if err == nil && own != 0 {
-		n.images, n.header, err = ns.Dump(ctx, s.fs, s.procs[0], own)
-	}
 	if err != nil {
+		return nil, err
+	}
+	if s.isMoved() { // seen by the plan, unless it is new
+		differ, err := ns.Differ(s.fs, s.procs)
+		if err != nil {
+			return nil, err
+		}
+		if len(differ) > 0 {
+			return nil, &ObstacleError{differ}
+		}
+	}
+	if n.images, n.header, err = ns.Dump(ctx, s.fs, s.procs, own); err != nil {
 		return nil, err
 	}
 	if err := s.clockOffsets(n); err != nil {

@@ -33,9 +33,10 @@ type description struct {
 	// object is its number in Options.Objects; reachable says that its name only looks like that of a deleted file.
 	object    uint32
 	reachable bool
-	root      string       // root directory of the first holder, as this program sees it
-	queue     []unixPacket // of a unix socket of a stopped tree
-	unseen    bool         // what waits in it has not been read
+	root      string          // root directory of the first holder, or of via, as this program sees it
+	via       *engine.Process // in the mount namespace where the file is, which is not that of the first holder; nil if it is
+	queue     []unixPacket    // of a unix socket of a stopped tree
+	unseen    bool            // what waits in it has not been read
 }
 
 // A holder is one descriptor.

@@ -16,7 +16,6 @@ import (
 	"migrate/engine"
 	"migrate/engine/bpf"
 	"migrate/engine/images"
-	"migrate/engine/images/imagespb"
 	"migrate/engine/peek"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
@@ -203,6 +202,9 @@ func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID u
 			c.regular += len(desc.holders)
 		}
 	}
+	if err := c.findViews(procs); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
 	return c.snapshot, nil
 }
 
@@ -257,16 +259,9 @@ func (d *Dumper) take(c *collector, p *engine.Process, fd int) error {
 	if err != nil {
 		return fmt.Errorf("duplicate descriptor %d of process %d: %w%s", fd, p.PID, err, limitHint(err))
 	}
-	root, ok := c.root[p.PID]
-	if !ok { // not before: a zombie has neither descriptors nor a root
-		// In this program's own mount namespace a root of a process's own (chroot(2)) does not matter: it is entered last.
-		if root = procfs.Host.OuterRoot(p.PID); root != "/" {
-			root, err = os.Readlink(root)
-		}
-		if err != nil {
-			return errors.Join(fmt.Errorf("root directory of process %d: %w", p.PID, err), unix.Close(dup))
-		}
-		c.root[p.PID] = root
+	root, err := c.rootName(p.PID) // not before: a zombie has neither descriptors nor a root
+	if err != nil {
+		return errors.Join(err, unix.Close(dup))
 	}
 	c.numbers[p.PID] = append(c.numbers[p.PID], fd)
 	return c.add(dup, holder{proc: p, fd: fd}, root)
@@ -392,8 +387,8 @@ func (r *dump) all(ctx context.Context) error {
 	for i, e := range entries {
 		e.Id, e.Type = proto.Uint32(r.snap.list[i].id), r.snap.list[i].kind.Type.Enum()
 		r.cp.Files = append(r.cp.Files, e)
-		if desc := r.snap.list[i]; desc.object != 0 {
-			r.cp.Header.Files = append(r.cp.Header.Files, &imagespb.FileExtra{Id: desc.id, Object: desc.object})
+		if x := r.snap.list[i].extra(); x != nil {
+			r.cp.Header.Files = append(r.cp.Header.Files, x)
 		}
 	}
 	return nil

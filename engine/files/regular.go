@@ -75,8 +75,14 @@ func checkPath(_ context.Context, dm *Dumper, d *description) []problem {
 	return nil
 }
 
-// rootOf opens the root directory of the first holder; it stays open until the snapshot is let go.
-func (d *Dumper) rootOf(desc *description) (int, error) { return d.rootOfPID(desc.holders[0].proc.PID) }
+// rootOf opens the root directory from which the path leads to the file, mostly that of the first holder; it stays open until the
+// snapshot is let go.
+func (d *Dumper) rootOf(desc *description) (int, error) {
+	if desc.via != nil {
+		return d.rootOfPID(desc.via.PID)
+	}
+	return d.rootOfPID(desc.holders[0].proc.PID)
+}
 
 func (d *Dumper) rootOfPID(pid int) (int, error) {
 	if fd, ok := d.current.roots[pid]; ok {
@@ -208,8 +214,9 @@ func restorePosition(fd int, reg *regfile.RegFileEntry) error {
 	return nil
 }
 
-// rootOf opens the root directory of the process that is home to a record; it stays open until Close.
-func (r *Restorer) rootOf(id uint32) (int, error) { return r.rootOfVPID(r.homes[id].vpid) }
+// rootOf opens the root directory from which the path of a record leads to it, mostly that of the process that is home to it; it
+// stays open until Close.
+func (r *Restorer) rootOf(id uint32) (int, error) { return r.rootOfVPID(r.viewer(id)) }
 
 func (r *Restorer) rootOfVPID(vpid int) (int, error) {
 	if fd, ok := r.roots[vpid]; ok {

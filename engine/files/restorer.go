@@ -72,6 +72,7 @@ type Restorer struct {
 	dirs    []madeDir
 	unix    *unixPlan         // once the first unix socket is made
 	objects map[uint32]uint32 // of records that no name reaches
+	via     map[uint32]int    // of records whose paths are from the root of another process
 	mu      sync.Mutex        // over held, which connections that are restored side by side write
 	held    []heldConn
 	// connects are the sockets that connect again at the release.
@@ -88,7 +89,7 @@ type home struct{ vpid, fd int }
 
 // NewRestorer checks the records against each other; it touches nothing yet.
 func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
-	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
+	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), via: viasOf(cp.Header), files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
 		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, fifos: map[uint32]int{}, maps: map[uint32]int{}, fresh: map[uint32]*os.File{},
 		tables: map[int]map[int]uint32{}, ttys: map[uint32]*madeTTY{}, holders: map[uint32][]int{}}
 	for _, p := range cp.Processes {
@@ -102,6 +103,11 @@ func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 			if _, ok := r.homes[e.GetId()]; !ok {
 				r.homes[e.GetId()] = home{int(p.PID), int(e.GetFd())}
 			}
+		}
+	}
+	for id, vpid := range r.via {
+		if cp.Process(uint32(vpid)) == nil {
+			return nil, fmt.Errorf("migrate.img: header.files: file %d: via: process %d is not in the tree", id, vpid)
 		}
 	}
 	if err := r.homesInFlight(cp); err != nil {

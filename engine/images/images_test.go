@@ -315,6 +315,41 @@ func TestPagesRefusesBadRanges(t *testing.T) {
 	}
 }
 
+// TestNestedNamespaces: what refers to namespaces must be there, and be of one kind each.
+func TestNestedNamespaces(t *testing.T) {
+	const mnt, net = 0x20000, 0x40000000
+	with := func(change func(c *Checkpoint, x *imagespb.Namespaces)) error {
+		c := sample()
+		c.Namespaces = &Namespaces{Trees: map[uint32][]byte{}, Nested: map[uint32]*Namespaces{2: {}, 3: {}}}
+		x := &imagespb.Namespaces{
+			Nested:    []*imagespb.NestedNamespace{{Id: 2, State: &imagespb.Namespaces{Own: mnt}}, {Id: 3, State: &imagespb.Namespaces{Own: net}}},
+			Processes: []*imagespb.ProcessNamespaces{{Pid: c.Tree[0].GetPid(), Ids: []uint32{2, 3}}},
+		}
+		c.Header.Namespaces = x
+		change(c, x)
+		return c.Validate()
+	}
+	if err := with(func(*Checkpoint, *imagespb.Namespaces) {}); err != nil {
+		t.Fatal(err)
+	}
+	for what, change := range map[string]func(c *Checkpoint, x *imagespb.Namespaces){
+		"no images":      func(c *Checkpoint, _ *imagespb.Namespaces) { delete(c.Namespaces.Nested, 3) },
+		"the root's id":  func(_ *Checkpoint, x *imagespb.Namespaces) { x.Nested[0].Id = 1 },
+		"one id twice":   func(_ *Checkpoint, x *imagespb.Namespaces) { x.Nested[1].Id = 2 },
+		"two kinds":      func(_ *Checkpoint, x *imagespb.Namespaces) { x.Nested[0].State.Own = mnt | net },
+		"no state":       func(_ *Checkpoint, x *imagespb.Namespaces) { x.Nested[0].State = nil },
+		"nested deeper":  func(_ *Checkpoint, x *imagespb.Namespaces) { x.Nested[0].State.Nested = x.Nested[1:] },
+		"unknown id":     func(_ *Checkpoint, x *imagespb.Namespaces) { x.Processes[0].Ids[0] = 4 },
+		"two of a kind":  func(_ *Checkpoint, x *imagespb.Namespaces) { x.Processes[0].Ids[0] = 3 },
+		"process twice":  func(_ *Checkpoint, x *imagespb.Namespaces) { x.Processes = append(x.Processes, x.Processes[0]) },
+		"missing mounts": func(_ *Checkpoint, x *imagespb.Namespaces) { x.Nested[0].State.Mounts = []*imagespb.Mount{{Id: 9}} },
+	} {
+		if err := with(change); err == nil {
+			t.Errorf("%s: is taken", what)
+		}
+	}
+}
+
 func FuzzUnmarshal(f *testing.F) {
 	b, err := sample().Marshal()
 	if err != nil {

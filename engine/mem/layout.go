@@ -54,6 +54,7 @@ type File struct {
 	BuildID      []byte // of an ELF file that has one
 	Object       uint32 // its number among the Objects, if no name reaches it
 	Huge         uint64 // size of its pages, if it is of hugetlbfs
+	Via          uint32 // the path is from the root of this View; 0: of the process itself
 }
 
 // A Mapping is one mapping of a process.

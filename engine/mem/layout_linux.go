@@ -22,6 +22,13 @@ type LayoutReader struct {
 	objects *Objects
 	files   map[fileKey]*File
 	last    []Mapping // with their marks
+	views   []View
+}
+
+// A View is a process of a mount namespace of the tree: a file may be reached from its root only.
+type View struct {
+	PID  int
+	VPID uint32 // as the tree knows it
 }
 
 type fileKey struct {
@@ -29,6 +36,9 @@ type fileKey struct {
 	inode        uint64
 	path         string
 }
+
+// Look says from which mount namespaces files may be mapped, beside the process's own.
+func (r *LayoutReader) Look(views []View) { r.views = views }
 
 // NewLayoutReader returns a reader for a process. Objects collects the shared memory of the tree.
 func NewLayoutReader(pid int, objects *Objects) *LayoutReader {
@@ -281,12 +291,27 @@ func (r *LayoutReader) file(m *Mapping, p *procfs.Mapping) (refused *Refusal, er
 
 // openFile looks at a mapped file, by way of its path and not of the mapping, as the destination will. There is no File if
 // the path does not lead to it.
-func (r *LayoutReader) openFile(p *procfs.Mapping) (_ *File, refused *Refusal, err error) {
+func (r *LayoutReader) openFile(p *procfs.Mapping) (*File, *Refusal, error) {
+	f, refused, err := r.openFrom(r.pid, p)
+	if f != nil || err != nil {
+		return f, refused, err
+	}
+	for _, v := range r.views { // such as a program that was started before its process got a root of its own
+		if other, not, err := r.openFrom(v.PID, p); err == nil && not == nil && other != nil {
+			other.Via = v.VPID
+			return other, nil, nil
+		}
+	}
+	return nil, refused, nil
+}
+
+// openFrom is openFile by way of the root of a process.
+func (r *LayoutReader) openFrom(pid int, p *procfs.Mapping) (_ *File, refused *Refusal, err error) {
 	path := p.Path
 	if p.Deleted { // or a file that is called so
 		path += " (deleted)"
 	}
-	f, err := os.OpenFile(procfs.Host.OuterRoot(r.pid)+path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(procfs.Host.OuterRoot(pid)+path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		if st, gone := procfs.Host.Stat(r.pid); gone != nil || st.State == 'Z' {
 			return nil, nil, ErrGone

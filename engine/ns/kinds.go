@@ -31,14 +31,24 @@ type kind struct {
 	dump func(d *dumper) error
 	// restore fills the namespace, which the root of the skeleton is in, alone.
 	restore func(r *restorer) error
+	// nests tells that processes of a tree may have one that its root is not in.
+	nests bool
 }
+
+// nesting are the kinds (CLONE_NEW*) of which processes of a tree may have one that its root is not in.
+const nesting = unix.CLONE_NEWNS
+
+const nestingNote = "; on a dump to disk also those that only some processes of the tree are in"
 
 // kinds is filled in init, because its functions read it. They are restored in this order.
 var kinds []kind
 
 func init() {
 	carried := func(flag int, link, about string, dump func(*dumper) error, restore func(*restorer) error) kind {
-		return kind{Kind{link + " namespace", about, true}, flag, link, dump, restore}
+		if flag&nesting != 0 {
+			about += nestingNote
+		}
+		return kind{Kind: Kind{link + " namespace", about, true}, flag: flag, link: link, dump: dump, restore: restore, nests: flag&nesting != 0}
 	}
 	kinds = []kind{
 		carried(unix.CLONE_NEWUSER, "user", "its maps of user and group ids; the other namespaces belong to it", dumpUser, restoreUser),
@@ -87,6 +97,7 @@ type dumper struct {
 	content bool // with the content of file systems and queues
 	own     int
 	kind    string // that is being read
+	mounts  *mountTable
 	out     *images.Namespaces
 	header  *imagespb.Namespaces
 	found   []engine.Obstacle
@@ -99,69 +110,73 @@ func (d *dumper) refuse(where, reason, remedy string) {
 // ErrNotCarried means that a namespace has something that is not carried.
 var ErrNotCarried = errors.New("it is not carried")
 
-// Check names what of the namespaces own (CLONE_NEW*) of a tree is not carried. It changes nothing.
-func Check(ctx context.Context, fs procfs.FS, root *engine.Process, own int) ([]engine.Obstacle, error) {
-	d, err := read(ctx, fs, root, own, false)
+// Check names what of the namespaces of a tree is not carried: of those that its root, the first process, has for itself (own,
+// CLONE_NEW*), and of those that only others are in. It changes nothing.
+func Check(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int) ([]engine.Obstacle, error) {
+	d, err := read(ctx, fs, tree, own, false)
 	if err != nil {
 		return nil, err
 	}
 	return d.found, nil
 }
 
-// Dump records the namespaces own (CLONE_NEW*) of a tree, which its root has for itself.
-func Dump(ctx context.Context, fs procfs.FS, root *engine.Process, own int) (*images.Namespaces, *imagespb.Namespaces, error) {
-	d, err := read(ctx, fs, root, own, true)
+// Dump records the namespaces that a tree has for itself. Without any, it returns nil.
+func Dump(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int) (*images.Namespaces, *imagespb.Namespaces, error) {
+	d, err := read(ctx, fs, tree, own, true)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(d.found) > 0 {
 		return nil, nil, fmt.Errorf("%v: %w", d.found[0], ErrNotCarried)
 	}
+	if own == 0 && len(d.out.Nested) == 0 {
+		return nil, nil, nil
+	}
 	return d.out, d.header, nil
 }
 
-func read(ctx context.Context, fs procfs.FS, root *engine.Process, own int, content bool) (*dumper, error) {
-	d := &dumper{ctx: ctx, fs: fs, root: root, content: content, own: own,
-		out: &images.Namespaces{Trees: map[uint32][]byte{}}, header: &imagespb.Namespaces{Own: uint64(own), RootPid: uint32(root.PID)}}
+func read(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, content bool) (*dumper, error) {
+	root := tree[0]
+	d := &dumper{ctx: ctx, fs: fs, root: root, content: content, own: own, mounts: newMountTable(),
+		out:    &images.Namespaces{Trees: map[uint32][]byte{}, Nested: map[uint32]*images.Namespaces{}},
+		header: &imagespb.Namespaces{Own: uint64(own), RootPid: uint32(root.PID)}}
 	for _, k := range kinds {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		if own&k.flag == 0 {
 			continue
 		}
-		d.kind = k.Name
-		if !k.Carried {
-			d.refuse("the process", "it is in a "+k.Name+" of its own", "")
-			continue
-		}
-		if err := k.dump(d); err != nil {
-			return nil, fmt.Errorf("%s of pid %d: %w", k.Name, root.PID, err)
+		if err := d.read(k); err != nil {
+			return nil, err
 		}
 	}
-	return d, nil
+	if err := d.readNested(tree); err != nil {
+		return nil, err
+	}
+	return d, d.mounts.marshal(d.out.Trees)
 }
 
-// restorer fills the namespaces of a skeleton's root.
-type restorer struct {
-	ctx    context.Context
-	caller remote.Caller // runs calls in the root
-	in     *images.Namespaces
-	header *imagespb.Namespaces
-}
-
-// Restore fills the namespaces of a skeleton's root, which was born into new ones (Flags) and is alone in them.
-func Restore(ctx context.Context, caller remote.Caller, in *images.Namespaces, header *imagespb.Namespaces) error {
-	r := &restorer{ctx: ctx, caller: caller, in: in, header: header}
-	for _, k := range kinds {
-		if header.GetOwn()&uint64(k.flag) == 0 || k.restore == nil {
-			continue
-		}
-		if err := k.restore(r); err != nil {
-			return fmt.Errorf("%s: %w", k.Name, err)
-		}
+// read reads the namespace of a kind.
+func (d *dumper) read(k kind) error {
+	if err := d.ctx.Err(); err != nil {
+		return err
+	}
+	d.kind = k.Name
+	if !k.Carried {
+		d.refuse("the process", "it is in a "+k.Name+" of its own", "")
+		return nil
+	}
+	if err := k.dump(d); err != nil {
+		return fmt.Errorf("%s of pid %d: %w", k.Name, d.root.PID, err)
 	}
 	return nil
+}
+
+// restorer fills the namespaces of a process of a skeleton.
+type restorer struct {
+	ctx    context.Context
+	caller remote.Caller // runs calls in the process
+	in     *images.Namespaces
+	header *imagespb.Namespaces
+	mounts *mountMaker
 }
 
 // Flags are the CLONE_NEW* with which the root of a tree is to be born. They name only kinds that are known.

@@ -57,11 +57,35 @@ type mountReader struct {
 	host   []*mountinfo.Info
 	byID   map[int]*mountinfo.Info
 	paths  map[int]string // where a mount is found on the host
-	fs     map[device]uint32
+	// covered says how many mounts of the host hide what is at that path.
+	covered map[int]int
+}
+
+// mountTable is what the mount namespaces of a tree have in common.
+type mountTable struct {
+	fs    map[device]uint32         // numbers of file systems
+	done  map[device][]string       // what has been read of those with content
+	trees map[device]*imagespb.Tree // their content
+}
+
+func newMountTable() *mountTable {
+	return &mountTable{fs: map[device]uint32{}, done: map[device][]string{}, trees: map[device]*imagespb.Tree{}}
+}
+
+// marshal adds the content of the file systems, by their numbers.
+func (t *mountTable) marshal(out map[uint32][]byte) error {
+	for dev, tree := range t.trees {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(tree)
+		if err != nil {
+			return err
+		}
+		out[t.fs[dev]] = b
+	}
+	return nil
 }
 
 func dumpMounts(d *dumper) error {
-	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, fs: map[device]uint32{}}
+	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, covered: map[int]int{}}
 	var err error
 	if r.host, err = procfs.Host.Mounts(os.Getpid()); err != nil {
 		return err
@@ -140,8 +164,8 @@ func (r *mountReader) locate() error {
 	return Inside(os.Getpid(), unix.CLONE_NEWNS, func() error {
 		for _, m := range r.mounts {
 			dev := device{m.Major, m.Minor}
-			if r.fs[dev] == 0 {
-				r.fs[dev] = uint32(len(r.fs) + 1)
+			if table := r.dumper.mounts.fs; table[dev] == 0 {
+				table[dev] = uint32(len(table) + 1)
 			}
 			if m.FSType == "nsfs" {
 				r.refuse("mount "+m.Mountpoint, "it is a namespace ("+m.Root+")", "unmount it")
@@ -160,6 +184,9 @@ func (r *mountReader) locate() error {
 			path, err := r.hostPath(m)
 			if err != nil {
 				return err
+			}
+			if path == "" {
+				path, r.covered[m.ID] = r.coveredPath(m)
 			}
 			if path == "" {
 				r.refuse("mount "+m.Mountpoint, fmt.Sprintf("%s of a file system that the host has mounted, but where that path cannot be reached", m.Root), "")
@@ -197,6 +224,59 @@ func (r *mountReader) hostPath(m *mountinfo.Info) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// coveredPath finds a mount of the host that others, mounted at the same place, hide: its path and their number.
+func (r *mountReader) coveredPath(m *mountinfo.Info) (string, int) {
+	for i, h := range slices.Backward(r.host) {
+		if h.Major != m.Major || h.Minor != m.Minor || h.Root != m.Root || h.Mountpoint != m.Mountpoint {
+			continue
+		}
+		over := 0
+		for _, o := range r.host[i+1:] {
+			if o.Mountpoint == h.Mountpoint {
+				over++
+			}
+		}
+		if fd, err := cloneHost(h.Mountpoint, over); err == nil {
+			var st unix.Stat_t
+			err = errors.Join(unix.Fstat(fd, &st), unix.Close(fd))
+			if err == nil && st.Dev == unix.Mkdev(uint32(m.Major), uint32(m.Minor)) && over > 0 {
+				return h.Mountpoint, over
+			}
+		}
+	}
+	return "", 0
+}
+
+// cloneHost makes a mount of what this program sees at a path, less the mounts that hide it. With such it has no peers.
+func cloneHost(path string, covered int) (fd int, err error) {
+	open := func() (err error) {
+		fd, err = unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+		if err != nil {
+			return fmt.Errorf("open_tree %s: %w", path, err)
+		}
+		return nil
+	}
+	if covered == 0 {
+		err = open()
+		return fd, err
+	}
+	err = Inside(unix.Getpid(), unix.CLONE_NEWNS, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("a copy of the mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("a copy of the mount namespace: %w", err)
+		}
+		for range covered {
+			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				return fmt.Errorf("taking away what hides %s, in a copy of the mount namespace: %w", path, err)
+			}
+		}
+		return open()
+	})
+	return fd, err
 }
 
 // cutDir removes a directory from the beginning of a path; what is left is empty or begins with a slash.
@@ -261,7 +341,7 @@ func (r *mountReader) record(m *mountinfo.Info) {
 	if master != 0 {
 		e.MasterId = proto.Uint32(uint32(master))
 	}
-	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID]}
+	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.dumper.mounts.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID], Covered: uint32(r.covered[m.ID])}
 	if x.Path != "" {
 		e.ExtMount, e.ExtKey = proto.Bool(true), proto.String(x.Path)
 	}
@@ -300,35 +380,27 @@ func (r *mountReader) outside(group int) bool {
 
 // contents reads the file systems that have any and are the namespace's own.
 func (r *mountReader) contents() error {
-	done := map[device][]string{}
+	table := r.dumper.mounts
 	sorted := slices.Clone(r.mounts)
 	slices.SortStableFunc(sorted, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
-	trees := map[device]*imagespb.Tree{}
 	for _, m := range sorted {
 		dev := device{m.Major, m.Minor}
 		if !fresh[m.FSType].content || r.paths[m.ID] != "" {
 			continue
 		}
-		if slices.ContainsFunc(done[dev], func(root string) bool { _, ok := cutDir(m.Root, root); return ok }) {
+		if slices.ContainsFunc(table.done[dev], func(root string) bool { _, ok := cutDir(m.Root, root); return ok }) {
 			continue
 		}
-		done[dev] = append(done[dev], m.Root)
+		table.done[dev] = append(table.done[dev], m.Root)
 		if !r.content {
 			continue
 		}
-		if trees[dev] == nil {
-			trees[dev] = &imagespb.Tree{}
+		if table.trees[dev] == nil {
+			table.trees[dev] = &imagespb.Tree{}
 		}
-		if err := r.readMount(trees[dev], m); err != nil {
+		if err := r.readMount(table.trees[dev], m); err != nil {
 			return fmt.Errorf("%s at %s: %w", m.FSType, m.Mountpoint, err)
 		}
-	}
-	for dev, t := range trees {
-		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(t)
-		if err != nil {
-			return err
-		}
-		r.out.Trees[r.fs[dev]] = b
 	}
 	return nil
 }

@@ -18,49 +18,61 @@ import (
 // another one, whose root must be the same or above its own.
 const setGroup = 0x100
 
-// propagate gives the mounts their peer groups and masters, when all are in their places, so that none of them was mounted
-// anywhere else by it. A group is made by its member with the widest root; a master before its slaves.
-func (t *mountTree) propagate() error {
-	type member struct {
-		e *mnt.MntEntry
-		x *imagespb.Mount
-	}
+// member is a mount that has peers or a master.
+type member struct {
+	t *mountTree
+	e *mnt.MntEntry
+	x *imagespb.Mount
+}
+
+// propagate gives the mounts of all namespaces that are new their peer groups and masters, when all are in their places, so that
+// none of them was mounted anywhere else by it. A group is made by its member with the widest root; a master before its slaves.
+func (m *mountMaker) propagate() error {
 	var left []member
-	for i, e := range t.in.Mounts {
-		if e.GetFlags()&unix.MS_UNBINDABLE != 0 {
-			if err := t.setPropagation(e, unix.MS_UNBINDABLE); err != nil {
-				return err
+	for _, t := range m.trees {
+		if t.settled {
+			continue
+		}
+		t.settled = true
+		for i, e := range t.in.Mounts {
+			if e.GetFlags()&unix.MS_UNBINDABLE != 0 {
+				if err := t.setPropagation(e, unix.MS_UNBINDABLE); err != nil {
+					return err
+				}
+			} else if e.GetSharedId() != 0 || e.GetMasterId() != 0 {
+				left = append(left, member{t, e, t.header.GetMounts()[i]})
 			}
-		} else if e.GetSharedId() != 0 || e.GetMasterId() != 0 {
-			left = append(left, member{e, t.header.GetMounts()[i]})
 		}
 	}
 	slices.SortStableFunc(left, func(a, b member) int { return cmp.Compare(len(a.e.GetRoot()), len(b.e.GetRoot())) })
 	inside := map[uint32]bool{}
-	for _, m := range left {
-		inside[m.e.GetSharedId()] = true
+	for _, l := range left {
+		inside[l.e.GetSharedId()] = true
 	}
-	made := map[uint32]int{} // a mount of each group that exists
 	for len(left) > 0 {
-		i := slices.IndexFunc(left, func(m member) bool {
-			master := m.e.GetMasterId()
-			_, ready := made[master]
-			return master == 0 || ready || m.x.GetSlaveOutside() || !inside[master]
+		i := slices.IndexFunc(left, func(l member) bool {
+			master := l.e.GetMasterId()
+			_, ready := m.made[master]
+			return master == 0 || ready || l.x.GetSlaveOutside() || !inside[master]
 		})
 		if i < 0 {
 			return fmt.Errorf("mount at %s: its master %d is its own slave", left[0].e.GetMountpoint(), left[0].e.GetMasterId())
 		}
-		m := left[i]
+		l := left[i]
 		left = slices.Delete(left, i, i+1)
-		if err := t.join(m.e, m.x, made); err != nil {
-			return fmt.Errorf("propagation of the mount at %s: %w", m.e.GetMountpoint(), err)
+		if err := l.t.join(l.e, l.x, m.made); err != nil {
+			return fmt.Errorf("propagation of the mount at %s: %w", l.e.GetMountpoint(), err)
 		}
 	}
 	return nil
 }
 
+// setPropagation runs in the namespace of the mount, where alone it is allowed.
 func (t *mountTree) setPropagation(e *mnt.MntEntry, how uint64) error {
-	if err := unix.MountSetattr(t.fds[e.GetMntId()], "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: how}); err != nil {
+	err := Inside(t.pid, unix.CLONE_NEWNS, func() error {
+		return unix.MountSetattr(t.fds[e.GetMntId()], "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: how})
+	})
+	if err != nil {
 		return fmt.Errorf("propagation 0x%x of the mount at %s: %w", how, e.GetMountpoint(), err)
 	}
 	return nil
@@ -116,11 +128,11 @@ func (t *mountTree) enterOutside(x *imagespb.Mount, enter func(from int) error) 
 	}
 	var from int
 	err := Inside(unix.Getpid(), unix.CLONE_NEWNS, func() (err error) {
-		from, err = unix.OpenTree(unix.AT_FDCWD, x.GetPath(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		from, err = cloneHost(x.GetPath(), int(x.GetCovered()))
 		return err
 	})
 	if err != nil {
-		return false, fmt.Errorf("open_tree %s: %w", x.GetPath(), err)
+		return false, err
 	}
 	t.outside = append(t.outside, from)
 	err = enter(from)

@@ -26,17 +26,47 @@ const (
 	fsconfigCreate = 6
 )
 
+// mountMaker makes the mounts of all namespaces of a tree, which may have file systems and peer groups in common.
+type mountMaker struct {
+	sources map[uint32]int // of each file system of the tree's own: a mount of its root
+	outside []int          // clones of mounts of the host, that lend their peer groups
+	trees   []*mountTree
+	made    map[uint32]int // a mount of each peer group that exists
+}
+
+func newMountMaker() *mountMaker {
+	return &mountMaker{sources: map[uint32]int{}, made: map[uint32]int{}}
+}
+
+func (m *mountMaker) close() error {
+	var errs []error
+	for _, t := range m.trees {
+		for _, fd := range t.fds {
+			errs = append(errs, unix.Close(fd))
+		}
+	}
+	for _, fd := range m.sources {
+		errs = append(errs, unix.Close(fd))
+	}
+	for _, fd := range m.outside {
+		errs = append(errs, unix.Close(fd))
+	}
+	*m = *newMountMaker()
+	return errors.Join(errs...)
+}
+
 // mountTree is a tree of mounts that is being made: first each mount alone, then all put in their places.
 type mountTree struct {
 	*restorer
+	*mountMaker
+	pid     int            // of a process in the namespace
 	fds     map[uint32]int // of each mount, by id
-	sources map[uint32]int // of each file system of the namespace's own: a mount of its root
-	outside []int          // clones of mounts of the host, that lend their peer groups
+	settled bool           // they have their peer groups and masters
 }
 
-func restoreMounts(r *restorer) (err error) {
-	t := &mountTree{restorer: r, fds: map[uint32]int{}, sources: map[uint32]int{}}
-	defer func() { err = errors.Join(err, t.close()) }()
+func restoreMounts(r *restorer) error {
+	t := &mountTree{restorer: r, mountMaker: r.mounts, pid: r.caller.PID(), fds: map[uint32]int{}}
+	t.trees = append(t.trees, t)
 	for i, e := range r.in.Mounts {
 		x := r.header.GetMounts()[i]
 		fd, err := t.alone(e, x)
@@ -48,23 +78,16 @@ func restoreMounts(r *restorer) (err error) {
 	return Inside(r.caller.PID(), unix.CLONE_NEWNS, t.assemble)
 }
 
-func (t *mountTree) close() error {
-	var errs []error
-	for _, fd := range t.fds {
-		errs = append(errs, unix.Close(fd))
-	}
-	for _, fd := range t.sources {
-		errs = append(errs, unix.Close(fd))
-	}
-	for _, fd := range t.outside {
-		errs = append(errs, unix.Close(fd))
-	}
-	return errors.Join(errs...)
-}
-
 // alone makes a mount that is nowhere yet, and private.
 func (t *mountTree) alone(e *mnt.MntEntry, x *imagespb.Mount) (int, error) {
 	if x.GetPath() != "" {
+		if x.GetCovered() > 0 {
+			fd, err := cloneHost(x.GetPath(), int(x.GetCovered()))
+			if err != nil {
+				return -1, err
+			}
+			return private(fd, x.GetPath())
+		}
 		return cloneMount(unix.AT_FDCWD, x.GetPath())
 	}
 	source, ok := t.sources[x.GetFs()]
@@ -88,6 +111,11 @@ func cloneMount(dir int, path string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open_tree %q: %w", path, err)
 	}
+	return private(fd, path)
+}
+
+// private cuts a mount off from its peers and masters.
+func private(fd int, path string) (int, error) {
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
 		return -1, errors.Join(fmt.Errorf("making the mount of %q private: %w", path, err), unix.Close(fd))
 	}
@@ -241,7 +269,7 @@ func (t *mountTree) assemble() error {
 			return fmt.Errorf("flags of the mount at %s: %w", e.GetMountpoint(), err)
 		}
 	}
-	return t.propagate()
+	return nil
 }
 
 // enterRoot makes a mount the root of the mount namespace of this thread, and lets go of all that was there.

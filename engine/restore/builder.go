@@ -91,7 +91,7 @@ func (b *builder) fork(ctx context.Context, st task.Step) error {
 	if err := b.ripen(ctx, b.procs[st.By]); err != nil {
 		return err
 	}
-	root := b.own != nil && len(b.procs) == 0 && !st.Helper // of a tree that is no container: that is born by bearRoot
+	root := b.ownHeader.GetOwn() != 0 && len(b.procs) == 0 && !st.Helper // of a tree that is no container: that is born by bearRoot
 	if root {
 		flags |= ns.Flags(b.ownHeader)
 	}
@@ -109,6 +109,11 @@ func (b *builder) fork(ctx context.Context, st task.Step) error {
 	}
 	if root {
 		if err := b.fillNamespaces(ctx, trap); err != nil {
+			return err
+		}
+	}
+	if p := b.procs[st.PID]; p != nil && !st.Helper {
+		if err := b.enterNamespaces(ctx, p); err != nil {
 			return err
 		}
 	}

@@ -46,7 +46,7 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 	if err := s.followObjects(ctx, cp.Header); err != nil {
 		return err
 	}
-	s.findNameless(cp.Header)
+	s.findNameless(cp.Header, cp.Files)
 	if err := s.settleObjects(); err != nil {
 		return err
 	}
@@ -314,7 +314,7 @@ type Identity struct{ PID, VPID int }
 
 // Close lets go of what this program holds of a tree that runs or is held: its ends of restored descriptors.
 func (s *Skeleton) Close() error {
-	errs := []error{s.closeObjects()}
+	errs := []error{s.closeObjects(), s.closeNamespaces()}
 	if s.files != nil {
 		errs = append(errs, s.files.Close())
 	}

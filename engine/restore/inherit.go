@@ -58,7 +58,7 @@ func (s *Skeleton) ripen(ctx context.Context, p *process) error {
 	if err := s.followObjects(ctx, h.layout.Header); err != nil {
 		return err
 	}
-	s.findNameless(h.layout.Header)
+	s.findNameless(h.layout.Header, h.layout.Files)
 	if err := s.followSpace(ctx, p, h.layout.Spaces[i], h.files); err != nil {
 		return fmt.Errorf("process %d: %w", p.VPID, err)
 	}

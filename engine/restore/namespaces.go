@@ -27,7 +27,10 @@ func (s *Skeleton) namespaces(l *images.Layout) error {
 	if len(l.Tree) == 0 || (header.GetOwn()&unix.CLONE_NEWPID != 0) != (l.Tree[0].GetPid() == 1) {
 		return errors.New("layout: the tree has a pid namespace of its own and its root is not the pid 1, or the other way round")
 	}
-	s.own, s.ownHeader = l.Namespaces, header
+	s.own, s.ownHeader, s.spaces = l.Namespaces, header, ns.NewLive(l.Namespaces, header)
+	if header.GetOwn() == 0 {
+		return s.spaces.Base(s.parent.PID())
+	}
 	return nil
 }
 
@@ -74,8 +77,19 @@ func (s *Skeleton) bearRoot(ctx context.Context, tree []*pstree.PstreeEntry) err
 
 // fillNamespaces fills the namespaces into which the root was born.
 func (s *Skeleton) fillNamespaces(ctx context.Context, root *remote.Trap) error {
-	if err := ns.Restore(ctx, root, s.own, s.ownHeader); err != nil {
+	if err := s.spaces.Fill(ctx, root); err != nil {
 		return fmt.Errorf("namespaces of the tree: %w", err)
+	}
+	return s.spaces.Base(root.PID())
+}
+
+// enterNamespaces puts a new process into its namespaces.
+func (s *Skeleton) enterNamespaces(ctx context.Context, p *process) error {
+	if s.spaces == nil {
+		return nil
+	}
+	if err := s.spaces.Enter(ctx, p.trap, p.VPID); err != nil {
+		return fmt.Errorf("namespaces of process %d: %w", p.VPID, err)
 	}
 	return nil
 }
@@ -131,4 +145,17 @@ func (s *Skeleton) netNS() (*os.File, error) {
 	var err error
 	s.ownNet, err = ns.NetNS(s.procs[s.order[0]].PID)
 	return s.ownNet, err
+}
+
+// closeNamespaces lets go of what this program holds of the tree's namespaces.
+func (s *Skeleton) closeNamespaces() error {
+	var errs []error
+	if s.ownNet != nil {
+		errs = append(errs, s.ownNet.Close())
+		s.ownNet = nil
+	}
+	if s.spaces != nil {
+		errs = append(errs, s.spaces.Close())
+	}
+	return errors.Join(errs...)
 }

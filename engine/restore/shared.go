@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
 	"golang.org/x/sys/unix"
 
@@ -67,14 +69,50 @@ func (s *Skeleton) mountRoot() string {
 	return procfs.Host.Path(s.env.Parent, "root")
 }
 
-// findNameless notes which files of a layout or checkpoint are objects.
-func (s *Skeleton) findNameless(h *imagespb.Header) {
-	s.nameless = map[uint32]uint32{}
+// findNameless notes which files of a layout or checkpoint are objects, and which are reached from other processes alone.
+func (s *Skeleton) findNameless(h *imagespb.Header, files []*fdinfo.FileEntry) {
+	s.nameless, s.distant = map[uint32]uint32{}, map[uint32]distant{}
 	for _, f := range h.GetFiles() {
 		if f.GetObject() != 0 {
 			s.nameless[f.GetId()] = f.GetObject()
+		} else if f.GetVia() != 0 {
+			s.distant[f.GetId()] = distant{via: int(f.GetVia())}
 		}
 	}
+	for _, f := range files {
+		if d, ok := s.distant[f.GetId()]; ok {
+			d.path = f.GetReg().GetName()
+			s.distant[f.GetId()] = d
+		}
+	}
+}
+
+// distant is a file that is in another mount namespace than the process which has it.
+type distant struct {
+	via  int // process in that namespace
+	path string
+}
+
+// open opens it anew.
+func (s *Skeleton) openDistant(d distant, flags int) (_ *os.File, err error) {
+	p := s.procs[d.via]
+	if p == nil {
+		return nil, fmt.Errorf("%s is to be opened by way of process %d, which is not in the tree", d.path, d.via)
+	}
+	root, err := unix.Open(procfs.Host.OuterRoot(p.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("root directory of process %d: %w", d.via, err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(root)) }()
+	name := strings.TrimLeft(d.path, "/")
+	if name == "" {
+		name = "."
+	}
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return nil, fmt.Errorf("%s, by way of process %d: %w", d.path, d.via, err)
+	}
+	return os.NewFile(uintptr(fd), d.path), nil
 }
 
 // openObject opens an object anew.
@@ -88,6 +126,9 @@ func (s *Skeleton) openObject(id uint32, flags int) (*os.File, error) {
 
 // openNameless opens a file that no name reaches; none if a name does.
 func (s *Skeleton) openNameless(file uint32, flags int) (*os.File, error) {
+	if d, ok := s.distant[file]; ok {
+		return s.openDistant(d, flags)
+	}
 	if s.nameless[file] == 0 {
 		return nil, nil
 	}
@@ -104,11 +145,28 @@ func (s *Skeleton) lendObject(ctx context.Context, p *process, v *vma.VmaEntry, 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := p.trap.Push(ctx, []remote.PushFile{{File: f, FD: fd, CloseOnExec: true}}); err != nil {
+	if err := p.lend(ctx, f, fd); err != nil {
 		return fmt.Errorf("object %d: %w", id, err)
 	}
 	return nil
+}
+
+// lend gives the process a file at a number, and closes it here.
+func (p *process) lend(ctx context.Context, f *os.File, fd int) error {
+	return errors.Join(p.trap.Push(ctx, []remote.PushFile{{File: f, FD: fd, CloseOnExec: true}}), f.Close())
+}
+
+// lendDistant gives the process a descriptor of a mapped file of another mount namespace.
+func (s *Skeleton) lendDistant(ctx context.Context, p *process, v *vma.VmaEntry, d distant, fd int) error {
+	mode := unix.O_RDONLY
+	if v.GetStatus()&images.VMAFileShared != 0 {
+		mode = int(v.GetFdflags() & unix.O_ACCMODE)
+	}
+	f, err := s.openDistant(d, mode)
+	if err != nil {
+		return err
+	}
+	return p.lend(ctx, f, fd)
 }
 
 // settleObjects gives the objects what they have beside their content, after the last page.
@@ -162,13 +220,9 @@ func (s *Skeleton) attach(p *process, b *remote.Batch, c mem.Change) (*remote.Re
 	return mem.AddAttach(b, c, a)
 }
 
-// closeObjects lets go of the objects, which live on as what the processes have of them, and of the tree's network namespace.
+// closeObjects lets go of the objects, which live on as what the processes have of them.
 func (s *Skeleton) closeObjects() error {
 	var errs []error
-	if s.ownNet != nil {
-		errs = append(errs, s.ownNet.Close())
-		s.ownNet = nil
-	}
 	for _, o := range s.objects {
 		errs = append(errs, o.Close())
 	}

@@ -68,11 +68,13 @@ type Skeleton struct {
 
 	objects  map[uint32]*mem.Object // memory and files that no name reaches, by their number
 	nameless map[uint32]uint32      // the objects that files of the layout or checkpoint are
+	distant  map[uint32]distant     // those that are in another mount namespace than the process which has them
 
 	// Namespaces that the tree has for itself; nil if it has none.
 	own       *images.Namespaces
 	ownHeader *imagespb.Namespaces
 	ownNet    *os.File // its network namespace, once it is open
+	spaces    *ns.Live // those and others that only some processes are in, as they are made
 
 	sessions  map[int]*imagespb.SessionTerminal // by the id of the leader, of the layout that is followed
 	terminals map[uint32]*os.File               // masters of controlling terminals that no Restorer has taken yet
@@ -154,7 +156,7 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	if err := s.followObjects(ctx, layout.Header); err != nil {
 		return err
 	}
-	s.findNameless(layout.Header)
+	s.findNameless(layout.Header, layout.Files)
 	mapped := make(map[uint32]*fdinfo.FileEntry, len(layout.Files))
 	for _, f := range layout.Files {
 		mapped[f.GetId()] = f
@@ -233,7 +235,7 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	for _, p := range s.procs {
 		errs = append(errs, s.end(ctx, p))
 	}
-	errs = append(errs, s.abandonObjects(), s.closeTerminals())
+	errs = append(errs, s.abandonObjects(), s.closeTerminals(), s.closeNamespaces())
 	if s.files != nil {
 		errs = append(errs, s.files.Drop())
 	}

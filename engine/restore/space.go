@@ -249,6 +249,9 @@ func (s *Skeleton) openMapped(ctx context.Context, p *process, b *remote.Batch, 
 	if id := s.nameless[uint32(v.GetShmid())]; id != 0 {
 		return lent, s.lendObject(ctx, p, v, id, lent)
 	}
+	if d, ok := s.distant[uint32(v.GetShmid())]; ok {
+		return lent, s.lendDistant(ctx, p, v, d, lent)
+	}
 	f := files[uint32(v.GetShmid())]
 	if f.GetReg() == nil {
 		return nil, fmt.Errorf("file %d is no regular file of the layout", v.GetShmid())

@@ -64,6 +64,9 @@ func (s *Skeleton) followTree(ctx context.Context, layout *images.Layout) error 
 		p.VPPID, p.VPGID, p.VSID = int(e.GetPpid()), int(e.GetPgid()), int(e.GetSid())
 		s.order = append(s.order, p.VPID)
 	}
+	if s.spaces != nil {
+		return s.spaces.Settle()
+	}
 	return nil
 }
 

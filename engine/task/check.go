@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 
 	"migrate/engine"
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 )
 
@@ -84,7 +86,7 @@ func refusals() []kind {
 		refusal("kernel-thread", "kernel threads and the kernel's worker threads", checkKernelThread),
 		refusal("traced", "a process under a debugger or another tracer", checkTraced),
 		refusal("32-bit", "32-bit programs", check32Bit),
-		refusal("namespaces", "namespaces that differ inside the tree", checkNamespaces),
+		refusal("namespaces", "namespaces that differ inside the tree, on a move or of kinds that do not say that they may; those of single threads", checkNamespaces),
 		refusal("shared-state", "a descriptor table of a single thread; a vfork(2) in progress, whose parent cannot be stopped; what a process shares with one that is not its parent", checkShared),
 		refusal("dead-leader", "a process whose first thread has ended while others run", checkDeadLeader),
 		refusal("shadow-stack", "user shadow stacks (CET)", checkShadowStack),
@@ -136,6 +138,9 @@ func check32Bit(c *checker) error {
 }
 
 func checkNamespaces(c *checker) error {
+	if err := c.threadNamespaces(); err != nil {
+		return err
+	}
 	for _, n := range []string{"pid", "time"} {
 		now, err := c.fs.Link(c.p.PID, "ns", n)
 		if errors.Is(err, procfs.ErrGone) {
@@ -156,6 +161,35 @@ func checkNamespaces(c *checker) error {
 	return nil
 }
 
+// threadNamespaces refuses a thread that has left the namespaces of its process.
+func (c *checker) threadNamespaces() error {
+	for _, n := range []string{"cgroup", "ipc", "mnt", "net", "time", "uts"} {
+		want, err := c.fs.Link(c.p.PID, "ns", n)
+		if errors.Is(err, procfs.ErrGone) {
+			continue // a kernel without this kind of namespace
+		}
+		if err != nil {
+			return err
+		}
+		for tid := range c.tasks {
+			if tid == c.p.PID {
+				continue
+			}
+			got, err := c.fs.Link(c.p.PID, "task", strconv.Itoa(tid), "ns", n)
+			if errors.Is(err, procfs.ErrGone) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if got != want {
+				c.refuse(fmt.Sprintf("thread %d", tid), "it is in another "+n+" namespace than its process (unshare(2), setns(2))", "")
+			}
+		}
+	}
+	return nil
+}
+
 // CheckTree names what stands between the processes of a tree: namespaces that differ and things that are shared
 // where they cannot be. It touches nothing.
 func CheckTree(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) {
@@ -164,6 +198,9 @@ func CheckTree(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) 
 	}
 	var found []engine.Obstacle
 	for _, n := range []string{"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"} {
+		if ns.Nests(n) {
+			continue // carried (package ns)
+		}
 		want, err := fs.Link(tree[0].PID, "ns", n)
 		if errors.Is(err, procfs.ErrGone) {
 			continue

@@ -365,6 +365,7 @@ type FileExtra struct {
 	Size          uint64                 `protobuf:"varint,11,opt,name=size,proto3" json:"size,omitempty"`
 	Mode          uint32                 `protobuf:"varint,12,opt,name=mode,proto3" json:"mode,omitempty"`     // st_mode
 	Object        uint32                 `protobuf:"varint,40,opt,name=object,proto3" json:"object,omitempty"` // it is this Object, and its path leads nowhere; 0 for none
+	Via           uint32                 `protobuf:"varint,41,opt,name=via,proto3" json:"via,omitempty"`       // its path is from the root directory of this process, which is in another mount namespace; 0: of its holder
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -486,6 +487,13 @@ func (x *FileExtra) GetMode() uint32 {
 func (x *FileExtra) GetObject() uint32 {
 	if x != nil {
 		return x.Object
+	}
+	return 0
+}
+
+func (x *FileExtra) GetVia() uint32 {
+	if x != nil {
+		return x.Via
 	}
 	return 0
 }
@@ -2210,7 +2218,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
-	"\brealtime\x18\x03 \x01(\x12R\brealtime\"\xc4\x02\n" +
+	"\brealtime\x18\x03 \x01(\x12R\brealtime\"\xd6\x02\n" +
 	"\tFileExtra\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tdev_major\x18\x02 \x01(\rR\bdevMajor\x12\x1b\n" +
@@ -2227,7 +2235,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	" \x01(\rR\trdevMinor\x12\x12\n" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
-	"\x06object\x18( \x01(\rR\x06object\"\xd2\x04\n" +
+	"\x06object\x18( \x01(\rR\x06object\x12\x10\n" +
+	"\x03via\x18) \x01(\rR\x03via\"\xd2\x04\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +

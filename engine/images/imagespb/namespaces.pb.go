@@ -34,8 +34,10 @@ type Namespaces struct {
 	Queues          []*MessageQueue        `protobuf:"bytes,6,rep,name=queues,proto3" json:"queues,omitempty"`
 	Net             *NetNamespace          `protobuf:"bytes,7,opt,name=net,proto3" json:"net,omitempty"`
 	// Of the tree's time namespace against the host's clocks. There may be nothing but these.
-	MonotonicOffset int64 `protobuf:"zigzag64,8,opt,name=monotonic_offset,json=monotonicOffset,proto3" json:"monotonic_offset,omitempty"`
-	BoottimeOffset  int64 `protobuf:"zigzag64,9,opt,name=boottime_offset,json=boottimeOffset,proto3" json:"boottime_offset,omitempty"`
+	MonotonicOffset int64                `protobuf:"zigzag64,8,opt,name=monotonic_offset,json=monotonicOffset,proto3" json:"monotonic_offset,omitempty"`
+	BoottimeOffset  int64                `protobuf:"zigzag64,9,opt,name=boottime_offset,json=boottimeOffset,proto3" json:"boottime_offset,omitempty"`
+	Nested          []*NestedNamespace   `protobuf:"bytes,10,rep,name=nested,proto3" json:"nested,omitempty"`       // those in which some processes of the tree are and its root is not
+	Processes       []*ProcessNamespaces `protobuf:"bytes,11,rep,name=processes,proto3" json:"processes,omitempty"` // who is in them
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -133,6 +135,126 @@ func (x *Namespaces) GetBoottimeOffset() int64 {
 	return 0
 }
 
+func (x *Namespaces) GetNested() []*NestedNamespace {
+	if x != nil {
+		return x.Nested
+	}
+	return nil
+}
+
+func (x *Namespaces) GetProcesses() []*ProcessNamespaces {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+// NestedNamespace is one namespace of a tree that its root is not in.
+type NestedNamespace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`      // in the names of its image files; 1 stands for those of the root
+	State         *Namespaces            `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // of it alone: own names its kind
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NestedNamespace) Reset() {
+	*x = NestedNamespace{}
+	mi := &file_engine_images_namespaces_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NestedNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NestedNamespace) ProtoMessage() {}
+
+func (x *NestedNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_namespaces_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NestedNamespace.ProtoReflect.Descriptor instead.
+func (*NestedNamespace) Descriptor() ([]byte, []int) {
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *NestedNamespace) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *NestedNamespace) GetState() *Namespaces {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+// ProcessNamespaces are the nested namespaces that a process is in, one of a kind; for the others it is where the root is.
+type ProcessNamespaces struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the tree sees it
+	Ids           []uint32               `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessNamespaces) Reset() {
+	*x = ProcessNamespaces{}
+	mi := &file_engine_images_namespaces_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessNamespaces) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessNamespaces) ProtoMessage() {}
+
+func (x *ProcessNamespaces) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_namespaces_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessNamespaces.ProtoReflect.Descriptor instead.
+func (*ProcessNamespaces) Descriptor() ([]byte, []int) {
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProcessNamespaces) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessNamespaces) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
 // Mount goes with the MntEntry of the same id.
 type Mount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -141,13 +263,14 @@ type Mount struct {
 	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`                                         // of what is mounted, on the host; empty: the file system is the namespace's own
 	SharedOutside bool                   `protobuf:"varint,4,opt,name=shared_outside,json=sharedOutside,proto3" json:"shared_outside,omitempty"` // its peer group has members in the host's mount namespace
 	SlaveOutside  bool                   `protobuf:"varint,5,opt,name=slave_outside,json=slaveOutside,proto3" json:"slave_outside,omitempty"`    // its master is in the host's mount namespace
+	Covered       uint32                 `protobuf:"varint,6,opt,name=covered,proto3" json:"covered,omitempty"`                                  // mounts of the host that hide what is mounted at path
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[1]
+	mi := &file_engine_images_namespaces_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +282,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[1]
+	mi := &file_engine_images_namespaces_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +295,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{1}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Mount) GetId() uint32 {
@@ -210,6 +333,13 @@ func (x *Mount) GetSlaveOutside() bool {
 	return false
 }
 
+func (x *Mount) GetCovered() uint32 {
+	if x != nil {
+		return x.Covered
+	}
+	return 0
+}
+
 type SemaphoreSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -220,7 +350,7 @@ type SemaphoreSet struct {
 
 func (x *SemaphoreSet) Reset() {
 	*x = SemaphoreSet{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[2]
+	mi := &file_engine_images_namespaces_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -232,7 +362,7 @@ func (x *SemaphoreSet) String() string {
 func (*SemaphoreSet) ProtoMessage() {}
 
 func (x *SemaphoreSet) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[2]
+	mi := &file_engine_images_namespaces_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -245,7 +375,7 @@ func (x *SemaphoreSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SemaphoreSet.ProtoReflect.Descriptor instead.
 func (*SemaphoreSet) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{2}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SemaphoreSet) GetId() uint32 {
@@ -272,7 +402,7 @@ type MessageQueue struct {
 
 func (x *MessageQueue) Reset() {
 	*x = MessageQueue{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[3]
+	mi := &file_engine_images_namespaces_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +414,7 @@ func (x *MessageQueue) String() string {
 func (*MessageQueue) ProtoMessage() {}
 
 func (x *MessageQueue) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[3]
+	mi := &file_engine_images_namespaces_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +427,7 @@ func (x *MessageQueue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageQueue.ProtoReflect.Descriptor instead.
 func (*MessageQueue) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{3}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MessageQueue) GetId() uint32 {
@@ -324,7 +454,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[4]
+	mi := &file_engine_images_namespaces_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +466,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[4]
+	mi := &file_engine_images_namespaces_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +479,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{4}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Message) GetType() int64 {
@@ -379,7 +509,7 @@ type NetNamespace struct {
 
 func (x *NetNamespace) Reset() {
 	*x = NetNamespace{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[5]
+	mi := &file_engine_images_namespaces_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +521,7 @@ func (x *NetNamespace) String() string {
 func (*NetNamespace) ProtoMessage() {}
 
 func (x *NetNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[5]
+	mi := &file_engine_images_namespaces_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +534,7 @@ func (x *NetNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetNamespace.ProtoReflect.Descriptor instead.
 func (*NetNamespace) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{5}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NetNamespace) GetDevices() []*NetDevice {
@@ -455,7 +585,7 @@ type NetDevice struct {
 
 func (x *NetDevice) Reset() {
 	*x = NetDevice{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[6]
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +597,7 @@ func (x *NetDevice) String() string {
 func (*NetDevice) ProtoMessage() {}
 
 func (x *NetDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[6]
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +610,7 @@ func (x *NetDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetDevice.ProtoReflect.Descriptor instead.
 func (*NetDevice) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{6}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NetDevice) GetIndex() uint32 {
@@ -528,7 +658,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[7]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +670,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[7]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +683,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{7}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Sysctl) GetName() string {
@@ -580,7 +710,7 @@ type Tree struct {
 
 func (x *Tree) Reset() {
 	*x = Tree{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +722,7 @@ func (x *Tree) String() string {
 func (*Tree) ProtoMessage() {}
 
 func (x *Tree) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +735,7 @@ func (x *Tree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tree.ProtoReflect.Descriptor instead.
 func (*Tree) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Tree) GetFiles() []*TreeFile {
@@ -635,7 +765,7 @@ type TreeFile struct {
 
 func (x *TreeFile) Reset() {
 	*x = TreeFile{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +777,7 @@ func (x *TreeFile) String() string {
 func (*TreeFile) ProtoMessage() {}
 
 func (x *TreeFile) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +790,7 @@ func (x *TreeFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeFile.ProtoReflect.Descriptor instead.
 func (*TreeFile) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TreeFile) GetPath() string {
@@ -757,7 +887,7 @@ type TreeExtent struct {
 
 func (x *TreeExtent) Reset() {
 	*x = TreeExtent{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +899,7 @@ func (x *TreeExtent) String() string {
 func (*TreeExtent) ProtoMessage() {}
 
 func (x *TreeExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +912,7 @@ func (x *TreeExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeExtent.ProtoReflect.Descriptor instead.
 func (*TreeExtent) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TreeExtent) GetOffset() uint64 {
@@ -803,7 +933,7 @@ var File_engine_images_namespaces_proto protoreflect.FileDescriptor
 
 const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\n" +
-	"\x1eengine/images/namespaces.proto\x12\x0emigrate.images\"\x8b\x03\n" +
+	"\x1eengine/images/namespaces.proto\x12\x0emigrate.images\"\x85\x04\n" +
 	"\n" +
 	"Namespaces\x12\x10\n" +
 	"\x03own\x18\x01 \x01(\x04R\x03own\x12\x19\n" +
@@ -816,13 +946,23 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x06queues\x18\x06 \x03(\v2\x1c.migrate.images.MessageQueueR\x06queues\x12.\n" +
 	"\x03net\x18\a \x01(\v2\x1c.migrate.images.NetNamespaceR\x03net\x12)\n" +
 	"\x10monotonic_offset\x18\b \x01(\x12R\x0fmonotonicOffset\x12'\n" +
-	"\x0fboottime_offset\x18\t \x01(\x12R\x0eboottimeOffset\"\x87\x01\n" +
+	"\x0fboottime_offset\x18\t \x01(\x12R\x0eboottimeOffset\x127\n" +
+	"\x06nested\x18\n" +
+	" \x03(\v2\x1f.migrate.images.NestedNamespaceR\x06nested\x12?\n" +
+	"\tprocesses\x18\v \x03(\v2!.migrate.images.ProcessNamespacesR\tprocesses\"S\n" +
+	"\x0fNestedNamespace\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x120\n" +
+	"\x05state\x18\x02 \x01(\v2\x1a.migrate.images.NamespacesR\x05state\"7\n" +
+	"\x11ProcessNamespaces\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
+	"\x03ids\x18\x02 \x03(\rR\x03ids\"\xa1\x01\n" +
 	"\x05Mount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x0e\n" +
 	"\x02fs\x18\x02 \x01(\rR\x02fs\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12%\n" +
 	"\x0eshared_outside\x18\x04 \x01(\bR\rsharedOutside\x12#\n" +
-	"\rslave_outside\x18\x05 \x01(\bR\fslaveOutside\"6\n" +
+	"\rslave_outside\x18\x05 \x01(\bR\fslaveOutside\x12\x18\n" +
+	"\acovered\x18\x06 \x01(\rR\acovered\"6\n" +
 	"\fSemaphoreSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06values\x18\x02 \x03(\rR\x06values\"S\n" +
@@ -885,37 +1025,42 @@ func file_engine_images_namespaces_proto_rawDescGZIP() []byte {
 	return file_engine_images_namespaces_proto_rawDescData
 }
 
-var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_engine_images_namespaces_proto_goTypes = []any{
-	(*Namespaces)(nil),   // 0: migrate.images.Namespaces
-	(*Mount)(nil),        // 1: migrate.images.Mount
-	(*SemaphoreSet)(nil), // 2: migrate.images.SemaphoreSet
-	(*MessageQueue)(nil), // 3: migrate.images.MessageQueue
-	(*Message)(nil),      // 4: migrate.images.Message
-	(*NetNamespace)(nil), // 5: migrate.images.NetNamespace
-	(*NetDevice)(nil),    // 6: migrate.images.NetDevice
-	(*Sysctl)(nil),       // 7: migrate.images.Sysctl
-	(*Tree)(nil),         // 8: migrate.images.Tree
-	(*TreeFile)(nil),     // 9: migrate.images.TreeFile
-	(*TreeExtent)(nil),   // 10: migrate.images.TreeExtent
-	nil,                  // 11: migrate.images.TreeFile.XattrsEntry
+	(*Namespaces)(nil),        // 0: migrate.images.Namespaces
+	(*NestedNamespace)(nil),   // 1: migrate.images.NestedNamespace
+	(*ProcessNamespaces)(nil), // 2: migrate.images.ProcessNamespaces
+	(*Mount)(nil),             // 3: migrate.images.Mount
+	(*SemaphoreSet)(nil),      // 4: migrate.images.SemaphoreSet
+	(*MessageQueue)(nil),      // 5: migrate.images.MessageQueue
+	(*Message)(nil),           // 6: migrate.images.Message
+	(*NetNamespace)(nil),      // 7: migrate.images.NetNamespace
+	(*NetDevice)(nil),         // 8: migrate.images.NetDevice
+	(*Sysctl)(nil),            // 9: migrate.images.Sysctl
+	(*Tree)(nil),              // 10: migrate.images.Tree
+	(*TreeFile)(nil),          // 11: migrate.images.TreeFile
+	(*TreeExtent)(nil),        // 12: migrate.images.TreeExtent
+	nil,                       // 13: migrate.images.TreeFile.XattrsEntry
 }
 var file_engine_images_namespaces_proto_depIdxs = []int32{
-	1,  // 0: migrate.images.Namespaces.mounts:type_name -> migrate.images.Mount
-	2,  // 1: migrate.images.Namespaces.semaphores:type_name -> migrate.images.SemaphoreSet
-	3,  // 2: migrate.images.Namespaces.queues:type_name -> migrate.images.MessageQueue
-	5,  // 3: migrate.images.Namespaces.net:type_name -> migrate.images.NetNamespace
-	4,  // 4: migrate.images.MessageQueue.messages:type_name -> migrate.images.Message
-	6,  // 5: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
-	7,  // 6: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
-	9,  // 7: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
-	10, // 8: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
-	11, // 9: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 0: migrate.images.Namespaces.mounts:type_name -> migrate.images.Mount
+	4,  // 1: migrate.images.Namespaces.semaphores:type_name -> migrate.images.SemaphoreSet
+	5,  // 2: migrate.images.Namespaces.queues:type_name -> migrate.images.MessageQueue
+	7,  // 3: migrate.images.Namespaces.net:type_name -> migrate.images.NetNamespace
+	1,  // 4: migrate.images.Namespaces.nested:type_name -> migrate.images.NestedNamespace
+	2,  // 5: migrate.images.Namespaces.processes:type_name -> migrate.images.ProcessNamespaces
+	0,  // 6: migrate.images.NestedNamespace.state:type_name -> migrate.images.Namespaces
+	6,  // 7: migrate.images.MessageQueue.messages:type_name -> migrate.images.Message
+	8,  // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
+	9,  // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
+	11, // 10: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
+	12, // 11: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
+	13, // 12: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_namespaces_proto_init() }
@@ -929,7 +1074,7 @@ func file_engine_images_namespaces_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_namespaces_proto_rawDesc), len(file_engine_images_namespaces_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,190 @@
+//go:build linux
+
+package ns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
+	"migrate/engine/remote"
+)
+
+// Live is the namespaces of a tree that is being rebuilt. First its root is born into those that it has for itself (Flags), and Fill
+// fills them; then each other process is put where it belongs right after its birth, by Enter. Settle comes when all are there,
+// Close at the end.
+type Live struct {
+	in     *images.Namespaces
+	header *imagespb.Namespaces
+	mounts *mountMaker
+
+	nested map[uint32]*imagespb.NestedNamespace
+	wanted map[int]map[int]uint32 // nested ones of each process, by kind (CLONE_NEW*)
+	base   map[int]*handle        // of the root, by kind, of which there are nested ones
+	made   map[uint32]*handle     // nested ones
+}
+
+// handle is an open link below /proc/PID/ns.
+type handle struct {
+	file *os.File
+	ino  uint64
+}
+
+func openHandle(pid int, link string) (*handle, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, link))
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &handle{f, st.Ino}, nil
+}
+
+// NewLive prepares the namespaces of a record that has been validated. It makes nothing yet.
+func NewLive(in *images.Namespaces, header *imagespb.Namespaces) *Live {
+	l := &Live{in: in, header: header, mounts: newMountMaker(), nested: map[uint32]*imagespb.NestedNamespace{}, wanted: map[int]map[int]uint32{},
+		base: map[int]*handle{}, made: map[uint32]*handle{}}
+	for _, n := range header.GetNested() {
+		l.nested[n.GetId()] = n
+	}
+	for _, p := range header.GetProcesses() {
+		of := map[int]uint32{}
+		for _, id := range p.GetIds() {
+			of[int(l.nested[id].GetState().GetOwn())] = id
+		}
+		l.wanted[int(p.GetPid())] = of
+	}
+	return l
+}
+
+// Fill fills the namespaces of a skeleton's root, which was born into new ones and is alone in them.
+func (l *Live) Fill(ctx context.Context, root remote.Caller) error {
+	r := &restorer{ctx: ctx, caller: root, in: l.in, header: l.header, mounts: l.mounts}
+	for _, k := range kinds {
+		if l.header.GetOwn()&uint64(k.flag) == 0 || k.restore == nil {
+			continue
+		}
+		if err := k.restore(r); err != nil {
+			return fmt.Errorf("%s: %w", k.Name, err)
+		}
+	}
+	return nil
+}
+
+// Base says which process is in the namespaces of the tree's root: that itself or, where it has none for itself, another one.
+func (l *Live) Base(pid int) error {
+	for _, n := range l.nested {
+		k := kindOf(n.GetState().GetOwn())
+		if k == nil || l.base[k.flag] != nil {
+			continue
+		}
+		h, err := openHandle(pid, k.link)
+		if err != nil {
+			return err
+		}
+		l.base[k.flag] = h
+	}
+	return nil
+}
+
+func kindOf(flag uint64) *kind {
+	for i := range kinds {
+		if uint64(kinds[i].flag) == flag && kinds[i].nests {
+			return &kinds[i]
+		}
+	}
+	return nil
+}
+
+// Enter puts a new process, by the id that the tree knows, into the namespaces where it belongs: those that it has from its birth,
+// others that exist, or new ones. It has no descriptors yet.
+func (l *Live) Enter(ctx context.Context, p remote.Caller, vpid int) error {
+	for i := range kinds {
+		k := &kinds[i]
+		base := l.base[k.flag]
+		if base == nil {
+			continue
+		}
+		id, want := l.wanted[vpid][k.flag], base
+		if id != 0 {
+			want = l.made[id]
+		}
+		var err error
+		if want == nil {
+			err = l.make(ctx, p, k, id)
+		} else {
+			err = want.enter(ctx, p, k)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", k.Name, err)
+		}
+	}
+	for _, id := range l.wanted[vpid] {
+		if l.made[id] == nil {
+			return fmt.Errorf("a namespace of kind 0x%x that is not the root's: %w", l.nested[id].GetState().GetOwn(), ErrNotCarried)
+		}
+	}
+	return nil
+}
+
+// enter moves a process, unless it is there.
+func (h *handle) enter(ctx context.Context, p remote.Caller, k *kind) error {
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", p.PID(), k.link), &st); err != nil {
+		return err
+	}
+	if st.Ino == h.ino {
+		return nil
+	}
+	const fd = 3
+	if err := p.Push(ctx, []remote.PushFile{{File: h.file, FD: fd}}); err != nil {
+		return err
+	}
+	var b remote.Batch
+	b.Call(unix.SYS_SETNS, fd, k.flag)
+	b.Call(unix.SYS_CLOSE, fd)
+	return p.Run(ctx, &b)
+}
+
+// make makes a nested namespace, with a process alone in it.
+func (l *Live) make(ctx context.Context, p remote.Caller, k *kind, id uint32) error {
+	var b remote.Batch
+	b.Call(unix.SYS_UNSHARE, k.flag)
+	if err := p.Run(ctx, &b); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	h, err := openHandle(p.PID(), k.link)
+	if err != nil {
+		return err
+	}
+	l.made[id] = h
+	in := *l.in.Nested[id]
+	in.User, in.Trees = l.in.User, l.in.Trees
+	if k.restore == nil {
+		return nil
+	}
+	return k.restore(&restorer{ctx: ctx, caller: p, in: &in, header: l.nested[id].GetState(), mounts: l.mounts})
+}
+
+// Settle does what takes all namespaces of the tree. It may be called again, when there are more.
+func (l *Live) Settle() error { return l.mounts.propagate() }
+
+// Close lets go of what this program holds of the namespaces.
+func (l *Live) Close() error {
+	errs := []error{l.mounts.close()}
+	for _, h := range l.base {
+		errs = append(errs, h.file.Close())
+	}
+	for _, h := range l.made {
+		errs = append(errs, h.file.Close())
+	}
+	l.base, l.made = map[int]*handle{}, map[uint32]*handle{}
+	return errors.Join(errs...)
+}
