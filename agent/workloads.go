@@ -87,14 +87,24 @@ func (a *Agent) settledCopies() []*workload.Env {
 	defer a.mu.Unlock()
 	out := make([]*workload.Env, 0, len(a.watchers))
 	for _, w := range a.watchers {
-		out = append(out, w.env)
+		if !w.stopped {
+			out = append(out, w.env)
+		}
 	}
 	return out
 }
 
+// settled says that the program of an environment runs, has ended or was stopped here: nobody builds it.
+func (a *Agent) settled(e *workload.Env) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.watchers[e.Instance()]
+	return w != nil && w.env == e
+}
+
 // over says that the program of an environment has ended.
 func (a *Agent) over(e *workload.Env) bool {
-	if _, _, moving := a.moves.Moving(e.Instance()); moving || !slices.Contains(a.settledCopies(), e) {
+	if _, _, moving := a.moves.Moving(e.Instance()); moving || !a.settled(e) {
 		return false
 	}
 	_, ended, err := e.ExitStatus()
@@ -107,8 +117,9 @@ func (a *Agent) over(e *workload.Env) bool {
 
 // A watcher waits for the end of a copy's program.
 type watcher struct {
-	env    *workload.Env
-	cancel context.CancelFunc
+	env     *workload.Env
+	cancel  context.CancelFunc
+	stopped bool // on purpose: what is left of the copy is only to be removed
 }
 
 // watch lists the copy as settled and reports the end of its program, unless it is ended on purpose.
@@ -118,7 +129,7 @@ func (a *Agent) watch(e *workload.Env) {
 	if old := a.watchers[e.Instance()]; old != nil {
 		old.cancel()
 	}
-	a.watchers[e.Instance()] = &watcher{e, cancel}
+	a.watchers[e.Instance()] = &watcher{env: e, cancel: cancel}
 	a.mu.Unlock()
 	a.tasks.Go(func() {
 		defer cancel()
@@ -183,6 +194,16 @@ func (a *Agent) leaving(instance uint64) {
 	}
 }
 
+// stopping takes a copy that is to be ended, but not removed, off the list.
+func (a *Agent) stopping(instance uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.watchers[instance]; w != nil {
+		w.cancel()
+		w.stopped = true
+	}
+}
+
 // ended reports the end of a program until the cluster has heard it.
 func (a *Agent) ended(ref *agentapi.Ref, name string, code int32) {
 	a.tasks.Go(func() {
@@ -226,7 +247,7 @@ func (a *Agent) StopWorkload(ctx context.Context, req *agentapi.StopWorkloadRequ
 	if err != nil {
 		return nil, err
 	}
-	a.leaving(instance)
+	a.stopping(instance)
 	if err := errors.Join(e.Stop(ctx, grace), a.host.removePort(ctx, e, false)); err != nil {
 		return nil, err
 	}

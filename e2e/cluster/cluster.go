@@ -109,7 +109,7 @@ func (s *Scope) On(host string, args ...string) string {
 	s.Helper()
 	out, err := Hosts.Host(host).Exec(s.Ctx, args...)
 	if err != nil {
-		s.Fatal(err)
+		s.Fatalf("%v\n%s", err, out)
 	}
 	return out
 }

@@ -37,3 +37,14 @@ func TestFiftyMoves(t *testing.T) {
 		t.Fatalf("%d increments are wrong, %v", wrong, err)
 	}
 }
+
+// TestNameOfAStopped starts a workload under the name of one that was stopped, and moves it to where that one was.
+func TestNameOfAStopped(t *testing.T) {
+	for range 2 {
+		t.Run("round", func(t *testing.T) {
+			s := begin(t, time.Minute)
+			s.Workload("again", "", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+			s.Move("again", "host2")
+		})
+	}
+}

@@ -70,7 +70,7 @@ func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
 		all = append(all, layout.Obstacles...)
 	}
 	outside, err := m.objects.Outside(ctx, func(pid int) bool {
-		return slices.ContainsFunc(m.source.procs, func(p *engine.Process) bool { return p.PID == pid })
+		return m.source.has(pid) || m.source.fs.Descends(pid, m.source.has)
 	})
 	return append(all, outside...), err
 }
@@ -83,6 +83,12 @@ func (m *memory) look() error {
 		m.files.views = append(m.files.views, mem.View{PID: p.PID, VPID: uint32(p.VPID)})
 	}
 	return err
+}
+
+// has tells whether a process is of the tree as it was listed last, or the pid 1 above it. The descendants of such a process
+// are of the tree, also those that were born since.
+func (s *Source) has(pid int) bool {
+	return pid == s.target.Init || slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.PID == pid })
 }
 
 // Track begins to watch what the tree writes. Each process is borrowed for a moment.

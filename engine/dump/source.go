@@ -73,7 +73,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.memory = newMemory(s)
 	s.memory.objects.In(s.procs[0].PID)
-	s.files = files.NewDumper(files.Options{External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost})
+	s.files = files.NewDumper(files.Options{Init: o.Init, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }

@@ -32,6 +32,8 @@ type Options struct {
 	// External names files and pipes that belong to the agent, such as the log of a workload: they are not
 	// carried, but attached at the destination by Env.External under the same name.
 	External map[FileID]string
+	// Init is the pid 1 of a workload, on this host: the tree is all that runs under it. 0: there is none.
+	Init int
 	// SameHost tells that the tree will come back on this host: what it uses of other processes is still there.
 	SameHost bool
 	// LockConnections keeps the peers of TCP connections from noticing that the tree is gone (sock.Lock): for a dump to disk, where

@@ -120,7 +120,7 @@ func (d *Dumper) outsiders(key pipeKey) []int {
 		}
 		pids, _ := procfs.Host.PIDs()
 		for _, pid := range pids {
-			if !ours[pid] && !d.bornOfTree(pid) {
+			if !ours[pid] && !procfs.Host.Descends(pid, d.rootOrOurs) {
 				d.pipesOf(pid)
 			}
 		}
@@ -128,19 +128,9 @@ func (d *Dumper) outsiders(key pipeKey) []int {
 	return d.outsider[key]
 }
 
-// bornOfTree tells whether a process is a descendant of the tree: one that was born since the tree was listed.
-func (d *Dumper) bornOfTree(pid int) bool {
-	for pid > 1 {
-		st, err := procfs.Host.Stat(pid)
-		if err != nil {
-			return false // it ended, and holds nothing
-		}
-		pid = st.PPID
-		if slices.ContainsFunc(d.procs, func(p *engine.Process) bool { return p.PID == pid }) {
-			return true
-		}
-	}
-	return false
+// rootOrOurs tells whether all descendants of a process are of the tree, also those that were born since it was listed.
+func (d *Dumper) rootOrOurs(pid int) bool {
+	return pid == d.opts.Init || slices.ContainsFunc(d.procs, func(p *engine.Process) bool { return p.PID == pid })
 }
 
 func (d *Dumper) pipesOf(pid int) {

@@ -4,7 +4,6 @@ package files
 
 import (
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +22,7 @@ func (s *snapshot) rootName(pid int) (string, error) {
 	root := procfs.Host.OuterRoot(pid)
 	if root != "/" {
 		var err error
-		if root, err = os.Readlink(root); err != nil {
+		if root, err = procfs.Host.Link(pid, "root"); err != nil { // procfs.ErrGone: it ends this moment
 			return "", fmt.Errorf("root directory of process %d: %w", pid, err)
 		}
 	}

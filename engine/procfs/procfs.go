@@ -66,6 +66,12 @@ func (p FS) Bytes(elem ...any) ([]byte, error) {
 // Link reads a symbolic link below the mount, such as PID/exe or PID/fd/3.
 func (p FS) Link(elem ...any) (string, error) {
 	s, err := os.Readlink(p.Path(elem...))
+	if errors.Is(err, fs.ErrPermission) {
+		// A link of ns answers EACCES when the task ends between the look-up and the reading (fs/proc/namespaces.c).
+		if _, serr := os.Stat(p.Path(elem[0])); errors.Is(serr, fs.ErrNotExist) {
+			err = serr
+		}
+	}
 	return s, gone(err)
 }
 

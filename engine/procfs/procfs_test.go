@@ -257,3 +257,14 @@ func BenchmarkParseSmaps(b *testing.B) {
 		}
 	}
 }
+
+func TestDescends(t *testing.T) {
+	is := func(want int) func(int) bool { return func(pid int) bool { return pid == want } }
+	self, parent := os.Getpid(), os.Getppid()
+	if !Host.Descends(self, is(parent)) {
+		t.Errorf("%d does not descend from its parent %d", self, parent)
+	}
+	if Host.Descends(self, is(self)) || Host.Descends(parent, is(self)) || Host.Descends(1<<30, is(self)) {
+		t.Error("a process that is not below another descends from it")
+	}
+}

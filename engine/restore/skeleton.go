@@ -226,7 +226,7 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	if s.state == held {
 		return s.destroyHeld(ctx)
 	}
-	var errs []error
+	errs := []error{s.abandonObjects()} // while there is a process in their namespace
 	for _, pid := range slices.Backward(s.order) {
 		if p := s.procs[pid]; p != nil {
 			errs = append(errs, s.end(ctx, p))
@@ -235,7 +235,7 @@ func (s *Skeleton) Destroy(ctx context.Context) error {
 	for _, p := range s.procs {
 		errs = append(errs, s.end(ctx, p))
 	}
-	errs = append(errs, s.abandonObjects(), s.closeTerminals(), s.closeNamespaces())
+	errs = append(errs, s.closeTerminals(), s.closeNamespaces())
 	if s.files != nil {
 		errs = append(errs, s.files.Drop())
 	}

@@ -4,6 +4,7 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -234,9 +235,13 @@ func (s *Skeleton) apply(ctx context.Context, p *process, changes []mem.Change, 
 		return nil
 	}
 	for i, r := range results {
-		if r != nil && r.Err() != nil {
-			return changes[i].Explain(r.Err())
+		if r == nil || r.Err() == nil {
+			continue
 		}
+		if errors.Is(r.Err(), remote.ErrNotRun) {
+			return changes[i].Explain(err) // a call that prepares it has failed
+		}
+		return changes[i].Explain(r.Err())
 	}
 	return err
 }
