@@ -258,3 +258,17 @@ func (s *Scope) AwaitListener(endpoint string) {
 		}
 	}
 }
+
+// Script makes a script of e2e/workloads/scripts visible to the hosts and returns its path there.
+func (s *Scope) Script(name string) string {
+	s.Helper()
+	text, err := os.ReadFile(filepath.Join("../workloads/scripts", name))
+	if err != nil {
+		s.Fatal(err)
+	}
+	path := filepath.Join(Share, name)
+	if err := os.WriteFile(path, text, 0o755); err != nil {
+		s.Fatal(err)
+	}
+	return path
+}
