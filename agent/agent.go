@@ -17,6 +17,7 @@ import (
 	agentapi "migrate/agent/api"
 	"migrate/agent/move"
 	"migrate/agent/port"
+	"migrate/agent/volume"
 	"migrate/agent/workload"
 	clusterapi "migrate/coordinator/api"
 )
@@ -29,6 +30,8 @@ type Agent struct {
 	node        *agentapi.NodeInfo
 	host        *host
 	moves       *move.Manager
+	store       *volume.Store // of files and directories that moves have brought
+	hasher      volume.Hasher
 	cluster     *cluster
 	api         clusterapi.ClusterClient
 	incarnation atomic.Uint64 // the newest that was heard of
@@ -64,11 +67,14 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.api = clusterapi.NewClusterClient(a.cluster)
+	if a.store, err = volume.OpenStore(filepath.Join(cfg.DataDir, "volumes")); err != nil {
+		return nil, err
+	}
 	if err := a.openHost(); err != nil {
 		return nil, err
 	}
 	a.moves, err = move.New(move.Config{Node: cfg.Name, BootID: a.node.GetBootId(), Dir: filepath.Join(cfg.DataDir, "moves"),
-		PagesAddress: a.node.GetPagesAddress(), Host: a.host, Cluster: a.api, Peers: peers{&a.cfg}, Log: a.log, Failpoint: cfg.Failpoint})
+		PagesAddress: a.node.GetPagesAddress(), Host: a.host, Cluster: a.api, Peers: peers{&a.cfg}, Store: a.store, Hasher: &a.hasher, Log: a.log, Failpoint: cfg.Failpoint})
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +101,7 @@ func (a *Agent) openHost() error {
 	for _, s := range stale {
 		a.log.Warn("a copy of an earlier run is gone", "workload", s.Spec.GetName(), "instance", s.Record.Instance)
 	}
-	a.host = &host{log: a.log, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch, open: map[string]*gate{}}
+	a.host = &host{log: a.log, hasher: &a.hasher, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch, open: map[string]*gate{}}
 	if own, err := netip.ParseAddr(a.cfg.Bind); err == nil {
 		a.host.own = append(a.host.own, own)
 	}

@@ -22,6 +22,7 @@ import (
 	agentapi "migrate/agent/api"
 	"migrate/agent/move"
 	"migrate/agent/port"
+	"migrate/agent/volume"
 	"migrate/agent/workload"
 	"migrate/engine"
 	"migrate/engine/dump"
@@ -36,6 +37,7 @@ import (
 // host joins the engine, the surroundings of copies and their ports to what package move asks for. It is move.Host.
 type host struct {
 	log    *slog.Logger
+	hasher *volume.Hasher
 	set    *workload.Set
 	ports  *port.Host // nil without a bridge
 	bridge string

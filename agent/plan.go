@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +68,10 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 	if reply.Requirements, reply.Figures, err = survey(tree); err != nil {
 		return nil, planError(err)
 	}
+	needed, err := a.planContents(ctx, req, env, src, reply)
+	if err != nil {
+		return nil, planError(err)
+	}
 	if sockets, err := tcpSockets(tree); err == nil { // only for people
 		for _, s := range sockets {
 			if !s.listens {
@@ -77,12 +79,34 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 			}
 		}
 	}
-	if reply.Requirements.Extra, err = json.Marshal(extraNeeds{Files: src.Needed()}); err != nil {
+	if reply.Requirements.Extra, err = json.Marshal(extraNeeds{Files: needed}); err != nil {
 		return nil, err
 	}
-	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), needed
+	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), neededFeatures
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
 	return reply, nil
+}
+
+// planContents lists the files that the tree needs and the volumes that move with it, and returns what it needs besides.
+func (a *Agent) planContents(ctx context.Context, req *agentapi.PlanSourceRequest, env *workload.Env, src *dump.Source, reply *agentapi.PlanSourceReply) ([]files.Needed, error) {
+	var spec *agentapi.WorkloadSpec
+	if env != nil {
+		spec = env.Spec()
+	}
+	volumes, err := move.Volumes(spec, req.GetOptions())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	needs := reply.Requirements
+	var against []engine.Obstacle
+	if needs.Volumes, against, err = planVolumes(volumes); err != nil {
+		return nil, err
+	}
+	reply.Obstacles = append(reply.Obstacles, move.ObstaclesTo(a.cfg.Name, against)...)
+	units := move.DirUnits(volumes)
+	content := filesMode(req.GetOptions()) != agentapi.FilesMode_FILES_MODE_SHARED
+	needs.Files, err = contentsOf(ctx, &a.hasher, src.Processes(), src.Needed(), units, content)
+	return withoutContents(src.Needed(), units), err
 }
 
 // extraNeeds is what agents tell each other beside the requirements.
@@ -91,8 +115,8 @@ type extraNeeds struct {
 	Tasks json.RawMessage `json:"tasks,omitempty"` // task.Needs
 }
 
-// needed are the kernel features without which a copy cannot be built, as engine/kernel names them.
-var needed = []string{"time namespaces", "checkpoint and restore support", "pidfd_getfd(2)"}
+// neededFeatures are the kernel features without which a copy cannot be built, as engine/kernel names them.
+var neededFeatures = []string{"time namespaces", "checkpoint and restore support", "pidfd_getfd(2)"}
 
 // planTarget says which tree is meant.
 func (a *Agent) planTarget(req *agentapi.PlanSourceRequest) (dump.Options, *workload.Env, error) {
@@ -133,7 +157,6 @@ func planError(err error) error {
 // survey counts what a tree has, and lists what it needs of a destination.
 func survey(tree []*engine.Process) (*agentapi.Requirements, *agentapi.PlanFigures, error) {
 	needs, fig := &agentapi.Requirements{}, &agentapi.PlanFigures{Processes: uint32(len(tree))}
-	seen := map[string]bool{}
 	for _, p := range tree {
 		st, err := procfs.Host.Status(p.PID)
 		if errors.Is(err, procfs.ErrGone) {
@@ -154,27 +177,10 @@ func survey(tree []*engine.Process) (*agentapi.Requirements, *agentapi.PlanFigur
 		fig.Mappings += uint32(len(maps))
 		fig.Descriptors += uint32(len(fds))
 		fig.ResidentBytes += st.VMRSS
-		needs.Files = append(needs.Files, mappedFiles(p.PID, maps, seen)...)
 	}
 	needs.MemoryBytes = fig.ResidentBytes
 	predict(fig)
 	return needs, fig, nil
-}
-
-// mappedFiles lists the files that a process maps and cannot write to through the mapping: programs and libraries. The
-// same bytes must be at the destination, for only pages that the process has changed are sent.
-func mappedFiles(pid int, maps []procfs.Mapping, seen map[string]bool) []*agentapi.FileNeed {
-	var out []*agentapi.FileNeed
-	for _, m := range maps {
-		if m.Inode == 0 || m.Shared || m.Deleted || !strings.HasPrefix(m.Path, "/") || strings.HasPrefix(m.Path, "/memfd:") || seen[m.Path] {
-			continue
-		}
-		seen[m.Path] = true
-		if st, err := os.Stat(filepath.Join(procfs.Host.Path(pid, "root"), m.Path)); err == nil && st.Mode().IsRegular() {
-			out = append(out, &agentapi.FileNeed{Path: m.Path, Size: uint64(st.Size())})
-		}
-	}
-	return out
 }
 
 // What a plan assumes where nothing has been measured: the rate of one page stream, the cost of a freeze, of a process, of a
@@ -200,7 +206,7 @@ func predict(f *agentapi.PlanFigures) {
 }
 
 // PlanDestination checks this host against what a tree needs. It touches nothing.
-func (a *Agent) PlanDestination(_ context.Context, req *agentapi.PlanDestinationRequest) (*agentapi.PlanDestinationReply, error) {
+func (a *Agent) PlanDestination(ctx context.Context, req *agentapi.PlanDestinationRequest) (*agentapi.PlanDestinationReply, error) {
 	needs := req.GetRequirements()
 	free, err := meminfo("MemAvailable")
 	if err != nil {
@@ -221,10 +227,8 @@ func (a *Agent) PlanDestination(_ context.Context, req *agentapi.PlanDestination
 	if want := needs.GetMemoryBytes() + memoryReserve; free < want {
 		block("memory", "host", "", "%d MiB of memory are free, %d MiB are needed", free>>20, want>>20)
 	}
-	for _, f := range needs.GetFiles() {
-		if why := fileDiffers(f); why != "" {
-			block("file", f.GetPath(), "install the same version there", "%s", why)
-		}
+	if err := a.checkContents(ctx, needs, req.GetOptions(), block); err != nil {
+		return nil, err
 	}
 	var extra extraNeeds
 	if b := needs.GetExtra(); len(b) > 0 {
@@ -293,22 +297,6 @@ func (a *Agent) onLink(p netip.Prefix) bool {
 		own, err := netip.ParsePrefix(s)
 		return err == nil && p.Contains(own.Addr())
 	})
-}
-
-// fileDiffers says how this host's file differs from what is needed; empty if it does not.
-func fileDiffers(f *agentapi.FileNeed) string {
-	st, err := os.Stat(f.GetPath())
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return "the file is missing"
-	case err != nil:
-		return err.Error()
-	case !st.Mode().IsRegular():
-		return "it is no regular file"
-	case uint64(st.Size()) != f.GetSize():
-		return fmt.Sprintf("the file has %d bytes, the source's has %d", st.Size(), f.GetSize())
-	}
-	return ""
 }
 
 // without lists what of a is not in b.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,6 +30,7 @@ type moveFlags struct {
 	streams     uint32
 	compress    string
 	closeTCP    bool
+	files       filesFlags
 	detach      bool
 	progress    string
 	output      string
@@ -41,6 +43,50 @@ var strategies = map[string]agentapi.Strategy{
 
 var timeouts = map[string]agentapi.OnTimeout{
 	"cancel": agentapi.OnTimeout_ON_TIMEOUT_CANCEL, "force": agentapi.OnTimeout_ON_TIMEOUT_FORCE, "postcopy": agentapi.OnTimeout_ON_TIMEOUT_POSTCOPY,
+}
+
+// filesFlags say what becomes of the program's files.
+type filesFlags struct {
+	mode      string
+	volumes   []string
+	overwrite bool
+}
+
+var filesModes = map[string]agentapi.FilesMode{
+	"check": agentapi.FilesMode_FILES_MODE_CHECK, "shared": agentapi.FilesMode_FILES_MODE_SHARED, "copy": agentapi.FilesMode_FILES_MODE_COPY,
+}
+
+func (v *filesFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&v.mode, "files", "check", "files that the program has open or mapped: check (refuse a difference), copy (bring what is missing or\ndiffers) or shared (both hosts see the same storage)")
+	f.StringArrayVar(&v.volumes, "volume", nil, "directory to bring over with all that is in it, besides the workload's own; may be repeated")
+	f.BoolVar(&v.overwrite, "overwrite", false, "let --files copy and --volume replace what is at the destination and came with no move")
+}
+
+// set checks the flags and writes them into the options.
+func (v *filesFlags) set(o *agentapi.MoveOptions) error {
+	mode, ok := filesModes[v.mode]
+	if !ok {
+		return fmt.Errorf("--files %q is not known: use check, copy or shared", v.mode)
+	}
+	volumes, err := volumePaths(v.volumes)
+	if mode == agentapi.FilesMode_FILES_MODE_SHARED && len(volumes) > 0 {
+		return errors.New("--volume brings a directory over, and with --files shared there is nothing to bring: leave one of them out")
+	}
+	o.Files, o.Volumes, o.Overwrite = mode, volumes, v.overwrite
+	return err
+}
+
+// volumePaths checks directories that are to move, and writes them plainly.
+func volumePaths(list []string) ([]string, error) {
+	var out []string
+	for _, v := range list {
+		if !filepath.IsAbs(v) {
+			return nil, fmt.Errorf("--volume %q is not an absolute path", v)
+		}
+		out = append(out, filepath.Clean(v))
+	}
+	return out, nil
 }
 
 var compressions = map[string]bool{"auto": true, "off": true, "s2": true, "zstd": true}
@@ -74,6 +120,7 @@ func newMoveCommand() *cobra.Command {
 	f.Uint32Var(&m.streams, "streams", 0, "parallel connections of the page stream (default: chosen by the agent)")
 	f.StringVar(&m.compress, "compress", "auto", "auto, off, s2 or zstd")
 	f.BoolVar(&m.closeTCP, "close-tcp", false, "close connections that cannot move, instead of refusing the move")
+	m.files.add(cmd)
 	f.StringVar(&m.progress, "progress", "auto", "auto (live on a terminal, else lines, none with -o json), plain or none")
 	f.BoolVar(&m.detach, "detach", false, "print the id of the move and return")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
@@ -105,10 +152,11 @@ func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 	if m.output != "text" && m.output != "json" {
 		return nil, fmt.Errorf("output format %q is not known: use text or json", m.output)
 	}
-	return &agentapi.MoveOptions{
+	o := &agentapi.MoveOptions{
 		Strategy: strategy, MaxDowntimeNs: m.maxDowntime.Nanoseconds(), TimeoutNs: m.timeout.Nanoseconds(), OnTimeout: onTimeout,
 		HardLimitNs: m.hardLimit.Nanoseconds(), BandwidthBytesPerSecond: uint64(m.bandwidth), Streams: m.streams, Compress: m.compress, CloseTcp: m.closeTCP,
-	}, nil
+	}
+	return o, m.files.set(o)
 }
 
 func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *agentapi.MoveOptions, args []string) error {

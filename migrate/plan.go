@@ -17,6 +17,7 @@ const exitBlocked = 3
 
 func newPlanCommand() *cobra.Command {
 	var target targetFlags
+	var files filesFlags
 	var to, output string
 	var sample time.Duration
 	cmd := &cobra.Command{
@@ -25,12 +26,16 @@ func newPlanCommand() *cobra.Command {
 		Example: "  migrate plan cache --to host2\n  migrate plan --pid 4711 --to host2 -o json",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			opts := &agentapi.MoveOptions{}
+			if err := files.set(opts); err != nil {
+				return err
+			}
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
 				what, err := target.target(ctx, a, args)
 				if err != nil {
 					return err
 				}
-				r, err := a.cluster.Plan(ctx, &clusterapi.PlanRequest{Target: what, Destination: to, SampleNs: sample.Nanoseconds()})
+				r, err := a.cluster.Plan(ctx, &clusterapi.PlanRequest{Target: what, Destination: to, Options: opts, SampleNs: sample.Nanoseconds()})
 				if err != nil {
 					return err
 				}
@@ -46,6 +51,7 @@ func newPlanCommand() *cobra.Command {
 		},
 	}
 	target.add(cmd)
+	files.add(cmd)
 	cmd.Flags().StringVar(&to, "to", "", "destination host")
 	cmd.Flags().DurationVar(&sample, "sample", time.Second, "how long to watch what the program writes")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only

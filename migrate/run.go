@@ -17,6 +17,7 @@ func newRunCommand() *cobra.Command {
 	var spec agentapi.WorkloadSpec
 	var host, output string
 	var attach bool
+	var volumes []string
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- CMD [ARG...]",
 		Short: "Start a program as a managed workload",
@@ -31,6 +32,10 @@ func newRunCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkCIDR(spec.Addr); err != nil {
+				return err
+			}
+			var err error
+			if spec.Volumes, err = volumePaths(volumes); err != nil {
 				return err
 			}
 			spec.Argv = args
@@ -63,6 +68,7 @@ func newRunCommand() *cobra.Command {
 	f.StringVar(&spec.Addr, "addr", "", "address of its own on the host's bridge, as CIDR")
 	f.StringVar(&spec.Cwd, "cwd", "", "directory to start it in (default /)")
 	f.StringArrayVar(&spec.Env, "env", nil, "environment variable K=V; may be repeated")
+	f.StringArrayVar(&volumes, "volume", nil, "directory that moves with it, with all that is in it; may be repeated")
 	f.StringVar(&spec.User, "user", "", "user to run it as, by name or uid[:gid] (default root)")
 	f.BoolVar(&attach, "attach", false, "stay with it and print its output")
 	addOutputFlag(cmd, &output)

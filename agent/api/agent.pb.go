@@ -180,6 +180,59 @@ func (OnTimeout) EnumDescriptor() ([]byte, []int) {
 	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
 }
 
+// FilesMode says what becomes of files that the program has open or mapped and that are in no volume.
+type FilesMode int32
+
+const (
+	FilesMode_FILES_MODE_UNSPECIFIED FilesMode = 0 // CHECK
+	FilesMode_FILES_MODE_CHECK       FilesMode = 1 // refuse a difference
+	FilesMode_FILES_MODE_SHARED      FilesMode = 2 // both hosts see the same files, volumes too: only that they are there is checked
+	FilesMode_FILES_MODE_COPY        FilesMode = 3 // bring over what is missing or differs
+)
+
+// Enum value maps for FilesMode.
+var (
+	FilesMode_name = map[int32]string{
+		0: "FILES_MODE_UNSPECIFIED",
+		1: "FILES_MODE_CHECK",
+		2: "FILES_MODE_SHARED",
+		3: "FILES_MODE_COPY",
+	}
+	FilesMode_value = map[string]int32{
+		"FILES_MODE_UNSPECIFIED": 0,
+		"FILES_MODE_CHECK":       1,
+		"FILES_MODE_SHARED":      2,
+		"FILES_MODE_COPY":        3,
+	}
+)
+
+func (x FilesMode) Enum() *FilesMode {
+	p := new(FilesMode)
+	*p = x
+	return p
+}
+
+func (x FilesMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FilesMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_api_agent_proto_enumTypes[3].Descriptor()
+}
+
+func (FilesMode) Type() protoreflect.EnumType {
+	return &file_agent_api_agent_proto_enumTypes[3]
+}
+
+func (x FilesMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FilesMode.Descriptor instead.
+func (FilesMode) EnumDescriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+}
+
 type Refusal int32
 
 const (
@@ -237,11 +290,11 @@ func (x Refusal) String() string {
 }
 
 func (Refusal) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_api_agent_proto_enumTypes[3].Descriptor()
+	return file_agent_api_agent_proto_enumTypes[4].Descriptor()
 }
 
 func (Refusal) Type() protoreflect.EnumType {
-	return &file_agent_api_agent_proto_enumTypes[3]
+	return &file_agent_api_agent_proto_enumTypes[4]
 }
 
 func (x Refusal) Number() protoreflect.EnumNumber {
@@ -250,7 +303,7 @@ func (x Refusal) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Refusal.Descriptor instead.
 func (Refusal) EnumDescriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
 }
 
 type CopyState int32
@@ -295,11 +348,11 @@ func (x CopyState) String() string {
 }
 
 func (CopyState) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_api_agent_proto_enumTypes[4].Descriptor()
+	return file_agent_api_agent_proto_enumTypes[5].Descriptor()
 }
 
 func (CopyState) Type() protoreflect.EnumType {
-	return &file_agent_api_agent_proto_enumTypes[4]
+	return &file_agent_api_agent_proto_enumTypes[5]
 }
 
 func (x CopyState) Number() protoreflect.EnumNumber {
@@ -308,7 +361,7 @@ func (x CopyState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CopyState.Descriptor instead.
 func (CopyState) EnumDescriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
 }
 
 // Ref names what a message is about. A receiver refuses and logs what does not match in any field it knows.
@@ -484,8 +537,9 @@ type WorkloadSpec struct {
 	Addr   string                 `protobuf:"bytes,6,opt,name=addr,proto3" json:"addr,omitempty"` // CIDR on the host's bridge; empty: loopback only
 	Labels map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// A bare process that was given by pid: never started by an agent, only adopted.
-	Bare          bool  `protobuf:"varint,8,opt,name=bare,proto3" json:"bare,omitempty"`
-	Pid           int32 `protobuf:"varint,9,opt,name=pid,proto3" json:"pid,omitempty"` // of a bare process, on the host that owned it first
+	Bare          bool     `protobuf:"varint,8,opt,name=bare,proto3" json:"bare,omitempty"`
+	Pid           int32    `protobuf:"varint,9,opt,name=pid,proto3" json:"pid,omitempty"`         // of a bare process, on the host that owned it first
+	Volumes       []string `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"` // directories that move with it; absolute
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -581,6 +635,13 @@ func (x *WorkloadSpec) GetPid() int32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *WorkloadSpec) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
 }
 
 // NodeInfo is what a host is and offers. It is constant while the agent runs.
@@ -735,6 +796,9 @@ type MoveOptions struct {
 	Streams                 uint32                 `protobuf:"varint,7,opt,name=streams,proto3" json:"streams,omitempty"`                                                                    // 0: chosen by the agent
 	Compress                string                 `protobuf:"bytes,8,opt,name=compress,proto3" json:"compress,omitempty"`                                                                   // auto|off|s2|zstd; empty: auto
 	CloseTcp                bool                   `protobuf:"varint,9,opt,name=close_tcp,json=closeTcp,proto3" json:"close_tcp,omitempty"`
+	Files                   FilesMode              `protobuf:"varint,10,opt,name=files,proto3,enum=migrate.agent.v1.FilesMode" json:"files,omitempty"`
+	Volumes                 []string               `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`      // directories to bring over, besides those of the workload; absolute
+	Overwrite               bool                   `protobuf:"varint,12,opt,name=overwrite,proto3" json:"overwrite,omitempty"` // also what is there and was made by no move
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -832,6 +896,27 @@ func (x *MoveOptions) GetCloseTcp() bool {
 	return false
 }
 
+func (x *MoveOptions) GetFiles() FilesMode {
+	if x != nil {
+		return x.Files
+	}
+	return FilesMode_FILES_MODE_UNSPECIFIED
+}
+
+func (x *MoveOptions) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *MoveOptions) GetOverwrite() bool {
+	if x != nil {
+		return x.Overwrite
+	}
+	return false
+}
+
 // Requirements is what a tree needs from a destination.
 type Requirements struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -842,7 +927,8 @@ type Requirements struct {
 	Addresses      []string               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // CIDRs that move with the workload
 	Mtu            uint32                 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`            // of the link that carries them; 0: no address
 	Arch           string                 `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`
-	Extra          []byte                 `protobuf:"bytes,8,opt,name=extra,proto3" json:"extra,omitempty"` // between agents
+	Extra          []byte                 `protobuf:"bytes,8,opt,name=extra,proto3" json:"extra,omitempty"`     // between agents
+	Volumes        []*VolumeNeed          `protobuf:"bytes,9,rep,name=volumes,proto3" json:"volumes,omitempty"` // directories that will be brought over
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -933,12 +1019,26 @@ func (x *Requirements) GetExtra() []byte {
 	return nil
 }
 
+func (x *Requirements) GetVolumes() []*VolumeNeed {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+// FileNeed is a regular file that the tree has open or mapped.
 type FileNeed struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
-	Hash          []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`                      // xxh3-128 of the content; empty: size and build id are enough
-	BuildId       string                 `protobuf:"bytes,4,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"` // hexadecimal; empty where the file has none
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Path    string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Size    uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Hash    []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`                      // xxh3-128 of the content; empty: size and build id are enough
+	BuildId string                 `protobuf:"bytes,4,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"` // hexadecimal; empty where the file has none
+	Mode    uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`                     // st_mode
+	Written bool                   `protobuf:"varint,6,opt,name=written,proto3" json:"written,omitempty"`               // the tree has it open for writing, or mapped shared and writable
+	// As stat(2) has them at the source: where the destination sees the same, it is the same file on shared storage.
+	Inode         uint64 `protobuf:"varint,7,opt,name=inode,proto3" json:"inode,omitempty"`
+	CtimeNs       int64  `protobuf:"varint,8,opt,name=ctime_ns,json=ctimeNs,proto3" json:"ctime_ns,omitempty"`
+	MtimeNs       int64  `protobuf:"varint,9,opt,name=mtime_ns,json=mtimeNs,proto3" json:"mtime_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1001,6 +1101,101 @@ func (x *FileNeed) GetBuildId() string {
 	return ""
 }
 
+func (x *FileNeed) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *FileNeed) GetWritten() bool {
+	if x != nil {
+		return x.Written
+	}
+	return false
+}
+
+func (x *FileNeed) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *FileNeed) GetCtimeNs() int64 {
+	if x != nil {
+		return x.CtimeNs
+	}
+	return 0
+}
+
+func (x *FileNeed) GetMtimeNs() int64 {
+	if x != nil {
+		return x.MtimeNs
+	}
+	return 0
+}
+
+type VolumeNeed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // on disk
+	Entries       uint64                 `protobuf:"varint,3,opt,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeNeed) Reset() {
+	*x = VolumeNeed{}
+	mi := &file_agent_api_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeNeed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeNeed) ProtoMessage() {}
+
+func (x *VolumeNeed) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeNeed.ProtoReflect.Descriptor instead.
+func (*VolumeNeed) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *VolumeNeed) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *VolumeNeed) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *VolumeNeed) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
 type PlanSourceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Target:
@@ -1017,7 +1212,7 @@ type PlanSourceRequest struct {
 
 func (x *PlanSourceRequest) Reset() {
 	*x = PlanSourceRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1224,7 @@ func (x *PlanSourceRequest) String() string {
 func (*PlanSourceRequest) ProtoMessage() {}
 
 func (x *PlanSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1237,7 @@ func (x *PlanSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanSourceRequest.ProtoReflect.Descriptor instead.
 func (*PlanSourceRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PlanSourceRequest) GetTarget() isPlanSourceRequest_Target {
@@ -1122,7 +1317,7 @@ type PlanSourceReply struct {
 
 func (x *PlanSourceReply) Reset() {
 	*x = PlanSourceReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1329,7 @@ func (x *PlanSourceReply) String() string {
 func (*PlanSourceReply) ProtoMessage() {}
 
 func (x *PlanSourceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1342,7 @@ func (x *PlanSourceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanSourceReply.ProtoReflect.Descriptor instead.
 func (*PlanSourceReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PlanSourceReply) GetObstacles() []*Obstacle {
@@ -1219,7 +1414,7 @@ type PlanFigures struct {
 
 func (x *PlanFigures) Reset() {
 	*x = PlanFigures{}
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1426,7 @@ func (x *PlanFigures) String() string {
 func (*PlanFigures) ProtoMessage() {}
 
 func (x *PlanFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1439,7 @@ func (x *PlanFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanFigures.ProtoReflect.Descriptor instead.
 func (*PlanFigures) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PlanFigures) GetResidentBytes() uint64 {
@@ -1336,7 +1531,7 @@ type PlanDestinationRequest struct {
 
 func (x *PlanDestinationRequest) Reset() {
 	*x = PlanDestinationRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1543,7 @@ func (x *PlanDestinationRequest) String() string {
 func (*PlanDestinationRequest) ProtoMessage() {}
 
 func (x *PlanDestinationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1556,7 @@ func (x *PlanDestinationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanDestinationRequest.ProtoReflect.Descriptor instead.
 func (*PlanDestinationRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlanDestinationRequest) GetSource() *NodeInfo {
@@ -1402,7 +1597,7 @@ type PlanDestinationReply struct {
 
 func (x *PlanDestinationReply) Reset() {
 	*x = PlanDestinationReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1609,7 @@ func (x *PlanDestinationReply) String() string {
 func (*PlanDestinationReply) ProtoMessage() {}
 
 func (x *PlanDestinationReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1622,7 @@ func (x *PlanDestinationReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanDestinationReply.ProtoReflect.Descriptor instead.
 func (*PlanDestinationReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlanDestinationReply) GetObstacles() []*Obstacle {
@@ -1454,7 +1649,7 @@ type StartWorkloadRequest struct {
 
 func (x *StartWorkloadRequest) Reset() {
 	*x = StartWorkloadRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1661,7 @@ func (x *StartWorkloadRequest) String() string {
 func (*StartWorkloadRequest) ProtoMessage() {}
 
 func (x *StartWorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1674,7 @@ func (x *StartWorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartWorkloadRequest.ProtoReflect.Descriptor instead.
 func (*StartWorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartWorkloadRequest) GetRef() *Ref {
@@ -1505,7 +1700,7 @@ type StartWorkloadReply struct {
 
 func (x *StartWorkloadReply) Reset() {
 	*x = StartWorkloadReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1712,7 @@ func (x *StartWorkloadReply) String() string {
 func (*StartWorkloadReply) ProtoMessage() {}
 
 func (x *StartWorkloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1725,7 @@ func (x *StartWorkloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartWorkloadReply.ProtoReflect.Descriptor instead.
 func (*StartWorkloadReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StartWorkloadReply) GetPid() int32 {
@@ -1551,7 +1746,7 @@ type StopWorkloadRequest struct {
 
 func (x *StopWorkloadRequest) Reset() {
 	*x = StopWorkloadRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1758,7 @@ func (x *StopWorkloadRequest) String() string {
 func (*StopWorkloadRequest) ProtoMessage() {}
 
 func (x *StopWorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1771,7 @@ func (x *StopWorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopWorkloadRequest.ProtoReflect.Descriptor instead.
 func (*StopWorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StopWorkloadRequest) GetRef() *Ref {
@@ -1610,7 +1805,7 @@ type StopWorkloadReply struct {
 
 func (x *StopWorkloadReply) Reset() {
 	*x = StopWorkloadReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1817,7 @@ func (x *StopWorkloadReply) String() string {
 func (*StopWorkloadReply) ProtoMessage() {}
 
 func (x *StopWorkloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1830,7 @@ func (x *StopWorkloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopWorkloadReply.ProtoReflect.Descriptor instead.
 func (*StopWorkloadReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StopWorkloadReply) GetWasRunning() bool {
@@ -1663,7 +1858,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1870,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1883,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogsRequest) GetWorkload() string {
@@ -1721,7 +1916,7 @@ type LogsChunk struct {
 
 func (x *LogsChunk) Reset() {
 	*x = LogsChunk{}
-	mi := &file_agent_api_agent_proto_msgTypes[17]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1928,7 @@ func (x *LogsChunk) String() string {
 func (*LogsChunk) ProtoMessage() {}
 
 func (x *LogsChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[17]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1941,7 @@ func (x *LogsChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsChunk.ProtoReflect.Descriptor instead.
 func (*LogsChunk) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogsChunk) GetData() []byte {
@@ -1784,7 +1979,7 @@ type OrderRequest struct {
 
 func (x *OrderRequest) Reset() {
 	*x = OrderRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[18]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1991,7 @@ func (x *OrderRequest) String() string {
 func (*OrderRequest) ProtoMessage() {}
 
 func (x *OrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[18]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +2004,7 @@ func (x *OrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderRequest.ProtoReflect.Descriptor instead.
 func (*OrderRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OrderRequest) GetRef() *Ref {
@@ -2030,7 +2225,7 @@ type PrepareDestination struct {
 
 func (x *PrepareDestination) Reset() {
 	*x = PrepareDestination{}
-	mi := &file_agent_api_agent_proto_msgTypes[19]
+	mi := &file_agent_api_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2237,7 @@ func (x *PrepareDestination) String() string {
 func (*PrepareDestination) ProtoMessage() {}
 
 func (x *PrepareDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[19]
+	mi := &file_agent_api_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2250,7 @@ func (x *PrepareDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDestination.ProtoReflect.Descriptor instead.
 func (*PrepareDestination) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PrepareDestination) GetSource() *NodeInfo {
@@ -2107,7 +2302,7 @@ type PrepareSource struct {
 
 func (x *PrepareSource) Reset() {
 	*x = PrepareSource{}
-	mi := &file_agent_api_agent_proto_msgTypes[20]
+	mi := &file_agent_api_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2314,7 @@ func (x *PrepareSource) String() string {
 func (*PrepareSource) ProtoMessage() {}
 
 func (x *PrepareSource) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[20]
+	mi := &file_agent_api_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2327,7 @@ func (x *PrepareSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareSource.ProtoReflect.Descriptor instead.
 func (*PrepareSource) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PrepareSource) GetDestination() *NodeInfo {
@@ -2172,7 +2367,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_agent_api_agent_proto_msgTypes[21]
+	mi := &file_agent_api_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2379,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[21]
+	mi := &file_agent_api_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2392,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{22}
 }
 
 // Switch: freeze, send the rest, vote. ref.attempt is the attempt. Only the source gets it.
@@ -2210,7 +2405,7 @@ type Switch struct {
 
 func (x *Switch) Reset() {
 	*x = Switch{}
-	mi := &file_agent_api_agent_proto_msgTypes[22]
+	mi := &file_agent_api_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2417,7 @@ func (x *Switch) String() string {
 func (*Switch) ProtoMessage() {}
 
 func (x *Switch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[22]
+	mi := &file_agent_api_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2430,7 @@ func (x *Switch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Switch.ProtoReflect.Descriptor instead.
 func (*Switch) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Switch) GetMaxDowntimeNs() int64 {
@@ -2255,7 +2450,7 @@ type EndAttempt struct {
 
 func (x *EndAttempt) Reset() {
 	*x = EndAttempt{}
-	mi := &file_agent_api_agent_proto_msgTypes[23]
+	mi := &file_agent_api_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2462,7 @@ func (x *EndAttempt) String() string {
 func (*EndAttempt) ProtoMessage() {}
 
 func (x *EndAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[23]
+	mi := &file_agent_api_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2475,7 @@ func (x *EndAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndAttempt.ProtoReflect.Descriptor instead.
 func (*EndAttempt) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EndAttempt) GetReason() string {
@@ -2300,7 +2495,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_agent_api_agent_proto_msgTypes[24]
+	mi := &file_agent_api_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2312,7 +2507,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[24]
+	mi := &file_agent_api_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2325,7 +2520,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Abort) GetReason() string {
@@ -2344,7 +2539,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_agent_api_agent_proto_msgTypes[25]
+	mi := &file_agent_api_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2551,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[25]
+	mi := &file_agent_api_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2564,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{26}
 }
 
 // Revert: to the source, that the destination has declined for good. It runs (report Confirmed).
@@ -2381,7 +2576,7 @@ type Revert struct {
 
 func (x *Revert) Reset() {
 	*x = Revert{}
-	mi := &file_agent_api_agent_proto_msgTypes[26]
+	mi := &file_agent_api_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2588,7 @@ func (x *Revert) String() string {
 func (*Revert) ProtoMessage() {}
 
 func (x *Revert) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[26]
+	mi := &file_agent_api_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2601,7 @@ func (x *Revert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revert.ProtoReflect.Descriptor instead.
 func (*Revert) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{27}
 }
 
 // Release: to the source, to destroy the copy ref.instance (report Released).
@@ -2418,7 +2613,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_agent_api_agent_proto_msgTypes[27]
+	mi := &file_agent_api_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2625,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[27]
+	mi := &file_agent_api_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2638,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{28}
 }
 
 // DestroyCopy: to the destination, to destroy the stopped copy ref.instance (report CopyDestroyed).
@@ -2455,7 +2650,7 @@ type DestroyCopy struct {
 
 func (x *DestroyCopy) Reset() {
 	*x = DestroyCopy{}
-	mi := &file_agent_api_agent_proto_msgTypes[28]
+	mi := &file_agent_api_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2662,7 @@ func (x *DestroyCopy) String() string {
 func (*DestroyCopy) ProtoMessage() {}
 
 func (x *DestroyCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[28]
+	mi := &file_agent_api_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2675,7 @@ func (x *DestroyCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCopy.ProtoReflect.Descriptor instead.
 func (*DestroyCopy) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{29}
 }
 
 // Retune changes the options of a running migration.
@@ -2493,7 +2688,7 @@ type Retune struct {
 
 func (x *Retune) Reset() {
 	*x = Retune{}
-	mi := &file_agent_api_agent_proto_msgTypes[29]
+	mi := &file_agent_api_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2700,7 @@ func (x *Retune) String() string {
 func (*Retune) ProtoMessage() {}
 
 func (x *Retune) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[29]
+	mi := &file_agent_api_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2713,7 @@ func (x *Retune) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retune.ProtoReflect.Descriptor instead.
 func (*Retune) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Retune) GetOptions() *MoveOptions {
@@ -2539,7 +2734,7 @@ type OrderReply struct {
 
 func (x *OrderReply) Reset() {
 	*x = OrderReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[30]
+	mi := &file_agent_api_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2746,7 @@ func (x *OrderReply) String() string {
 func (*OrderReply) ProtoMessage() {}
 
 func (x *OrderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[30]
+	mi := &file_agent_api_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2759,7 @@ func (x *OrderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderReply.ProtoReflect.Descriptor instead.
 func (*OrderReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OrderReply) GetAccepted() bool {
@@ -2596,7 +2791,7 @@ type LocalInfoRequest struct {
 
 func (x *LocalInfoRequest) Reset() {
 	*x = LocalInfoRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[31]
+	mi := &file_agent_api_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2803,7 @@ func (x *LocalInfoRequest) String() string {
 func (*LocalInfoRequest) ProtoMessage() {}
 
 func (x *LocalInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[31]
+	mi := &file_agent_api_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2816,7 @@ func (x *LocalInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalInfoRequest.ProtoReflect.Descriptor instead.
 func (*LocalInfoRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type LocalInfoReply struct {
@@ -2635,7 +2830,7 @@ type LocalInfoReply struct {
 
 func (x *LocalInfoReply) Reset() {
 	*x = LocalInfoReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[32]
+	mi := &file_agent_api_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2842,7 @@ func (x *LocalInfoReply) String() string {
 func (*LocalInfoReply) ProtoMessage() {}
 
 func (x *LocalInfoReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[32]
+	mi := &file_agent_api_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2855,7 @@ func (x *LocalInfoReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalInfoReply.ProtoReflect.Descriptor instead.
 func (*LocalInfoReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LocalInfoReply) GetNode() *NodeInfo {
@@ -2705,7 +2900,7 @@ type CopyInfo struct {
 
 func (x *CopyInfo) Reset() {
 	*x = CopyInfo{}
-	mi := &file_agent_api_agent_proto_msgTypes[33]
+	mi := &file_agent_api_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2912,7 @@ func (x *CopyInfo) String() string {
 func (*CopyInfo) ProtoMessage() {}
 
 func (x *CopyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[33]
+	mi := &file_agent_api_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2925,7 @@ func (x *CopyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInfo.ProtoReflect.Descriptor instead.
 func (*CopyInfo) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CopyInfo) GetWorkload() string {
@@ -2831,7 +3026,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_agent_api_agent_proto_msgTypes[34]
+	mi := &file_agent_api_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +3038,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[34]
+	mi := &file_agent_api_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3051,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Session) GetIncarnation() uint64 {
@@ -2894,6 +3089,144 @@ func (x *Session) GetDestinationInstance() uint64 {
 	return 0
 }
 
+type PrepareFilesRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Files   []*FileNeed            `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`     // that the tree has open or mapped, in no volume
+	Volumes []string               `protobuf:"bytes,3,rep,name=volumes,proto3" json:"volumes,omitempty"` // of the order, as the source has it
+	// probe is the name of a file that the source has made in each volume for the time of this call: a destination that sees
+	// it has the same storage.
+	Probe         string `protobuf:"bytes,4,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareFilesRequest) Reset() {
+	*x = PrepareFilesRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareFilesRequest) ProtoMessage() {}
+
+func (x *PrepareFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareFilesRequest.ProtoReflect.Descriptor instead.
+func (*PrepareFilesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PrepareFilesRequest) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *PrepareFilesRequest) GetFiles() []*FileNeed {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *PrepareFilesRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *PrepareFilesRequest) GetProbe() string {
+	if x != nil {
+		return x.Probe
+	}
+	return ""
+}
+
+type PrepareFilesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PagesAddress  string                 `protobuf:"bytes,1,opt,name=pages_address,json=pagesAddress,proto3" json:"pages_address,omitempty"` // host:port to dial; empty: there is nothing to bring
+	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`                                   // that each connection for files presents
+	Obstacles     []*Obstacle            `protobuf:"bytes,3,rep,name=obstacles,proto3" json:"obstacles,omitempty"`                           // not empty: nothing was made
+	Wanted        []string               `protobuf:"bytes,4,rep,name=wanted,proto3" json:"wanted,omitempty"`                                 // of files: those that are missing or differ. Units of the stream: volumes, then these
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareFilesReply) Reset() {
+	*x = PrepareFilesReply{}
+	mi := &file_agent_api_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareFilesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareFilesReply) ProtoMessage() {}
+
+func (x *PrepareFilesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareFilesReply.ProtoReflect.Descriptor instead.
+func (*PrepareFilesReply) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PrepareFilesReply) GetPagesAddress() string {
+	if x != nil {
+		return x.PagesAddress
+	}
+	return ""
+}
+
+func (x *PrepareFilesReply) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *PrepareFilesReply) GetObstacles() []*Obstacle {
+	if x != nil {
+		return x.Obstacles
+	}
+	return nil
+}
+
+func (x *PrepareFilesReply) GetWanted() []string {
+	if x != nil {
+		return x.Wanted
+	}
+	return nil
+}
+
 type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -2907,7 +3240,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[35]
+	mi := &file_agent_api_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3252,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[35]
+	mi := &file_agent_api_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3265,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PrepareRequest) GetSession() *Session {
@@ -2982,7 +3315,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[36]
+	mi := &file_agent_api_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3327,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[36]
+	mi := &file_agent_api_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3340,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrepareReply) GetPagesAddress() string {
@@ -3048,7 +3381,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[37]
+	mi := &file_agent_api_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3393,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[37]
+	mi := &file_agent_api_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3406,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FollowRequest) GetSession() *Session {
@@ -3098,7 +3431,7 @@ type FollowReply struct {
 
 func (x *FollowReply) Reset() {
 	*x = FollowReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[38]
+	mi := &file_agent_api_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3443,7 @@ func (x *FollowReply) String() string {
 func (*FollowReply) ProtoMessage() {}
 
 func (x *FollowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[38]
+	mi := &file_agent_api_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3456,7 @@ func (x *FollowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowReply.ProtoReflect.Descriptor instead.
 func (*FollowReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{41}
 }
 
 // FinishPart is a part of images.Checkpoint. The first part has the header and may have data; parts are at most
@@ -3138,7 +3471,7 @@ type FinishPart struct {
 
 func (x *FinishPart) Reset() {
 	*x = FinishPart{}
-	mi := &file_agent_api_agent_proto_msgTypes[39]
+	mi := &file_agent_api_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3483,7 @@ func (x *FinishPart) String() string {
 func (*FinishPart) ProtoMessage() {}
 
 func (x *FinishPart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[39]
+	mi := &file_agent_api_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3496,7 @@ func (x *FinishPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishPart.ProtoReflect.Descriptor instead.
 func (*FinishPart) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FinishPart) GetHeader() *FinishHeader {
@@ -3194,7 +3527,7 @@ type FinishHeader struct {
 
 func (x *FinishHeader) Reset() {
 	*x = FinishHeader{}
-	mi := &file_agent_api_agent_proto_msgTypes[40]
+	mi := &file_agent_api_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3539,7 @@ func (x *FinishHeader) String() string {
 func (*FinishHeader) ProtoMessage() {}
 
 func (x *FinishHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[40]
+	mi := &file_agent_api_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3552,7 @@ func (x *FinishHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishHeader.ProtoReflect.Descriptor instead.
 func (*FinishHeader) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FinishHeader) GetSession() *Session {
@@ -3275,7 +3608,7 @@ type FinishReply struct {
 
 func (x *FinishReply) Reset() {
 	*x = FinishReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[41]
+	mi := &file_agent_api_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +3620,7 @@ func (x *FinishReply) String() string {
 func (*FinishReply) ProtoMessage() {}
 
 func (x *FinishReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[41]
+	mi := &file_agent_api_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +3633,7 @@ func (x *FinishReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishReply.ProtoReflect.Descriptor instead.
 func (*FinishReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FinishReply) GetDigest() []byte {
@@ -3334,7 +3667,7 @@ type FrameBatch struct {
 
 func (x *FrameBatch) Reset() {
 	*x = FrameBatch{}
-	mi := &file_agent_api_agent_proto_msgTypes[42]
+	mi := &file_agent_api_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3679,7 @@ func (x *FrameBatch) String() string {
 func (*FrameBatch) ProtoMessage() {}
 
 func (x *FrameBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[42]
+	mi := &file_agent_api_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3692,7 @@ func (x *FrameBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrameBatch.ProtoReflect.Descriptor instead.
 func (*FrameBatch) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FrameBatch) GetSession() *Session {
@@ -3385,7 +3718,7 @@ type FramesReply struct {
 
 func (x *FramesReply) Reset() {
 	*x = FramesReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[43]
+	mi := &file_agent_api_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3730,7 @@ func (x *FramesReply) String() string {
 func (*FramesReply) ProtoMessage() {}
 
 func (x *FramesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[43]
+	mi := &file_agent_api_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3743,7 @@ func (x *FramesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FramesReply.ProtoReflect.Descriptor instead.
 func (*FramesReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FramesReply) GetFrames() uint64 {
@@ -3428,7 +3761,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[44]
+	mi := &file_agent_api_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3440,7 +3773,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[44]
+	mi := &file_agent_api_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3453,7 +3786,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type ClockReply struct {
@@ -3467,7 +3800,7 @@ type ClockReply struct {
 
 func (x *ClockReply) Reset() {
 	*x = ClockReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[45]
+	mi := &file_agent_api_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +3812,7 @@ func (x *ClockReply) String() string {
 func (*ClockReply) ProtoMessage() {}
 
 func (x *ClockReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[45]
+	mi := &file_agent_api_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +3825,7 @@ func (x *ClockReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockReply.ProtoReflect.Descriptor instead.
 func (*ClockReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ClockReply) GetMonotonicNs() int64 {
@@ -3526,7 +3859,7 @@ type PeerAbortRequest struct {
 
 func (x *PeerAbortRequest) Reset() {
 	*x = PeerAbortRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[46]
+	mi := &file_agent_api_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3538,7 +3871,7 @@ func (x *PeerAbortRequest) String() string {
 func (*PeerAbortRequest) ProtoMessage() {}
 
 func (x *PeerAbortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[46]
+	mi := &file_agent_api_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3551,7 +3884,7 @@ func (x *PeerAbortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAbortRequest.ProtoReflect.Descriptor instead.
 func (*PeerAbortRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PeerAbortRequest) GetSession() *Session {
@@ -3576,7 +3909,7 @@ type PeerAbortReply struct {
 
 func (x *PeerAbortReply) Reset() {
 	*x = PeerAbortReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[47]
+	mi := &file_agent_api_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3921,7 @@ func (x *PeerAbortReply) String() string {
 func (*PeerAbortReply) ProtoMessage() {}
 
 func (x *PeerAbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[47]
+	mi := &file_agent_api_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3934,7 @@ func (x *PeerAbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAbortReply.ProtoReflect.Descriptor instead.
 func (*PeerAbortReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{50}
 }
 
 var File_agent_api_agent_proto protoreflect.FileDescriptor
@@ -3621,7 +3954,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05where\x18\x04 \x01(\tR\x05where\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xa7\x02\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xc1\x02\n" +
 	"\fWorkloadSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04argv\x18\x02 \x03(\tR\x04argv\x12\x10\n" +
@@ -3631,7 +3964,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04addr\x18\x06 \x01(\tR\x04addr\x12B\n" +
 	"\x06labels\x18\a \x03(\v2*.migrate.agent.v1.WorkloadSpec.LabelsEntryR\x06labels\x12\x12\n" +
 	"\x04bare\x18\b \x01(\bR\x04bare\x12\x10\n" +
-	"\x03pid\x18\t \x01(\x05R\x03pid\x1a9\n" +
+	"\x03pid\x18\t \x01(\x05R\x03pid\x12\x18\n" +
+	"\avolumes\x18\n" +
+	" \x03(\tR\avolumes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x03\n" +
@@ -3649,7 +3984,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	" \x03(\tR\vcpuFeatures\x12'\n" +
 	"\x0fkernel_features\x18\v \x03(\tR\x0ekernelFeatures\x12\x18\n" +
 	"\aversion\x18\f \x01(\tR\aversion\x12\x16\n" +
-	"\x06server\x18\r \x01(\bR\x06server\"\xfc\x02\n" +
+	"\x06server\x18\r \x01(\bR\x06server\"\xe7\x03\n" +
 	"\vMoveOptions\x126\n" +
 	"\bstrategy\x18\x01 \x01(\x0e2\x1a.migrate.agent.v1.StrategyR\bstrategy\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12\x1d\n" +
@@ -3661,7 +3996,11 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x1abandwidth_bytes_per_second\x18\x06 \x01(\x04R\x17bandwidthBytesPerSecond\x12\x18\n" +
 	"\astreams\x18\a \x01(\rR\astreams\x12\x1a\n" +
 	"\bcompress\x18\b \x01(\tR\bcompress\x12\x1b\n" +
-	"\tclose_tcp\x18\t \x01(\bR\bcloseTcp\"\x89\x02\n" +
+	"\tclose_tcp\x18\t \x01(\bR\bcloseTcp\x121\n" +
+	"\x05files\x18\n" +
+	" \x01(\x0e2\x1b.migrate.agent.v1.FilesModeR\x05files\x12\x18\n" +
+	"\avolumes\x18\v \x03(\tR\avolumes\x12\x1c\n" +
+	"\toverwrite\x18\f \x01(\bR\toverwrite\"\xc1\x02\n" +
 	"\fRequirements\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x120\n" +
 	"\x05files\x18\x02 \x03(\v2\x1a.migrate.agent.v1.FileNeedR\x05files\x12!\n" +
@@ -3670,12 +4009,23 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\taddresses\x18\x05 \x03(\tR\taddresses\x12\x10\n" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x12\n" +
 	"\x04arch\x18\a \x01(\tR\x04arch\x12\x14\n" +
-	"\x05extra\x18\b \x01(\fR\x05extra\"a\n" +
+	"\x05extra\x18\b \x01(\fR\x05extra\x126\n" +
+	"\avolumes\x18\t \x03(\v2\x1c.migrate.agent.v1.VolumeNeedR\avolumes\"\xdb\x01\n" +
 	"\bFileNeed\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\x12\x19\n" +
-	"\bbuild_id\x18\x04 \x01(\tR\abuildId\"\xe3\x01\n" +
+	"\bbuild_id\x18\x04 \x01(\tR\abuildId\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x18\n" +
+	"\awritten\x18\x06 \x01(\bR\awritten\x12\x14\n" +
+	"\x05inode\x18\a \x01(\x04R\x05inode\x12\x19\n" +
+	"\bctime_ns\x18\b \x01(\x03R\actimeNs\x12\x19\n" +
+	"\bmtime_ns\x18\t \x01(\x03R\amtimeNs\"P\n" +
+	"\n" +
+	"VolumeNeed\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\aentries\x18\x03 \x01(\x04R\aentries\"\xe3\x01\n" +
 	"\x11PlanSourceRequest\x12\x12\n" +
 	"\x03pid\x18\x01 \x01(\x05H\x00R\x03pid\x12\x1c\n" +
 	"\bworkload\x18\x02 \x01(\tH\x00R\bworkload\x12<\n" +
@@ -3808,7 +4158,17 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\tmigration\x18\x02 \x01(\tR\tmigration\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12'\n" +
 	"\x0fsource_instance\x18\x04 \x01(\x04R\x0esourceInstance\x121\n" +
-	"\x14destination_instance\x18\x05 \x01(\x04R\x13destinationInstance\"\xa9\x01\n" +
+	"\x14destination_instance\x18\x05 \x01(\x04R\x13destinationInstance\"\xac\x01\n" +
+	"\x13PrepareFilesRequest\x123\n" +
+	"\asession\x18\x01 \x01(\v2\x19.migrate.agent.v1.SessionR\asession\x120\n" +
+	"\x05files\x18\x02 \x03(\v2\x1a.migrate.agent.v1.FileNeedR\x05files\x12\x18\n" +
+	"\avolumes\x18\x03 \x03(\tR\avolumes\x12\x14\n" +
+	"\x05probe\x18\x04 \x01(\tR\x05probe\"\xa0\x01\n" +
+	"\x11PrepareFilesReply\x12#\n" +
+	"\rpages_address\x18\x01 \x01(\tR\fpagesAddress\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\x128\n" +
+	"\tobstacles\x18\x03 \x03(\v2\x1a.migrate.agent.v1.ObstacleR\tobstacles\x12\x16\n" +
+	"\x06wanted\x18\x04 \x03(\tR\x06wanted\"\xa9\x01\n" +
 	"\x0ePrepareRequest\x123\n" +
 	"\asession\x18\x01 \x01(\v2\x19.migrate.agent.v1.SessionR\asession\x12\x16\n" +
 	"\x06layout\x18\x02 \x01(\fR\x06layout\x12\x18\n" +
@@ -3872,7 +4232,12 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_TIMEOUT_CANCEL\x10\x01\x12\x14\n" +
 	"\x10ON_TIMEOUT_FORCE\x10\x02\x12\x17\n" +
-	"\x13ON_TIMEOUT_POSTCOPY\x10\x03*\x9d\x02\n" +
+	"\x13ON_TIMEOUT_POSTCOPY\x10\x03*i\n" +
+	"\tFilesMode\x12\x1a\n" +
+	"\x16FILES_MODE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10FILES_MODE_CHECK\x10\x01\x12\x15\n" +
+	"\x11FILES_MODE_SHARED\x10\x02\x12\x13\n" +
+	"\x0fFILES_MODE_COPY\x10\x03*\x9d\x02\n" +
 	"\aRefusal\x12\x10\n" +
 	"\fREFUSAL_NONE\x10\x00\x12\x1d\n" +
 	"\x19REFUSAL_STALE_INCARNATION\x10\x01\x12\x1d\n" +
@@ -3901,8 +4266,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\fStopWorkload\x12%.migrate.agent.v1.StopWorkloadRequest\x1a#.migrate.agent.v1.StopWorkloadReply\x12D\n" +
 	"\x04Logs\x12\x1d.migrate.agent.v1.LogsRequest\x1a\x1b.migrate.agent.v1.LogsChunk0\x01\x12E\n" +
 	"\x05Order\x12\x1e.migrate.agent.v1.OrderRequest\x1a\x1c.migrate.agent.v1.OrderReply\x12Q\n" +
-	"\tLocalInfo\x12\".migrate.agent.v1.LocalInfoRequest\x1a .migrate.agent.v1.LocalInfoReply2\xc5\x03\n" +
-	"\x04Peer\x12K\n" +
+	"\tLocalInfo\x12\".migrate.agent.v1.LocalInfoRequest\x1a .migrate.agent.v1.LocalInfoReply2\xa1\x04\n" +
+	"\x04Peer\x12Z\n" +
+	"\fPrepareFiles\x12%.migrate.agent.v1.PrepareFilesRequest\x1a#.migrate.agent.v1.PrepareFilesReply\x12K\n" +
 	"\aPrepare\x12 .migrate.agent.v1.PrepareRequest\x1a\x1e.migrate.agent.v1.PrepareReply\x12H\n" +
 	"\x06Follow\x12\x1f.migrate.agent.v1.FollowRequest\x1a\x1d.migrate.agent.v1.FollowReply\x12G\n" +
 	"\x06Finish\x12\x1c.migrate.agent.v1.FinishPart\x1a\x1d.migrate.agent.v1.FinishReply(\x01\x12G\n" +
@@ -3922,143 +4288,154 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_agent_api_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_agent_api_agent_proto_goTypes = []any{
 	(Role)(0),                      // 0: migrate.agent.v1.Role
 	(Strategy)(0),                  // 1: migrate.agent.v1.Strategy
 	(OnTimeout)(0),                 // 2: migrate.agent.v1.OnTimeout
-	(Refusal)(0),                   // 3: migrate.agent.v1.Refusal
-	(CopyState)(0),                 // 4: migrate.agent.v1.CopyState
-	(*Ref)(nil),                    // 5: migrate.agent.v1.Ref
-	(*Obstacle)(nil),               // 6: migrate.agent.v1.Obstacle
-	(*WorkloadSpec)(nil),           // 7: migrate.agent.v1.WorkloadSpec
-	(*NodeInfo)(nil),               // 8: migrate.agent.v1.NodeInfo
-	(*MoveOptions)(nil),            // 9: migrate.agent.v1.MoveOptions
-	(*Requirements)(nil),           // 10: migrate.agent.v1.Requirements
-	(*FileNeed)(nil),               // 11: migrate.agent.v1.FileNeed
-	(*PlanSourceRequest)(nil),      // 12: migrate.agent.v1.PlanSourceRequest
-	(*PlanSourceReply)(nil),        // 13: migrate.agent.v1.PlanSourceReply
-	(*PlanFigures)(nil),            // 14: migrate.agent.v1.PlanFigures
-	(*PlanDestinationRequest)(nil), // 15: migrate.agent.v1.PlanDestinationRequest
-	(*PlanDestinationReply)(nil),   // 16: migrate.agent.v1.PlanDestinationReply
-	(*StartWorkloadRequest)(nil),   // 17: migrate.agent.v1.StartWorkloadRequest
-	(*StartWorkloadReply)(nil),     // 18: migrate.agent.v1.StartWorkloadReply
-	(*StopWorkloadRequest)(nil),    // 19: migrate.agent.v1.StopWorkloadRequest
-	(*StopWorkloadReply)(nil),      // 20: migrate.agent.v1.StopWorkloadReply
-	(*LogsRequest)(nil),            // 21: migrate.agent.v1.LogsRequest
-	(*LogsChunk)(nil),              // 22: migrate.agent.v1.LogsChunk
-	(*OrderRequest)(nil),           // 23: migrate.agent.v1.OrderRequest
-	(*PrepareDestination)(nil),     // 24: migrate.agent.v1.PrepareDestination
-	(*PrepareSource)(nil),          // 25: migrate.agent.v1.PrepareSource
-	(*Copy)(nil),                   // 26: migrate.agent.v1.Copy
-	(*Switch)(nil),                 // 27: migrate.agent.v1.Switch
-	(*EndAttempt)(nil),             // 28: migrate.agent.v1.EndAttempt
-	(*Abort)(nil),                  // 29: migrate.agent.v1.Abort
-	(*Commit)(nil),                 // 30: migrate.agent.v1.Commit
-	(*Revert)(nil),                 // 31: migrate.agent.v1.Revert
-	(*Release)(nil),                // 32: migrate.agent.v1.Release
-	(*DestroyCopy)(nil),            // 33: migrate.agent.v1.DestroyCopy
-	(*Retune)(nil),                 // 34: migrate.agent.v1.Retune
-	(*OrderReply)(nil),             // 35: migrate.agent.v1.OrderReply
-	(*LocalInfoRequest)(nil),       // 36: migrate.agent.v1.LocalInfoRequest
-	(*LocalInfoReply)(nil),         // 37: migrate.agent.v1.LocalInfoReply
-	(*CopyInfo)(nil),               // 38: migrate.agent.v1.CopyInfo
-	(*Session)(nil),                // 39: migrate.agent.v1.Session
-	(*PrepareRequest)(nil),         // 40: migrate.agent.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 41: migrate.agent.v1.PrepareReply
-	(*FollowRequest)(nil),          // 42: migrate.agent.v1.FollowRequest
-	(*FollowReply)(nil),            // 43: migrate.agent.v1.FollowReply
-	(*FinishPart)(nil),             // 44: migrate.agent.v1.FinishPart
-	(*FinishHeader)(nil),           // 45: migrate.agent.v1.FinishHeader
-	(*FinishReply)(nil),            // 46: migrate.agent.v1.FinishReply
-	(*FrameBatch)(nil),             // 47: migrate.agent.v1.FrameBatch
-	(*FramesReply)(nil),            // 48: migrate.agent.v1.FramesReply
-	(*ClockRequest)(nil),           // 49: migrate.agent.v1.ClockRequest
-	(*ClockReply)(nil),             // 50: migrate.agent.v1.ClockReply
-	(*PeerAbortRequest)(nil),       // 51: migrate.agent.v1.PeerAbortRequest
-	(*PeerAbortReply)(nil),         // 52: migrate.agent.v1.PeerAbortReply
-	nil,                            // 53: migrate.agent.v1.WorkloadSpec.LabelsEntry
+	(FilesMode)(0),                 // 3: migrate.agent.v1.FilesMode
+	(Refusal)(0),                   // 4: migrate.agent.v1.Refusal
+	(CopyState)(0),                 // 5: migrate.agent.v1.CopyState
+	(*Ref)(nil),                    // 6: migrate.agent.v1.Ref
+	(*Obstacle)(nil),               // 7: migrate.agent.v1.Obstacle
+	(*WorkloadSpec)(nil),           // 8: migrate.agent.v1.WorkloadSpec
+	(*NodeInfo)(nil),               // 9: migrate.agent.v1.NodeInfo
+	(*MoveOptions)(nil),            // 10: migrate.agent.v1.MoveOptions
+	(*Requirements)(nil),           // 11: migrate.agent.v1.Requirements
+	(*FileNeed)(nil),               // 12: migrate.agent.v1.FileNeed
+	(*VolumeNeed)(nil),             // 13: migrate.agent.v1.VolumeNeed
+	(*PlanSourceRequest)(nil),      // 14: migrate.agent.v1.PlanSourceRequest
+	(*PlanSourceReply)(nil),        // 15: migrate.agent.v1.PlanSourceReply
+	(*PlanFigures)(nil),            // 16: migrate.agent.v1.PlanFigures
+	(*PlanDestinationRequest)(nil), // 17: migrate.agent.v1.PlanDestinationRequest
+	(*PlanDestinationReply)(nil),   // 18: migrate.agent.v1.PlanDestinationReply
+	(*StartWorkloadRequest)(nil),   // 19: migrate.agent.v1.StartWorkloadRequest
+	(*StartWorkloadReply)(nil),     // 20: migrate.agent.v1.StartWorkloadReply
+	(*StopWorkloadRequest)(nil),    // 21: migrate.agent.v1.StopWorkloadRequest
+	(*StopWorkloadReply)(nil),      // 22: migrate.agent.v1.StopWorkloadReply
+	(*LogsRequest)(nil),            // 23: migrate.agent.v1.LogsRequest
+	(*LogsChunk)(nil),              // 24: migrate.agent.v1.LogsChunk
+	(*OrderRequest)(nil),           // 25: migrate.agent.v1.OrderRequest
+	(*PrepareDestination)(nil),     // 26: migrate.agent.v1.PrepareDestination
+	(*PrepareSource)(nil),          // 27: migrate.agent.v1.PrepareSource
+	(*Copy)(nil),                   // 28: migrate.agent.v1.Copy
+	(*Switch)(nil),                 // 29: migrate.agent.v1.Switch
+	(*EndAttempt)(nil),             // 30: migrate.agent.v1.EndAttempt
+	(*Abort)(nil),                  // 31: migrate.agent.v1.Abort
+	(*Commit)(nil),                 // 32: migrate.agent.v1.Commit
+	(*Revert)(nil),                 // 33: migrate.agent.v1.Revert
+	(*Release)(nil),                // 34: migrate.agent.v1.Release
+	(*DestroyCopy)(nil),            // 35: migrate.agent.v1.DestroyCopy
+	(*Retune)(nil),                 // 36: migrate.agent.v1.Retune
+	(*OrderReply)(nil),             // 37: migrate.agent.v1.OrderReply
+	(*LocalInfoRequest)(nil),       // 38: migrate.agent.v1.LocalInfoRequest
+	(*LocalInfoReply)(nil),         // 39: migrate.agent.v1.LocalInfoReply
+	(*CopyInfo)(nil),               // 40: migrate.agent.v1.CopyInfo
+	(*Session)(nil),                // 41: migrate.agent.v1.Session
+	(*PrepareFilesRequest)(nil),    // 42: migrate.agent.v1.PrepareFilesRequest
+	(*PrepareFilesReply)(nil),      // 43: migrate.agent.v1.PrepareFilesReply
+	(*PrepareRequest)(nil),         // 44: migrate.agent.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 45: migrate.agent.v1.PrepareReply
+	(*FollowRequest)(nil),          // 46: migrate.agent.v1.FollowRequest
+	(*FollowReply)(nil),            // 47: migrate.agent.v1.FollowReply
+	(*FinishPart)(nil),             // 48: migrate.agent.v1.FinishPart
+	(*FinishHeader)(nil),           // 49: migrate.agent.v1.FinishHeader
+	(*FinishReply)(nil),            // 50: migrate.agent.v1.FinishReply
+	(*FrameBatch)(nil),             // 51: migrate.agent.v1.FrameBatch
+	(*FramesReply)(nil),            // 52: migrate.agent.v1.FramesReply
+	(*ClockRequest)(nil),           // 53: migrate.agent.v1.ClockRequest
+	(*ClockReply)(nil),             // 54: migrate.agent.v1.ClockReply
+	(*PeerAbortRequest)(nil),       // 55: migrate.agent.v1.PeerAbortRequest
+	(*PeerAbortReply)(nil),         // 56: migrate.agent.v1.PeerAbortReply
+	nil,                            // 57: migrate.agent.v1.WorkloadSpec.LabelsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	53, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
+	57, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
 	1,  // 1: migrate.agent.v1.MoveOptions.strategy:type_name -> migrate.agent.v1.Strategy
 	2,  // 2: migrate.agent.v1.MoveOptions.on_timeout:type_name -> migrate.agent.v1.OnTimeout
-	11, // 3: migrate.agent.v1.Requirements.files:type_name -> migrate.agent.v1.FileNeed
-	8,  // 4: migrate.agent.v1.PlanSourceRequest.destination:type_name -> migrate.agent.v1.NodeInfo
-	9,  // 5: migrate.agent.v1.PlanSourceRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	6,  // 6: migrate.agent.v1.PlanSourceReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	10, // 7: migrate.agent.v1.PlanSourceReply.requirements:type_name -> migrate.agent.v1.Requirements
-	14, // 8: migrate.agent.v1.PlanSourceReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	8,  // 9: migrate.agent.v1.PlanDestinationRequest.source:type_name -> migrate.agent.v1.NodeInfo
-	10, // 10: migrate.agent.v1.PlanDestinationRequest.requirements:type_name -> migrate.agent.v1.Requirements
-	9,  // 11: migrate.agent.v1.PlanDestinationRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	6,  // 12: migrate.agent.v1.PlanDestinationReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	5,  // 13: migrate.agent.v1.StartWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
-	7,  // 14: migrate.agent.v1.StartWorkloadRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	5,  // 15: migrate.agent.v1.StopWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
-	5,  // 16: migrate.agent.v1.OrderRequest.ref:type_name -> migrate.agent.v1.Ref
-	0,  // 17: migrate.agent.v1.OrderRequest.role:type_name -> migrate.agent.v1.Role
-	24, // 18: migrate.agent.v1.OrderRequest.prepare_destination:type_name -> migrate.agent.v1.PrepareDestination
-	25, // 19: migrate.agent.v1.OrderRequest.prepare_source:type_name -> migrate.agent.v1.PrepareSource
-	26, // 20: migrate.agent.v1.OrderRequest.copy:type_name -> migrate.agent.v1.Copy
-	27, // 21: migrate.agent.v1.OrderRequest.switch:type_name -> migrate.agent.v1.Switch
-	28, // 22: migrate.agent.v1.OrderRequest.end_attempt:type_name -> migrate.agent.v1.EndAttempt
-	29, // 23: migrate.agent.v1.OrderRequest.abort:type_name -> migrate.agent.v1.Abort
-	30, // 24: migrate.agent.v1.OrderRequest.commit:type_name -> migrate.agent.v1.Commit
-	31, // 25: migrate.agent.v1.OrderRequest.revert:type_name -> migrate.agent.v1.Revert
-	32, // 26: migrate.agent.v1.OrderRequest.release:type_name -> migrate.agent.v1.Release
-	33, // 27: migrate.agent.v1.OrderRequest.destroy_copy:type_name -> migrate.agent.v1.DestroyCopy
-	34, // 28: migrate.agent.v1.OrderRequest.retune:type_name -> migrate.agent.v1.Retune
-	8,  // 29: migrate.agent.v1.PrepareDestination.source:type_name -> migrate.agent.v1.NodeInfo
-	7,  // 30: migrate.agent.v1.PrepareDestination.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	9,  // 31: migrate.agent.v1.PrepareDestination.options:type_name -> migrate.agent.v1.MoveOptions
-	8,  // 32: migrate.agent.v1.PrepareSource.destination:type_name -> migrate.agent.v1.NodeInfo
-	7,  // 33: migrate.agent.v1.PrepareSource.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	9,  // 34: migrate.agent.v1.PrepareSource.options:type_name -> migrate.agent.v1.MoveOptions
-	9,  // 35: migrate.agent.v1.Retune.options:type_name -> migrate.agent.v1.MoveOptions
-	3,  // 36: migrate.agent.v1.OrderReply.refusal:type_name -> migrate.agent.v1.Refusal
-	8,  // 37: migrate.agent.v1.LocalInfoReply.node:type_name -> migrate.agent.v1.NodeInfo
-	38, // 38: migrate.agent.v1.LocalInfoReply.copies:type_name -> migrate.agent.v1.CopyInfo
-	4,  // 39: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
-	39, // 40: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
-	6,  // 41: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	39, // 42: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
-	45, // 43: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
-	39, // 44: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
-	39, // 45: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
-	39, // 46: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
-	12, // 47: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
-	15, // 48: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
-	17, // 49: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
-	19, // 50: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
-	21, // 51: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
-	23, // 52: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
-	36, // 53: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
-	40, // 54: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
-	42, // 55: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
-	44, // 56: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
-	47, // 57: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
-	49, // 58: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
-	51, // 59: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
-	13, // 60: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
-	16, // 61: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
-	18, // 62: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
-	20, // 63: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
-	22, // 64: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
-	35, // 65: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
-	37, // 66: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
-	41, // 67: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
-	43, // 68: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
-	46, // 69: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
-	48, // 70: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
-	50, // 71: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
-	52, // 72: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
-	60, // [60:73] is the sub-list for method output_type
-	47, // [47:60] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	3,  // 3: migrate.agent.v1.MoveOptions.files:type_name -> migrate.agent.v1.FilesMode
+	12, // 4: migrate.agent.v1.Requirements.files:type_name -> migrate.agent.v1.FileNeed
+	13, // 5: migrate.agent.v1.Requirements.volumes:type_name -> migrate.agent.v1.VolumeNeed
+	9,  // 6: migrate.agent.v1.PlanSourceRequest.destination:type_name -> migrate.agent.v1.NodeInfo
+	10, // 7: migrate.agent.v1.PlanSourceRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	7,  // 8: migrate.agent.v1.PlanSourceReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	11, // 9: migrate.agent.v1.PlanSourceReply.requirements:type_name -> migrate.agent.v1.Requirements
+	16, // 10: migrate.agent.v1.PlanSourceReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	9,  // 11: migrate.agent.v1.PlanDestinationRequest.source:type_name -> migrate.agent.v1.NodeInfo
+	11, // 12: migrate.agent.v1.PlanDestinationRequest.requirements:type_name -> migrate.agent.v1.Requirements
+	10, // 13: migrate.agent.v1.PlanDestinationRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	7,  // 14: migrate.agent.v1.PlanDestinationReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	6,  // 15: migrate.agent.v1.StartWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
+	8,  // 16: migrate.agent.v1.StartWorkloadRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	6,  // 17: migrate.agent.v1.StopWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
+	6,  // 18: migrate.agent.v1.OrderRequest.ref:type_name -> migrate.agent.v1.Ref
+	0,  // 19: migrate.agent.v1.OrderRequest.role:type_name -> migrate.agent.v1.Role
+	26, // 20: migrate.agent.v1.OrderRequest.prepare_destination:type_name -> migrate.agent.v1.PrepareDestination
+	27, // 21: migrate.agent.v1.OrderRequest.prepare_source:type_name -> migrate.agent.v1.PrepareSource
+	28, // 22: migrate.agent.v1.OrderRequest.copy:type_name -> migrate.agent.v1.Copy
+	29, // 23: migrate.agent.v1.OrderRequest.switch:type_name -> migrate.agent.v1.Switch
+	30, // 24: migrate.agent.v1.OrderRequest.end_attempt:type_name -> migrate.agent.v1.EndAttempt
+	31, // 25: migrate.agent.v1.OrderRequest.abort:type_name -> migrate.agent.v1.Abort
+	32, // 26: migrate.agent.v1.OrderRequest.commit:type_name -> migrate.agent.v1.Commit
+	33, // 27: migrate.agent.v1.OrderRequest.revert:type_name -> migrate.agent.v1.Revert
+	34, // 28: migrate.agent.v1.OrderRequest.release:type_name -> migrate.agent.v1.Release
+	35, // 29: migrate.agent.v1.OrderRequest.destroy_copy:type_name -> migrate.agent.v1.DestroyCopy
+	36, // 30: migrate.agent.v1.OrderRequest.retune:type_name -> migrate.agent.v1.Retune
+	9,  // 31: migrate.agent.v1.PrepareDestination.source:type_name -> migrate.agent.v1.NodeInfo
+	8,  // 32: migrate.agent.v1.PrepareDestination.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	10, // 33: migrate.agent.v1.PrepareDestination.options:type_name -> migrate.agent.v1.MoveOptions
+	9,  // 34: migrate.agent.v1.PrepareSource.destination:type_name -> migrate.agent.v1.NodeInfo
+	8,  // 35: migrate.agent.v1.PrepareSource.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	10, // 36: migrate.agent.v1.PrepareSource.options:type_name -> migrate.agent.v1.MoveOptions
+	10, // 37: migrate.agent.v1.Retune.options:type_name -> migrate.agent.v1.MoveOptions
+	4,  // 38: migrate.agent.v1.OrderReply.refusal:type_name -> migrate.agent.v1.Refusal
+	9,  // 39: migrate.agent.v1.LocalInfoReply.node:type_name -> migrate.agent.v1.NodeInfo
+	40, // 40: migrate.agent.v1.LocalInfoReply.copies:type_name -> migrate.agent.v1.CopyInfo
+	5,  // 41: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
+	41, // 42: migrate.agent.v1.PrepareFilesRequest.session:type_name -> migrate.agent.v1.Session
+	12, // 43: migrate.agent.v1.PrepareFilesRequest.files:type_name -> migrate.agent.v1.FileNeed
+	7,  // 44: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	41, // 45: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
+	7,  // 46: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	41, // 47: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
+	49, // 48: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
+	41, // 49: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
+	41, // 50: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
+	41, // 51: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
+	14, // 52: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
+	17, // 53: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
+	19, // 54: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
+	21, // 55: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
+	23, // 56: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
+	25, // 57: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
+	38, // 58: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
+	42, // 59: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
+	44, // 60: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
+	46, // 61: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
+	48, // 62: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
+	51, // 63: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
+	53, // 64: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
+	55, // 65: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
+	15, // 66: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
+	18, // 67: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
+	20, // 68: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
+	22, // 69: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
+	24, // 70: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
+	37, // 71: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
+	39, // 72: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
+	43, // 73: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
+	45, // 74: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
+	47, // 75: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
+	50, // 76: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
+	52, // 77: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
+	54, // 78: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
+	56, // 79: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
+	66, // [66:80] is the sub-list for method output_type
+	52, // [52:66] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -4066,11 +4443,11 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
-	file_agent_api_agent_proto_msgTypes[7].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[8].OneofWrappers = []any{
 		(*PlanSourceRequest_Pid)(nil),
 		(*PlanSourceRequest_Workload)(nil),
 	}
-	file_agent_api_agent_proto_msgTypes[18].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[19].OneofWrappers = []any{
 		(*OrderRequest_PrepareDestination)(nil),
 		(*OrderRequest_PrepareSource)(nil),
 		(*OrderRequest_Copy)(nil),
@@ -4088,8 +4465,8 @@ func file_agent_api_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   49,
+			NumEnums:      6,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -380,12 +380,13 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Peer_Prepare_FullMethodName = "/migrate.agent.v1.Peer/Prepare"
-	Peer_Follow_FullMethodName  = "/migrate.agent.v1.Peer/Follow"
-	Peer_Finish_FullMethodName  = "/migrate.agent.v1.Peer/Finish"
-	Peer_Frames_FullMethodName  = "/migrate.agent.v1.Peer/Frames"
-	Peer_Clock_FullMethodName   = "/migrate.agent.v1.Peer/Clock"
-	Peer_Abort_FullMethodName   = "/migrate.agent.v1.Peer/Abort"
+	Peer_PrepareFiles_FullMethodName = "/migrate.agent.v1.Peer/PrepareFiles"
+	Peer_Prepare_FullMethodName      = "/migrate.agent.v1.Peer/Prepare"
+	Peer_Follow_FullMethodName       = "/migrate.agent.v1.Peer/Follow"
+	Peer_Finish_FullMethodName       = "/migrate.agent.v1.Peer/Finish"
+	Peer_Frames_FullMethodName       = "/migrate.agent.v1.Peer/Frames"
+	Peer_Clock_FullMethodName        = "/migrate.agent.v1.Peer/Clock"
+	Peer_Abort_FullMethodName        = "/migrate.agent.v1.Peer/Abort"
 )
 
 // PeerClient is the client API for Peer service.
@@ -394,6 +395,9 @@ const (
 //
 // Peer is served by the agent of a destination and called by the agent of the source, over mutual TLS.
 type PeerClient interface {
+	// PrepareFiles says which files and directories are to be brought over, before Prepare. The destination makes room for
+	// what it lacks; the content comes over connections to its pages port that present the token.
+	PrepareFiles(ctx context.Context, in *PrepareFilesRequest, opts ...grpc.CallOption) (*PrepareFilesReply, error)
 	// Prepare builds the skeleton of a tree: stopped, with its mappings, no pages yet.
 	Prepare(ctx context.Context, in *PrepareRequest, opts ...grpc.CallOption) (*PrepareReply, error)
 	// Follow changes the skeleton to a newer layout: between rounds, and once in the freeze.
@@ -417,6 +421,16 @@ type peerClient struct {
 
 func NewPeerClient(cc grpc.ClientConnInterface) PeerClient {
 	return &peerClient{cc}
+}
+
+func (c *peerClient) PrepareFiles(ctx context.Context, in *PrepareFilesRequest, opts ...grpc.CallOption) (*PrepareFilesReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PrepareFilesReply)
+	err := c.cc.Invoke(ctx, Peer_PrepareFiles_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *peerClient) Prepare(ctx context.Context, in *PrepareRequest, opts ...grpc.CallOption) (*PrepareReply, error) {
@@ -491,6 +505,9 @@ func (c *peerClient) Abort(ctx context.Context, in *PeerAbortRequest, opts ...gr
 //
 // Peer is served by the agent of a destination and called by the agent of the source, over mutual TLS.
 type PeerServer interface {
+	// PrepareFiles says which files and directories are to be brought over, before Prepare. The destination makes room for
+	// what it lacks; the content comes over connections to its pages port that present the token.
+	PrepareFiles(context.Context, *PrepareFilesRequest) (*PrepareFilesReply, error)
 	// Prepare builds the skeleton of a tree: stopped, with its mappings, no pages yet.
 	Prepare(context.Context, *PrepareRequest) (*PrepareReply, error)
 	// Follow changes the skeleton to a newer layout: between rounds, and once in the freeze.
@@ -516,6 +533,9 @@ type PeerServer interface {
 // pointer dereference when methods are called.
 type UnimplementedPeerServer struct{}
 
+func (UnimplementedPeerServer) PrepareFiles(context.Context, *PrepareFilesRequest) (*PrepareFilesReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method PrepareFiles not implemented")
+}
 func (UnimplementedPeerServer) Prepare(context.Context, *PrepareRequest) (*PrepareReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Prepare not implemented")
 }
@@ -553,6 +573,24 @@ func RegisterPeerServer(s grpc.ServiceRegistrar, srv PeerServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Peer_ServiceDesc, srv)
+}
+
+func _Peer_PrepareFiles_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PrepareFilesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).PrepareFiles(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_PrepareFiles_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).PrepareFiles(ctx, req.(*PrepareFilesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _Peer_Prepare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -648,6 +686,10 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "migrate.agent.v1.Peer",
 	HandlerType: (*PeerServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "PrepareFiles",
+			Handler:    _Peer_PrepareFiles_Handler,
+		},
 		{
 			MethodName: "Prepare",
 			Handler:    _Peer_Prepare_Handler,

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/volume"
 	clusterapi "migrate/coordinator/api"
 	"migrate/engine"
 	"migrate/pagexfer"
@@ -61,6 +62,10 @@ type Source interface {
 	Layout(ctx context.Context) ([]byte, error)
 	// Round sends what was written since the round before. A round that fails leaves its pages dirty.
 	Round(ctx context.Context, sink PageSink) (RoundStats, error)
+	// Contents describes the regular files that the tree has open or mapped, as of the last Obstacles, but those in the units.
+	Contents(ctx context.Context, but []volume.Unit, content bool) ([]*agentapi.FileNeed, error)
+	// Mapped lists the files that the tree maps shared and writable, by path.
+	Mapped(ctx context.Context) (map[string]bool, error)
 	// Pending counts connections that wait to be accepted or are being opened: a freeze cannot carry them.
 	Pending(ctx context.Context) (int, error)
 	// Freeze stops every thread.

@@ -35,14 +35,16 @@ type destination struct {
 	file     *file
 	workload string
 	spec     *agentapi.WorkloadSpec
-	work     task // the request to commit
-	held     Held // the skeleton, or what was adopted after a restart
+	options  *agentapi.MoveOptions // of the order
+	work     task                  // the request to commit
+	held     Held                  // the skeleton, or what was adopted after a restart
 
 	mu       sync.Mutex // of what the peer's calls and the loop share
 	skeleton Skeleton
 	port     Port
 	token    []byte
 	receiver *pagexfer.Receiver
+	filesIn  *filesIn           // nil until files are expected
 	call     context.CancelFunc // of the peer's call that works on the skeleton; nil when none does
 	called   chan struct{}      // closed when that call has ended
 	stopped  time.Duration
@@ -198,6 +200,7 @@ func (d *destination) resume(ctx context.Context) error {
 		return fmt.Errorf("copy %d is not here any more", d.id.Instance)
 	}
 	lap := newLaps(time.Now())
+	d.endFiles()
 	if port != nil {
 		if err := port.OpenEgress(); err != nil {
 			return err
@@ -226,6 +229,11 @@ func (d *destination) resume(ctx context.Context) error {
 	if err := d.m.cfg.Host.Owned(ctx, d.rec.Handle, d.epoch+1); err != nil {
 		d.log.Error("the copy runs, but its record could not be written", "error", err)
 	}
+	d.m.tasks.Go(func() {
+		if err := d.m.cfg.Store.Keep(d.id.Instance); err != nil {
+			d.log.Error("the record of the copy's files could not be written", "error", err)
+		}
+	})
 	d.m.tasks.Go(func() {
 		d.loop.post(d.ctx, handoff.DestinationEvent{Kind: handoff.DestinationRan, Ref: d.id})
 	})
@@ -265,13 +273,16 @@ func (d *destination) destroy(ctx context.Context) error {
 	d.mu.Lock()
 	d.token = nil // no page connection is accepted any more
 	d.mu.Unlock()
-	if d.held == nil {
-		return nil
+	d.endFiles()
+	if d.held != nil {
+		if err := d.held.Destroy(ctx); err != nil {
+			return fmt.Errorf("destroying the copy: %w", err)
+		}
+		d.held = nil
 	}
-	if err := d.held.Destroy(ctx); err != nil {
-		return fmt.Errorf("destroying the copy: %w", err)
+	if err := d.m.cfg.Store.Abort(d.id.Instance); err != nil {
+		return fmt.Errorf("removing the copy's files: %w", err)
 	}
-	d.held = nil
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/zeebo/xxh3"
 
+	"migrate/agent/volume"
 	"migrate/coordinator/handoff"
 )
 
@@ -27,6 +28,7 @@ type Record struct {
 	Source       handoff.SourceDisk      `json:"source"`
 	Destination  handoff.DestinationDisk `json:"destination"`
 	Handle       Handle                  `json:"handle"`
+	Units        []volume.Unit           `json:"units,omitempty"` // that a source brings over
 }
 
 // ref names the copy that the record is about.

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/volume"
 	"migrate/coordinator/handoff"
 	"migrate/engine"
 	"migrate/pagexfer"
@@ -30,6 +31,8 @@ type Config struct {
 	Host         Host
 	Cluster      Cluster
 	Peers        Peers
+	Store        *volume.Store  // of files and directories that moves bring
+	Hasher       *volume.Hasher // of files that are compared
 	Log          *slog.Logger
 	// Failpoint, if not nil, is called before and after each action with a name such as "source.freeze.before".
 	Failpoint func(point string)
@@ -296,7 +299,7 @@ func (m *Manager) orderDestination(ctx context.Context, req *agentapi.OrderReque
 			rec: Record{Role: handoff.RoleDestination, BootID: m.cfg.BootID, Workload: req.GetWorkload(), Epoch: req.GetRef().GetEpoch()}, arriving: newFrames()}
 		d.rec.Handle.Instance = ref.Instance
 		if p := req.GetPrepareDestination(); p != nil {
-			d.spec, d.peer = p.GetSpec(), p.GetSourceInstance()
+			d.spec, d.peer, d.options = p.GetSpec(), p.GetSourceInstance(), p.GetOptions()
 			d.rec.PeerInstance = d.peer
 			d.rec.Handle.Spec = specJSON(d.spec)
 		}
@@ -385,7 +388,7 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	id := withAttempt(rec.ref(), 0)
 	log := m.cfg.Log.With("migration", rec.ref().Migration, "role", rec.Role.String())
 	if rec.Role == handoff.RoleSource {
-		s := &source{m: m, id: id, log: log, peerInstance: rec.PeerInstance, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port}
+		s := &source{m: m, id: id, log: log, peerInstance: rec.PeerInstance, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, units: rec.Units}
 		s.view.reason = "the agent of the source was restarted"
 		if frozen {
 			s.stopped = time.Now() // for what is left of it
@@ -409,6 +412,11 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	}
 	ev := handoff.DestinationEvent{Kind: handoff.DestinationRecovered, Disk: rec.Destination, Whole: whole}
 	if rebooted {
+		if rec.Destination.Stage == handoff.DestinationDestroying { // the copy is gone; its files outlive a reboot
+			if err := m.cfg.Store.Abort(id.Instance); err != nil {
+				return err
+			}
+		}
 		ev.Kind = handoff.DestinationRebooted
 	}
 	d.loop.post(ctx, ev)
@@ -500,21 +508,32 @@ func (m *Manager) ServePages(ctx context.Context, c net.Conn) error {
 	if err != nil {
 		return errors.Join(err, c.Close())
 	}
-	var r *pagexfer.Receiver
-	m.mu.Lock()
-	for _, mv := range m.moves {
-		if mv.destination != nil && r == nil {
-			r = mv.destination.accepts(hello.Token)
-		}
-	}
-	m.mu.Unlock()
-	if r == nil {
+	r, files := m.receiverOf(hello.Token)
+	if r == nil && files == nil {
 		return pagexfer.Refuse(hctx, c, "no migration on this host has this token")
 	}
 	if err := pagexfer.Welcome(hctx, c); err != nil {
 		return errors.Join(err, c.Close())
 	}
+	if files != nil {
+		return files.Serve(ctx, c)
+	}
 	return r.Serve(ctx, c)
+}
+
+// receiverOf finds for what a connection with a token is: pages or files of a move.
+func (m *Manager) receiverOf(token []byte) (pages *pagexfer.Receiver, files *volume.Receiver) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, mv := range m.moves {
+		if mv.destination == nil {
+			continue
+		}
+		if pages, files = mv.destination.accepts(token), mv.destination.acceptsFiles(token); pages != nil || files != nil {
+			return pages, files
+		}
+	}
+	return nil, nil
 }
 
 // ObstaclesTo is the API's form of a list of obstacles on a host.

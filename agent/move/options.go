@@ -19,6 +19,7 @@ type options struct {
 	bandwidth   int64
 	streams     uint32
 	codec       pagexfer.Codec
+	files       *agentapi.MoveOptions // files, volumes and overwrite; as asked
 }
 
 const (
@@ -38,6 +39,7 @@ func parseOptions(o *agentapi.MoveOptions) (options, error) {
 	out := options{
 		maxDowntime: time.Duration(o.GetMaxDowntimeNs()), hardLimit: time.Duration(o.GetHardLimitNs()),
 		timeout: time.Duration(o.GetTimeoutNs()), bandwidth: int64(o.GetBandwidthBytesPerSecond()), streams: o.GetStreams(),
+		files: o,
 	}
 	switch o.GetStrategy() {
 	case agentapi.Strategy_STRATEGY_UNSPECIFIED, agentapi.Strategy_STRATEGY_PRECOPY:

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/volume"
 	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/handoff"
 	"migrate/engine"
@@ -90,7 +91,11 @@ func (h *host) start() {
 	if err != nil {
 		h.w.t.Fatal(err)
 	}
-	m, err := New(Config{Node: h.name, BootID: h.boot, Dir: h.dir, PagesAddress: listen.Addr().String(), Host: h, Cluster: h.w,
+	store, err := volume.OpenStore(h.dir + "-volumes")
+	if err != nil {
+		h.w.t.Fatal(err)
+	}
+	m, err := New(Config{Store: store, Hasher: &volume.Hasher{}, Node: h.name, BootID: h.boot, Dir: h.dir, PagesAddress: listen.Addr().String(), Host: h, Cluster: h.w,
 		Peers: h, Log: slog.New(slog.NewTextHandler(h.w.t.Output(), nil)).With("host", h.name), Failpoint: func(p string) {
 			h.w.mu.Lock()
 			points := h.points
@@ -415,10 +420,14 @@ func (s *fakeSource) Track(context.Context) error { return s.tr.host.err("track"
 func (s *fakeSource) Layout(context.Context) ([]byte, error) {
 	return fmt.Appendf(nil, "layout %d", s.tr.rounds/2), nil
 }
-func (s *fakeSource) Pending(context.Context) (int, error) { return 0, nil }
-func (s *fakeSource) Resident() uint64                     { return 1000 }
-func (s *fakeSource) Tracker() string                      { return "hash" }
-func (s *fakeSource) Close() error                         { return s.tr.host.err("close") }
+func (s *fakeSource) Contents(context.Context, []volume.Unit, bool) ([]*agentapi.FileNeed, error) {
+	return nil, nil
+}
+func (s *fakeSource) Mapped(context.Context) (map[string]bool, error) { return nil, nil }
+func (s *fakeSource) Pending(context.Context) (int, error)            { return 0, nil }
+func (s *fakeSource) Resident() uint64                                { return 1000 }
+func (s *fakeSource) Tracker() string                                 { return "hash" }
+func (s *fakeSource) Close() error                                    { return s.tr.host.err("close") }
 func (s *fakeSource) Digest(context.Context) ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(nil, s.tr.state), s.tr.host.err("digest")
 }

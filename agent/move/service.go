@@ -38,6 +38,15 @@ func (p *Peer) session(s *agentapi.Session) (*destination, error) {
 	return mv.destination, nil
 }
 
+// PrepareFiles makes room for files.
+func (p *Peer) PrepareFiles(ctx context.Context, req *agentapi.PrepareFilesRequest) (*agentapi.PrepareFilesReply, error) {
+	d, err := p.session(req.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	return d.prepareFiles(ctx, req)
+}
+
 // Prepare builds the skeleton.
 func (p *Peer) Prepare(ctx context.Context, req *agentapi.PrepareRequest) (*agentapi.PrepareReply, error) {
 	d, err := p.session(req.GetSession())

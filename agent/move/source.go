@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/volume"
 	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/handoff"
 	"migrate/pagexfer"
@@ -43,6 +44,8 @@ type source struct {
 	port       Port
 	peer       *peerLink
 	sender     *pagexfer.Sender
+	files      *filesOut     // nil where there are none to bring over
+	units      []volume.Unit // of files; under view.mu
 	frames     *forwarder
 	work       task
 	copying    *copier
@@ -148,6 +151,7 @@ func (s *source) fault(ctx context.Context, err error) {
 func (s *source) persist(next handoff.Source) error {
 	rec := s.rec
 	rec.Source = next.Disk
+	rec.Units = get(&s.view, func(*view) []volume.Unit { return s.units })
 	if s.file == nil {
 		f, err := create(recordPath(s.m.cfg.Dir, next.Disk.Ref, handoff.RoleSource))
 		if err != nil {
@@ -262,7 +266,19 @@ func (s *source) anew(ctx context.Context) error {
 // prepareTime bounds the building of a skeleton; what takes longer is a peer that is gone.
 const prepareTime = 60 * time.Second
 
+// prepare has the destination make room and build the skeleton. The files come first, for the skeleton maps them.
 func (s *source) prepare(ctx context.Context) error {
+	if err := s.meet(ctx); err != nil {
+		return err
+	}
+	if err := s.bringFiles(ctx); err != nil {
+		return err
+	}
+	return s.prepareCopy(ctx)
+}
+
+// meet checks the tree and connects to the destination's agent.
+func (s *source) meet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, prepareTime)
 	defer cancel()
 	obstacles, err := s.tree.Obstacles(ctx)
@@ -272,9 +288,13 @@ func (s *source) prepare(ctx context.Context) error {
 	if len(obstacles) > 0 {
 		return fmt.Errorf("%d obstacles, the first: %v", len(obstacles), obstacles[0])
 	}
-	if s.peer, err = dialPeer(ctx, s.m.cfg.Peers, s.peerNode); err != nil {
-		return err
-	}
+	s.peer, err = dialPeer(ctx, s.m.cfg.Peers, s.peerNode)
+	return err
+}
+
+func (s *source) prepareCopy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, prepareTime)
+	defer cancel()
 	if err := s.measureClock(ctx); err != nil {
 		return err
 	}
@@ -360,6 +380,9 @@ func (s *source) stop() error {
 		}
 		s.sender = nil
 	}
+	if err := s.closeFiles(); err != nil {
+		s.log.Debug("the connection for files had failed", "error", err)
+	}
 	if s.peer != nil {
 		if s.held != nil { // it was not moved
 			s.peer.giveUp(s.ctx, s.session(0), get(&s.view, func(v *view) string { return v.reason }))
@@ -384,6 +407,7 @@ func (s *source) destroy(ctx context.Context) error {
 		}
 		s.held = nil
 	}
+	s.leaveFiles()
 	return s.stop()
 }
 

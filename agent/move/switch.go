@@ -130,9 +130,13 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	}
 	p := s.copying.progress
 	p.begin(0)
-	checkpoint, stats, err := s.tree.Final(ctx, p.counting(s.sender))
+	awaitFiles, err := s.lastFiles(ctx)
 	if err != nil {
-		return "", s.better(err)
+		return "", err
+	}
+	checkpoint, stats, err := s.tree.Final(ctx, p.counting(s.sender))
+	if ferr := awaitFiles(); ferr != nil || err != nil {
+		return "", errors.Join(ferr, s.better(err))
 	}
 	if s.port != nil { // until the sockets are saved and in repair, their acknowledgements may leave
 		if err := s.port.ShutEgress(); err != nil {
