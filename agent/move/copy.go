@@ -12,6 +12,7 @@ import (
 	"migrate/agent/policy"
 	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/handoff"
+	"migrate/engine/span"
 	"migrate/pagexfer"
 )
 
@@ -205,7 +206,11 @@ func (s *source) fixed() time.Duration {
 // round brings the destination's layout up to date, sends what is dirty, and returns when it is written there.
 func (s *source) round(ctx context.Context, c *copier) error {
 	start := time.Now()
-	if err := s.follow(ctx, 0); err != nil {
+	rec := span.New(start)
+	ctx = span.With(ctx, rec)
+	defer func() { s.log.Debug("round", "steps", rec.Spans()) }()
+	err := span.Do(ctx, "layout", func(ctx context.Context) error { return s.follow(ctx, 0) })
+	if err != nil {
 		return err
 	}
 	c.progress.begin(s.tree.Resident())
@@ -213,7 +218,10 @@ func (s *source) round(ctx context.Context, c *copier) error {
 	if err != nil {
 		return s.better(err)
 	}
-	if _, err := s.sender.Flush(ctx); err != nil {
+	_, end := span.Begin(ctx, "flush")
+	_, err = s.sender.Flush(ctx)
+	end()
+	if err != nil {
 		return err
 	}
 	c.progress.end(stats, time.Since(start), s.sender.Stats(), false)

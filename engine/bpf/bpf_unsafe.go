@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"unsafe"
@@ -101,14 +102,18 @@ func RunIterator(prog int, tid uint32, limit int) (_ []byte, err error) {
 	}
 	f := os.NewFile(uintptr(ifd), "iterator")
 	defer func() { err = errors.Join(err, f.Close()) }()
-	buf := make([]byte, limit)
-	n := 0
-	for n < limit {
+	buf := make([]byte, min(limit, 64<<10))
+	for n := 0; ; {
 		k, err := f.Read(buf[n:])
 		n += k
-		if k == 0 || err != nil {
-			break
+		if errors.Is(err, io.EOF) || err == nil && (k == 0 || n == limit) {
+			return buf[:n], nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("BPF iterator: %w", err)
+		}
+		if len(buf)-n < len(buf)/2 {
+			buf = append(buf, make([]byte, min(len(buf), limit-len(buf)))...)
 		}
 	}
-	return buf[:n], nil
 }

@@ -23,6 +23,7 @@ type LayoutReader struct {
 	files   map[fileKey]*File
 	last    []Mapping // with their marks
 	views   []View
+	flags   flagTable
 }
 
 // A View is a process of a mount namespace of the tree: a file may be reached from its root only.
@@ -49,16 +50,24 @@ func NewLayoutReader(pid int, objects *Objects) *LayoutReader {
 // milliseconds.
 const smallEnough = 512 << 20 / PageSize
 
-// Read reads maps and, with marks set, smaps, which walks all page tables and is not for a stopped program. Without it,
-// the marks are those that the memory had when smaps was read last. It is read all the same when it never was, when not as
-// much memory is locked as the marks say, and, if the program is small, for a mapping that was not there yet.
-func (r *LayoutReader) Read(marks bool) (*Layout, error) {
+// Read describes the mappings as they are now; running says that the program is not stopped. Where the kernel cannot be asked
+// for the flags of mappings (see flagTable), the marks of a running program are those of smaps, which walks all page tables, and
+// of a stopped one those that the memory had when smaps was read last. It is read all the same when it never was, when not
+// as much memory is locked as the marks say, and, if the program is small, for a mapping that was not there yet.
+func (r *LayoutReader) Read(running bool) (*Layout, error) {
+	if vmas, err := kernelVMAs(); err == nil {
+		maps, err := r.flags.read(vmas, r.pid)
+		if err != nil {
+			return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, err)
+		}
+		return r.describe(maps, running)
+	}
 	before := r.last
 	if before == nil {
 		return r.read(true)
 	}
-	l, err := r.read(marks)
-	if err != nil || marks {
+	l, err := r.read(running)
+	if err != nil || running {
 		return l, err
 	}
 	locked, err := r.memoryOf("VmLck")
@@ -94,6 +103,11 @@ func (r *LayoutReader) read(marks bool) (*Layout, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, err)
 	}
+	return r.describe(maps, marks)
+}
+
+// describe makes a layout of what maps or smaps says.
+func (r *LayoutReader) describe(maps []procfs.Mapping, running bool) (*Layout, error) {
 	if len(maps) == 0 {
 		return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, ErrGone)
 	}
@@ -122,7 +136,8 @@ func (r *LayoutReader) read(marks bool) (*Layout, error) {
 		l.Mappings = append(l.Mappings, m)
 	}
 	r.last = l.Mappings
-	if marks {
+	var err error
+	if running {
 		err = r.findPinned(refused)
 	}
 	l.Obstacles = refused.list()

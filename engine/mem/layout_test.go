@@ -4,6 +4,7 @@ package mem
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/bpf"
 	"migrate/engine/images"
 )
 
@@ -93,8 +95,38 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// TestLateLocks locks memory between the last look at all marks and the freeze.
+// TestLateMarks changes what a mapping is like between the last look at a running program and the freeze.
+func TestLateMarks(t *testing.T) {
+	if _, err := kernelVMAs(); err != nil {
+		t.Fatal(err)
+	}
+	p := startTarget(t)
+	p.anon(arena, 8*PageSize)
+	objects := NewObjects()
+	defer objects.Close()
+	reader := NewLayoutReader(p.pid(), objects)
+	for _, c := range []struct {
+		advice uintptr
+		want   uint64
+	}{{0, 0}, {unix.MADV_DONTFORK, 1 << adviceDontFork}, {unix.MADV_DOFORK, 0}, {unix.MADV_DONTFORK, 1 << adviceDontFork}} {
+		if c.advice != 0 {
+			p.do(order{Op: "call", NR: unix.SYS_MADVISE, Args: [6]uintptr{arena, PageSize, c.advice}})
+		}
+		l, err := reader.Read(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := l.at(arena).Marks.Advice; got != c.want || l.at(arena+PageSize).Marks.Advice != 0 {
+			t.Errorf("after advice %d: 0x%x", c.advice, got)
+		}
+	}
+}
+
+// TestLateLocks locks memory between the last look at all marks and the freeze, on a kernel that cannot be asked for flags.
 func TestLateLocks(t *testing.T) {
+	ask := kernelVMAs
+	kernelVMAs = func() (*bpf.VMAs, error) { return nil, errors.ErrUnsupported }
+	t.Cleanup(func() { kernelVMAs = ask })
 	p := startTarget(t)
 	p.anon(arena, 8*PageSize)
 	objects := NewObjects()

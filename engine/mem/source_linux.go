@@ -14,6 +14,7 @@ import (
 
 	"migrate/engine/images"
 	"migrate/engine/procfs"
+	"migrate/engine/span"
 )
 
 // ErrUnreadable means that pages of a stopped program could not be read.
@@ -129,7 +130,9 @@ func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundS
 		}
 	}
 	areas := s.areas()
-	extents, err := s.tracker.Collect(ctx, areas, s.sent)
+	in, end := span.Begin(ctx, "scan")
+	extents, err := s.tracker.Collect(in, areas, s.sent)
+	end()
 	if errors.Is(err, ErrReplaced) {
 		s.Restart()
 		if err = s.tracker.Start(ctx); err == nil {
@@ -141,10 +144,12 @@ func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundS
 		return stats, err
 	}
 	stats.ScanDuration, stats.Ranges = time.Since(start), uint64(len(extents))
+	_, end = span.Begin(ctx, "sort out")
 	zero, read := s.sortOut(areas, extents)
 	if s.direct {
 		read = s.lookAgain(start, areas, read)
 	}
+	end()
 	read = without(read, zero) // a page travels once in a round
 	if e, ok := sink.(Expecter); ok {
 		if err := e.Expect(s.space, merge(slices.Clone(zero), read)); err != nil {
@@ -155,10 +160,13 @@ func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundS
 	if err := s.sendZeros(ctx, sink, zero, &stats); err != nil {
 		return stats, err
 	}
-	if err := s.sendPages(ctx, sink, read, &stats); err != nil {
+	in, end = span.Begin(ctx, "send")
+	err = s.sendPages(in, sink, read, &stats)
+	end()
+	if err != nil {
 		return stats, err
 	}
-	return stats, s.takeGuards(&stats)
+	return stats, span.Do(ctx, "guards", func(context.Context) error { return s.takeGuards(&stats) })
 }
 
 // maxArea bounds the areas that are joined: after a scan that failed, all of an area is sent again.
