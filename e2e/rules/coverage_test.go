@@ -132,7 +132,7 @@ func joined(list []coverageRow) []coverageRow {
 }
 
 var memoryAbout = map[mem.Kind]string{
-	mem.PrivateAnon: "content, protection, advice, names, locks (mlock), seals (mseal), guard pages, protection keys and huge pages of hugetlbfs; the heap and all stacks among it, and memory that may be dropped (MAP_DROPPABLE). The NUMA policy of a mapping (mbind) is lost. What a child has in common with its parent since a fork is the same memory after a restore from a directory, and is copied by a move",
+	mem.PrivateAnon: "content, protection, advice, names, locks (mlock), seals (mseal), guard pages, protection keys and huge pages of hugetlbfs; the heap and all stacks among it, and memory that may be dropped (MAP_DROPPABLE). NUMA policies (mbind), but not a home node (set_mempolicy_home_node) nor the node that a page is on. What a child has in common with its parent since a fork is the same memory after a restore from a directory, and is copied by a move",
 	mem.PrivateFile: "the pages that the program has written; the file itself must be at the destination, with the same size and build id",
 	mem.SharedFile:  "the file must be at the destination with the same content, as on shared storage, or is brought there by a move (`--files copy`, `--volume`)",
 	mem.SharedAnon:  "content, once for all processes of the tree that share it",

@@ -31,6 +31,7 @@ type memory struct {
 	files   *fileTable
 	objects *mem.Objects
 	spaces  map[int]*space // by process id on this host
+	cuts    mem.PolicyCuts // of the stopped tree, once they are known
 }
 
 // space is the address space of one process.
@@ -294,6 +295,18 @@ func (sp *space) record(img *images.Process) error {
 		img.Extra.Guards = append(img.Extra.Guards, &imagespb.AddressRange{Start: g.Start, End: g.End})
 	}
 	return err
+}
+
+// policyCuts says where shared memory of the stopped tree may change its policy.
+func (m *memory) policyCuts() mem.PolicyCuts {
+	if m.cuts == nil {
+		m.cuts = mem.PolicyCuts{}
+		for _, sp := range m.spaces {
+			m.cuts.Add(sp.vmas)
+		}
+		m.cuts.Sort()
+	}
+	return m.cuts
 }
 
 // Round sends what was written since the round before, or all there is, for the layout that was described last. In a

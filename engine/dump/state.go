@@ -31,7 +31,7 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	if s.frozen == nil {
 		return nil, errors.New("recording the state of a tree that was not frozen")
 	}
-	s.seccomp, s.cgroups = task.SeccompTable{}, task.CgroupTable{}
+	s.seccomp, s.cgroups, s.memory.cuts = task.SeccompTable{}, task.CgroupTable{}, nil
 	in, end := span.Begin(ctx, "header")
 	header, spaces, err := s.header(in)
 	end()
@@ -179,15 +179,13 @@ func (s *Source) entries() []*pstree.PstreeEntry {
 	return out
 }
 
-// process records one process. Each of its threads is borrowed for the calls that only it can make.
+// process records one process. A thread is borrowed when there are calls that only it can make.
 func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks) (_ *images.Process, err error) {
 	if f.zombie {
 		return task.DumpZombie(s.fs, f.Process)
 	}
 	for i, th := range f.Threads {
-		if i == 0 || s.asker == nil {
-			f.threads[i].Caller = &borrower{tracer: s.tracer, pid: f.PID, tid: th.TID, brief: true}
-		}
+		f.threads[i].Caller = &borrower{tracer: s.tracer, pid: f.PID, tid: th.TID, brief: true}
 	}
 	memory, err := ptrace.OpenMemory(f.PID)
 	if err != nil {
@@ -201,12 +199,21 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		},
 		RestartBlocks: s.asker, User: s.userNamespace(), Seccomp: &s.seccomp, Cgroups: s.cgroupTable(), Stops: &s.stops,
 	}
+	sp := s.memory.spaces[f.PID] // nil where it is that of another process
+	var policies *mem.PolicyQuestions
+	if sp != nil {
+		policies = mem.NewPolicyQuestions(sp.vmas, s.memory.policyCuts())
+		f.source.Also = policies.Ask
+	}
 	img, err := task.DumpProcess(ctx, f.source, f.threads)
 	if err != nil {
 		return nil, err
 	}
-	if sp := s.memory.spaces[f.PID]; sp != nil { // else it is that of another process
+	if sp != nil {
 		if err := sp.record(img); err != nil {
+			return nil, err
+		}
+		if img.Extra.MemoryPolicies, err = policies.Answers(ctx, f.threads[0].Caller); err != nil {
 			return nil, err
 		}
 	}

@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	maxVMAs = 1 << 22
-	maxAuxv = 512 // words
-	maxKey  = 15  // of protection keys
+	maxVMAs  = 1 << 22
+	maxAuxv  = 512 // words
+	maxKey   = 15  // of protection keys
+	maxNodes = 128 // bytes of a mask of memory nodes
 	// maxAddr is the end of what a program can map: 57 bits with five levels of page tables on amd64, 52 on arm64.
 	maxAddr = 1 << 56
 	// vsyscall is the one page of the kernel's half that a program sees, on amd64.
@@ -98,6 +99,13 @@ func validateMarks(pid uint32, x *imagespb.ProcessExtra) error {
 		if bad(g.GetStart(), g.GetEnd()) {
 			return fmt.Errorf("migrate.img: process %d: guards[%d]: 0x%x to 0x%x", pid, i, g.GetStart(), g.GetEnd())
 		}
+	}
+	end := uint64(0)
+	for i, p := range x.GetMemoryPolicies() {
+		if bad(p.GetStart(), p.GetEnd()) || p.GetStart() < end || len(p.GetNodes()) > maxNodes || i == maxVMAs {
+			return fmt.Errorf("migrate.img: process %d: memory_policies[%d]: 0x%x to 0x%x, %d bytes of nodes", pid, i, p.GetStart(), p.GetEnd(), len(p.GetNodes()))
+		}
+		end = p.GetEnd()
 	}
 	if x.GetPkeys() >= 1<<(maxKey+1) || x.GetLockFuture() > 7 {
 		return fmt.Errorf("migrate.img: process %d: pkeys: 0x%x, lock_future: %d", pid, x.GetPkeys(), x.GetLockFuture())

@@ -19,6 +19,7 @@ const adviceGuardInstall = 102
 // RestoreMarks gives the mappings of a process that is being built what they must not have before: their content, their
 // names and their place are final, and the process still has the capabilities with which it was born. In order:
 //
+//   - NUMA policies, before a lock fills the memory;
 //   - protection keys, because they keep the process's own calls out as well;
 //   - guard pages, whose content goes away;
 //   - locks, which take no guard pages afterwards;
@@ -26,7 +27,7 @@ const adviceGuardInstall = 102
 //   - the lock of future mappings, so that none of those before was one.
 func RestoreMarks(ctx context.Context, c remote.Caller, img *images.Process) error {
 	m := &marker{ctx: ctx, caller: c, batch: &remote.Batch{}}
-	for _, step := range []func(*images.Process) error{m.keys, m.guards, m.locks, m.seals, m.future} {
+	for _, step := range []func(*images.Process) error{m.policies, m.keys, m.guards, m.locks, m.seals, m.future} {
 		if err := step(img); err != nil {
 			return err
 		}

@@ -151,22 +151,22 @@ const (
 	policyNodes = policyBytes*8 + 1
 )
 
-// dumpThreadAttributes asks the leader, whose makers' the other threads have.
+// dumpThreadAttributes asks the leader, whose makers' the other threads have; the memory policy of a thread is its own.
 func dumpThreadAttributes(d *dumper) error {
+	if d.leader || d.kernel == nil || d.kernel.HasMempolicy {
+		d.dumpMempolicy()
+	}
 	e := d.thread.Extra
 	if !d.leader {
 		lead := d.common.leader.thread.Extra
-		e.MceKill, e.Tsc, e.IoFlusher, e.Mempolicy, e.MempolicyNodes = lead.GetMceKill(), lead.GetTsc(), lead.GetIoFlusher(), lead.GetMempolicy(), lead.GetMempolicyNodes()
+		e.MceKill, e.Tsc, e.IoFlusher = lead.GetMceKill(), lead.GetTsc(), lead.GetIoFlusher()
 		return nil
 	}
 	mce := d.batch.Try(unix.SYS_PRCTL, unix.PR_MCE_KILL_GET, 0, 0, 0, 0)
 	flusher := d.batch.Try(unix.SYS_PRCTL, unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0)
 	word := d.batch.Buffer(8)
 	tsc := d.batch.Try(unix.SYS_PRCTL, unix.PR_GET_TSC, word, 0, 0, 0)
-	mode, nodes := d.batch.Buffer(8), d.batch.Buffer(policyBytes)
-	policy := d.batch.Try(unix.SYS_GET_MEMPOLICY, mode, nodes, policyNodes-1, 0, 0)
 	d.then(func() error {
-		le := binary.LittleEndian
 		if v, err := mce.Value(); err == nil && v != unix.PR_MCE_KILL_DEFAULT {
 			e.MceKill = uint32(v) + 1
 		}
@@ -174,15 +174,25 @@ func dumpThreadAttributes(d *dumper) error {
 			e.IoFlusher = v != 0
 		}
 		// Strict seccomp forbids it, and does so again.
-		if v := le.Uint32(word.Bytes()); tsc.Err() == nil && v != unix.PR_TSC_ENABLE && e.GetSeccomp() != seccompStrict {
+		if v := binary.LittleEndian.Uint32(word.Bytes()); tsc.Err() == nil && v != unix.PR_TSC_ENABLE && e.GetSeccomp() != seccompStrict {
 			e.Tsc = v
-		}
-		if v := le.Uint32(mode.Bytes()); policy.Err() == nil && v != 0 {
-			e.Mempolicy, e.MempolicyNodes = v, bytes.Clone(nodes.Bytes())
 		}
 		return nil
 	})
 	return nil
+}
+
+// dumpMempolicy asks a thread for its NUMA memory policy.
+func (d *dumper) dumpMempolicy() {
+	e := d.thread.Extra
+	mode, nodes := d.batch.Buffer(8), d.batch.Buffer(policyBytes)
+	policy := d.batch.Try(unix.SYS_GET_MEMPOLICY, mode, nodes, policyNodes-1, 0, 0)
+	d.then(func() error {
+		if v := binary.LittleEndian.Uint32(mode.Bytes()); policy.Err() == nil && v != 0 {
+			e.Mempolicy, e.MempolicyNodes = v, bytes.Clone(nodes.Bytes())
+		}
+		return nil
+	})
 }
 
 func restoreThreadAttributes(r *restorer) error {

@@ -73,6 +73,9 @@ type Source struct {
 	// Cgroups gathers the cgroups of all tasks; nil if they are not asked for.
 	Cgroups *CgroupTable
 
+	// Also, if it is not nil, adds questions of others to those that the first thread is asked.
+	Also func(*remote.Batch)
+
 	common *common
 }
 
@@ -249,6 +252,9 @@ func dumpThread(ctx context.Context, s *Source, t ThreadState, proc *images.Proc
 				return nil, fmt.Errorf("%s: %w", k.Name, err)
 			}
 		}
+	}
+	if d.leader && s.Also != nil {
+		s.Also(&d.batch)
 	}
 	if d.batch.Len() > 0 {
 		if t.Caller == nil {

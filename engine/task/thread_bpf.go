@@ -53,6 +53,7 @@ type KernelState struct {
 	ClearTID             uint64
 	SecureBits           uint32
 	Keyrings             bool // the thread or its process has a keyring
+	HasMempolicy         bool // the thread has a NUMA memory policy of its own (set_mempolicy(2))
 	Name                 string
 	Personality          uint32
 	TimerSlack           uint64
@@ -95,7 +96,8 @@ const (
 	atFlags       = atSlack + 8
 	atSeccomp     = atFlags + 8 // struct seccomp: mode, number of filters, the newest
 	atCgroups     = atSeccomp + 16
-	recordSize    = atCgroups + 8
+	atMempolicy   = atCgroups + 8
+	recordSize    = atMempolicy + 8
 
 	commSize   = 16 // TASK_COMM_LEN
 	noNewPrivs = 1  // of task_struct.atomic_flags: bit PFA_NO_NEW_PRIVS (include/linux/sched.h)
@@ -124,6 +126,9 @@ func threadFields(t *bpf.Types) (task, cred []bpfRead, err error) {
 	}
 	if _, e := t.Member("task_struct", "cgroups"); e == nil {
 		add(&task, "task_struct", "cgroups", 8, atCgroups)
+	}
+	if _, e := t.Member("task_struct", "mempolicy"); e == nil { // CONFIG_NUMA
+		add(&task, "task_struct", "mempolicy", 8, atMempolicy)
 	}
 	add(&cred, "cred", "securebits", 4, atSecureBits)
 	if _, e := t.Member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
@@ -211,7 +216,7 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 		Name:     string(name), Personality: le.Uint32(raw[atPersonality:]), TimerSlack: le.Uint64(raw[atSlack:]),
 		NoNewPrivs: le.Uint64(raw[atFlags:])&noNewPrivs != 0, AtomicFlags: le.Uint64(raw[atFlags:]), Cred: le.Uint64(raw[atCred:]),
 		HasSeccomp: r.seccomp, Seccomp: le.Uint32(raw[atSeccomp:]), SeccompFilter: le.Uint64(raw[atSeccomp+8:]),
-		Cgroups: le.Uint64(raw[atCgroups:]),
+		Cgroups: le.Uint64(raw[atCgroups:]), HasMempolicy: le.Uint64(raw[atMempolicy:]) != 0,
 	}, nil
 }
 

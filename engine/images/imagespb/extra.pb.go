@@ -509,14 +509,15 @@ type ProcessExtra struct {
 	ThpDisable      uint64                 `protobuf:"varint,11,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // PR_GET_THP_DISABLE as it answered
 	VmaNames        []*VmaName             `protobuf:"bytes,12,rep,name=vma_names,json=vmaNames,proto3" json:"vma_names,omitempty"`
 	VmaMarks        []*VmaMark             `protobuf:"bytes,40,rep,name=vma_marks,json=vmaMarks,proto3" json:"vma_marks,omitempty"`
-	Guards          []*AddressRange        `protobuf:"bytes,41,rep,name=guards,proto3" json:"guards,omitempty"`                            // guard pages (MADV_GUARD_INSTALL)
-	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"` // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
-	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                             // bit n: protection key n is allocated (pkey_alloc(2))
-	NoTerminal      bool                   `protobuf:"varint,60,opt,name=no_terminal,json=noTerminal,proto3" json:"no_terminal,omitempty"` // it has given up the controlling terminal that its session has
-	Ldt             []byte                 `protobuf:"bytes,80,opt,name=ldt,proto3" json:"ldt,omitempty"`                                  // local descriptor table, as modify_ldt(2) reads it
-	LoginUid        uint32                 `protobuf:"varint,81,opt,name=login_uid,json=loginUid,proto3" json:"login_uid,omitempty"`       // /proc/PID/loginuid, plus one; 0: not known
-	Autogroup       int32                  `protobuf:"zigzag32,82,opt,name=autogroup,proto3" json:"autogroup,omitempty"`                   // nice value of its scheduling autogroup
-	StopTold        bool                   `protobuf:"varint,83,opt,name=stop_told,json=stopTold,proto3" json:"stop_told,omitempty"`       // it is stopped by a signal, and its parent has waited for that
+	Guards          []*AddressRange        `protobuf:"bytes,41,rep,name=guards,proto3" json:"guards,omitempty"`                                        // guard pages (MADV_GUARD_INSTALL)
+	LockFuture      uint32                 `protobuf:"varint,42,opt,name=lock_future,json=lockFuture,proto3" json:"lock_future,omitempty"`             // MCL_FUTURE and MCL_ONFAULT, as mlockall(2) takes them; 0 for none
+	Pkeys           uint32                 `protobuf:"varint,43,opt,name=pkeys,proto3" json:"pkeys,omitempty"`                                         // bit n: protection key n is allocated (pkey_alloc(2))
+	NoTerminal      bool                   `protobuf:"varint,60,opt,name=no_terminal,json=noTerminal,proto3" json:"no_terminal,omitempty"`             // it has given up the controlling terminal that its session has
+	Ldt             []byte                 `protobuf:"bytes,80,opt,name=ldt,proto3" json:"ldt,omitempty"`                                              // local descriptor table, as modify_ldt(2) reads it
+	LoginUid        uint32                 `protobuf:"varint,81,opt,name=login_uid,json=loginUid,proto3" json:"login_uid,omitempty"`                   // /proc/PID/loginuid, plus one; 0: not known
+	Autogroup       int32                  `protobuf:"zigzag32,82,opt,name=autogroup,proto3" json:"autogroup,omitempty"`                               // nice value of its scheduling autogroup
+	StopTold        bool                   `protobuf:"varint,83,opt,name=stop_told,json=stopTold,proto3" json:"stop_told,omitempty"`                   // it is stopped by a signal, and its parent has waited for that
+	MemoryPolicies  []*MemoryPolicy        `protobuf:"bytes,100,rep,name=memory_policies,json=memoryPolicies,proto3" json:"memory_policies,omitempty"` // NUMA policies of mappings, ascending
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -668,6 +669,13 @@ func (x *ProcessExtra) GetStopTold() bool {
 		return x.StopTold
 	}
 	return false
+}
+
+func (x *ProcessExtra) GetMemoryPolicies() []*MemoryPolicy {
+	if x != nil {
+		return x.MemoryPolicies
+	}
+	return nil
 }
 
 // VmaName is the name that a program gave to anonymous memory (PR_SET_VMA_ANON_NAME).
@@ -2191,6 +2199,75 @@ func (x *TerminalLine) GetEndOfFile() bool {
 	return false
 }
 
+// MemoryPolicy is the NUMA policy of a part of the address space (mbind(2)).
+type MemoryPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	Mode          uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`  // MPOL_*, with its flags
+	Nodes         []byte                 `protobuf:"bytes,4,opt,name=nodes,proto3" json:"nodes,omitempty"` // mask of memory nodes, little-endian
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryPolicy) Reset() {
+	*x = MemoryPolicy{}
+	mi := &file_engine_images_extra_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryPolicy) ProtoMessage() {}
+
+func (x *MemoryPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryPolicy.ProtoReflect.Descriptor instead.
+func (*MemoryPolicy) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *MemoryPolicy) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *MemoryPolicy) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *MemoryPolicy) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *MemoryPolicy) GetNodes() []byte {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
@@ -2236,7 +2313,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
 	"\x06object\x18( \x01(\rR\x06object\x12\x10\n" +
-	"\x03via\x18) \x01(\rR\x03via\"\xd2\x04\n" +
+	"\x03via\x18) \x01(\rR\x03via\"\x99\x05\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -2258,7 +2335,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x03ldt\x18P \x01(\fR\x03ldt\x12\x1b\n" +
 	"\tlogin_uid\x18Q \x01(\rR\bloginUid\x12\x1c\n" +
 	"\tautogroup\x18R \x01(\x11R\tautogroup\x12\x1b\n" +
-	"\tstop_told\x18S \x01(\bR\bstopTold\"E\n" +
+	"\tstop_told\x18S \x01(\bR\bstopTold\x12E\n" +
+	"\x0fmemory_policies\x18d \x03(\v2\x1c.migrate.images.MemoryPolicyR\x0ememoryPolicies\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -2416,7 +2494,12 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"hung_files\x18\x0f \x03(\rR\thungFiles\"B\n" +
 	"\fTerminalLine\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1e\n" +
-	"\vend_of_file\x18\x02 \x01(\bR\tendOfFileB Z\x1emigrate/engine/images/imagespbb\x06proto3"
+	"\vend_of_file\x18\x02 \x01(\bR\tendOfFile\"`\n" +
+	"\fMemoryPolicy\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x14\n" +
+	"\x05nodes\x18\x04 \x01(\fR\x05nodesB Z\x1emigrate/engine/images/imagespbb\x06proto3"
 
 var (
 	file_engine_images_extra_proto_rawDescOnce sync.Once
@@ -2431,7 +2514,7 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
 	(Object_Kind)(0),        // 1: migrate.images.Object.Kind
@@ -2455,46 +2538,48 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*SessionTerminal)(nil), // 19: migrate.images.SessionTerminal
 	(*Terminal)(nil),        // 20: migrate.images.Terminal
 	(*TerminalLine)(nil),    // 21: migrate.images.TerminalLine
-	(*Namespaces)(nil),      // 22: migrate.images.Namespaces
-	(*SeccompFilter)(nil),   // 23: migrate.images.SeccompFilter
-	(*SharedState)(nil),     // 24: migrate.images.SharedState
-	(*CgroupDir)(nil),       // 25: migrate.images.CgroupDir
-	(*CgroupSet)(nil),       // 26: migrate.images.CgroupSet
-	(*ThreadFS)(nil),        // 27: migrate.images.ThreadFS
+	(*MemoryPolicy)(nil),    // 22: migrate.images.MemoryPolicy
+	(*Namespaces)(nil),      // 23: migrate.images.Namespaces
+	(*SeccompFilter)(nil),   // 24: migrate.images.SeccompFilter
+	(*SharedState)(nil),     // 25: migrate.images.SharedState
+	(*CgroupDir)(nil),       // 26: migrate.images.CgroupDir
+	(*CgroupSet)(nil),       // 27: migrate.images.CgroupSet
+	(*ThreadFS)(nil),        // 28: migrate.images.ThreadFS
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	4,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
 	16, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
-	22, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
+	23, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
 	19, // 4: migrate.images.Header.terminals:type_name -> migrate.images.SessionTerminal
-	23, // 5: migrate.images.Header.seccomp:type_name -> migrate.images.SeccompFilter
-	24, // 6: migrate.images.Header.shared:type_name -> migrate.images.SharedState
-	25, // 7: migrate.images.Header.cgroup_dirs:type_name -> migrate.images.CgroupDir
-	26, // 8: migrate.images.Header.cgroup_sets:type_name -> migrate.images.CgroupSet
+	24, // 5: migrate.images.Header.seccomp:type_name -> migrate.images.SeccompFilter
+	25, // 6: migrate.images.Header.shared:type_name -> migrate.images.SharedState
+	26, // 7: migrate.images.Header.cgroup_dirs:type_name -> migrate.images.CgroupDir
+	27, // 8: migrate.images.Header.cgroup_sets:type_name -> migrate.images.CgroupSet
 	6,  // 9: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
 	15, // 10: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
 	14, // 11: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
-	8,  // 12: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	9,  // 13: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	10, // 14: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	12, // 15: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	11, // 16: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	27, // 17: migrate.images.ThreadExtra.fs:type_name -> migrate.images.ThreadFS
-	0,  // 18: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	2,  // 19: migrate.images.File.header:type_name -> migrate.images.Header
-	5,  // 20: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	7,  // 21: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	20, // 22: migrate.images.File.terminals:type_name -> migrate.images.Terminal
-	1,  // 23: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
-	17, // 24: migrate.images.Object.extents:type_name -> migrate.images.Extent
-	18, // 25: migrate.images.Object.segment:type_name -> migrate.images.Segment
-	21, // 26: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	22, // 12: migrate.images.ProcessExtra.memory_policies:type_name -> migrate.images.MemoryPolicy
+	8,  // 13: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 14: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 15: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 16: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 17: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	28, // 18: migrate.images.ThreadExtra.fs:type_name -> migrate.images.ThreadFS
+	0,  // 19: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 20: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 21: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 22: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	20, // 23: migrate.images.File.terminals:type_name -> migrate.images.Terminal
+	1,  // 24: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	17, // 25: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	18, // 26: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	21, // 27: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -2510,7 +2595,7 @@ func file_engine_images_extra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
