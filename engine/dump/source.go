@@ -67,7 +67,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	if err := s.list(); err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.PID == os.Getpid() }) {
+	if slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.Group() == os.Getpid() }) {
 		return nil, fmt.Errorf("pid %d: %w", o.PID, ErrSelf)
 	}
 	s.tracer = ptrace.New()
@@ -174,7 +174,7 @@ func (s *Source) Destroy(ctx context.Context) error {
 		errs = append(errs, f.close())
 	}
 	for _, p := range s.procs {
-		errs = append(errs, kill(ctx, p.PID))
+		errs = append(errs, kill(ctx, p.Group()))
 	}
 	s.memory.objects.KeepLinks()
 	s.frozen = nil
@@ -216,7 +216,7 @@ func (s *Source) Close(ctx context.Context) error {
 func (s *Source) Stop(ctx context.Context) error {
 	var errs []error
 	for _, p := range s.procs {
-		errs = append(errs, unix.Kill(p.PID, unix.SIGSTOP))
+		errs = append(errs, unix.Kill(p.Group(), unix.SIGSTOP))
 	}
 	return errors.Join(append(errs, s.Thaw(ctx))...)
 }

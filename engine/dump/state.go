@@ -79,6 +79,9 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 		if err := task.CatchUp(ctx, f.source, cp.Processes[i]); err != nil {
 			return nil, fmt.Errorf("pid %d: %w", f.PID, err)
 		}
+		if err := task.AddEndedLeader(s.fs, f.Process, cp.Processes[i]); err != nil {
+			return nil, fmt.Errorf("pid %d: its first thread: %w", f.PID, err)
+		}
 	}
 	cp.Inventory = images.NewInventory(cp.Processes[0].IDs, uint64(header.Clocks.GetBoottime()/1000))
 	return cp, nil
@@ -170,6 +173,9 @@ func (s *Source) entries() []*pstree.PstreeEntry {
 	for _, p := range s.procs {
 		e := &pstree.PstreeEntry{
 			Pid: proto.Uint32(uint32(p.VPID)), Ppid: proto.Uint32(uint32(p.VPPID)), Pgid: proto.Uint32(uint32(p.VPGID)), Sid: proto.Uint32(uint32(p.VSID)),
+		}
+		if p.EndedLeader != 0 {
+			e.Threads = append(e.Threads, uint32(p.VPID))
 		}
 		for _, th := range p.Threads {
 			e.Threads = append(e.Threads, uint32(th.VTID))

@@ -5,7 +5,6 @@ package dump
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"migrate/engine"
@@ -122,30 +121,41 @@ func describe(fs procfs.FS, pid int) (*engine.Process, error) {
 		return nil, fmt.Errorf("pid %d (%s) is ending: %w", pid, st.Name, procfs.ErrGone)
 	}
 	p := &engine.Process{PID: pid, VPID: last(st.NSTGID, pid), VPGID: last(st.NSPGID, 0), VSID: last(st.NSSID, 0)}
-	tids, err := fs.Tasks(pid)
+	return p, listThreads(fs, p, st.State == 'Z')
+}
+
+// listThreads fills in the threads of a process, whose leader has ended or not.
+func listThreads(fs procfs.FS, p *engine.Process, ended bool) error {
+	tids, err := fs.Tasks(p.PID)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	leader := -1
 	for _, tid := range tids {
 		vtid := p.VPID
-		if tid != pid {
-			ts, err := fs.ThreadStatus(pid, tid)
+		if tid == p.PID {
+			leader = len(p.Threads)
+		} else {
+			ts, err := fs.ThreadStatus(p.PID, tid)
 			if errors.Is(err, procfs.ErrGone) {
 				continue
 			}
 			if err != nil {
-				return nil, err
+				return err
 			}
 			vtid = last(ts.NSPID, tid)
 		}
 		p.Threads = append(p.Threads, engine.Thread{TID: tid, VTID: vtid})
 	}
-	leader := slices.IndexFunc(p.Threads, func(t engine.Thread) bool { return t.TID == pid })
 	if leader < 0 {
-		return nil, fmt.Errorf("pid %d: %w", pid, procfs.ErrGone)
+		return fmt.Errorf("pid %d: %w", p.PID, procfs.ErrGone)
 	}
 	p.Threads[0], p.Threads[leader] = p.Threads[leader], p.Threads[0]
-	return p, nil
+	if ended && len(p.Threads) > 1 {
+		p.Threads = p.Threads[1:]
+		p.EndedLeader, p.PID = p.PID, p.Threads[0].TID
+	}
+	return nil
 }
 
 // last is the innermost id of a list of NSpid and the like.

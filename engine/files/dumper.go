@@ -21,6 +21,7 @@ import (
 	"migrate/engine/remote"
 	"migrate/engine/sock"
 	"migrate/engine/span"
+	"migrate/engine/thread"
 	"migrate/tcprepair"
 )
 
@@ -108,7 +109,7 @@ func (d *Dumper) prepare(procs []*engine.Process) error {
 		if _, ok := d.pidfds[p.PID]; ok {
 			continue
 		}
-		fd, err := unix.PidfdOpen(p.PID, 0)
+		fd, err := thread.Pidfd(p.PID)
 		if err != nil {
 			return fmt.Errorf("pidfd of process %d: %w", p.PID, err)
 		}

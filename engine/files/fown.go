@@ -28,9 +28,9 @@ var ownerTypes = map[int32]uint32{ownerTID: 0, ownerPID: 1, ownerPGRP: 2}
 func ownerOf(o ownerEx, procs []*engine.Process) (int, bool) {
 	for _, p := range procs {
 		switch {
-		case o.Type == ownerPGRP && p.PID == int(o.PID):
+		case o.Type == ownerPGRP && p.Group() == int(o.PID):
 			return p.VPID, p.VPGID == p.VPID
-		case o.Type == ownerPID && p.PID == int(o.PID):
+		case o.Type == ownerPID && p.Group() == int(o.PID):
 			return p.VPID, true
 		}
 		if o.Type == ownerTID {

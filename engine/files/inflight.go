@@ -86,9 +86,9 @@ func (d *Dumper) unixQueue(c *collector, desc *description) error {
 
 // credOf is a credential with the process as the tree knows it.
 func (d *Dumper) credOf(c *sock.Cred) (*sock.Cred, error) {
-	own := len(d.procs) > 0 && d.procs[0].PID == d.procs[0].VPID // the tree sees the ids that this program sees
+	own := len(d.procs) > 0 && d.procs[0].Group() == d.procs[0].VPID // the tree sees the ids that this program sees
 	for _, p := range d.procs {
-		if uint32(p.PID) == c.PID {
+		if uint32(p.Group()) == c.PID {
 			return &sock.Cred{PID: uint32(p.VPID), UID: c.UID, GID: c.GID}, nil
 		}
 	}

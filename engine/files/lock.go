@@ -120,7 +120,7 @@ func (d *Dumper) locksOf(desc *description) ([]*file_lock.FileLockEntry, error) 
 // taker is the holder that has taken a lock of a description, or its first one if that one holds it no more.
 func taker(desc *description, pid int) holder {
 	for _, h := range desc.holders {
-		if h.proc.PID == pid {
+		if h.proc.Group() == pid {
 			return h
 		}
 	}

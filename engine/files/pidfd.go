@@ -87,7 +87,7 @@ func (d *Dumper) pidfdTarget(desc *description) (pidfdTarget, error) {
 		return pidfdTarget{kind: ofEnded, id: -1}, nil
 	}
 	for _, p := range d.procs {
-		if p.PID == pid {
+		if p.Group() == pid {
 			return pidfdTarget{id: p.VPID}, nil
 		}
 		if n := slices.IndexFunc(p.Threads, func(t engine.Thread) bool { return t.TID == pid }); n >= 0 && desc.flags&pidfdThread != 0 {

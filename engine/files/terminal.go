@@ -321,7 +321,7 @@ func (r *dump) group(fd int, info *tty.TtyInfoEntry) error {
 			return nil
 		}
 	}
-	if leader.PID == leader.VPID {
+	if leader.Group() == leader.VPID {
 		*info.Pgrp = uint32(pgrp) // of which nobody is left
 	}
 	return nil
@@ -329,7 +329,7 @@ func (r *dump) group(fd int, info *tty.TtyInfoEntry) error {
 
 func processOf(procs []*engine.Process, pid int) *engine.Process {
 	for _, p := range procs {
-		if p.PID == pid {
+		if p.Group() == pid {
 			return p
 		}
 	}

@@ -33,7 +33,7 @@ func (d *Dumper) SessionTerminals(procs []*engine.Process) ([]*imagespb.SessionT
 			return nil, err
 		}
 		if st.TTY != 0 {
-			want[p.PID] = p
+			want[p.Group()] = p
 		}
 	}
 	if len(want) == 0 {

@@ -258,6 +258,9 @@ func (p *Process) validate(e *pstree.PstreeEntry, files map[uint32]*fdinfo.FileE
 		if err := t.validate(i == 0, p.Zombie(), tids); err != nil {
 			return err
 		}
+		if t.Extra.GetEnded() && (i > 0 || len(p.Threads) == 1) {
+			return fmt.Errorf("migrate.img: thread %d: ended: it is not the first of several", t.TID)
+		}
 	}
 	if p.Zombie() {
 		if len(p.Threads) != 1 || p.MM != nil || p.FS != nil || len(p.FDs) != 0 {

@@ -19,7 +19,7 @@ func Inside(pid int, kinds int, fn func() error) error {
 }
 
 func enter(pid int, kinds int, fn func() error) (err error) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	pidfd, err := thread.Pidfd(pid)
 	if err != nil {
 		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
 	}

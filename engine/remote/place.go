@@ -109,7 +109,7 @@ func reclaim(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []mappin
 // serverIdle reports whether the thread that a server was made for has left it. A thread that is not traced is stopped
 // for a moment to find out, and taken out of its server: its tracer must have died.
 func serverIdle(ctx context.Context, tracer *ptrace.Tracer, s *space, maps []mapping, tid int, at Addr) (bool, error) {
-	if owner, err := threadGroup(tid); err != nil || owner != s.pid && !sameMemory(owner, s.pid) {
+	if owner, err := processOf(tid); err != nil || owner != s.pid && !sameMemory(owner, s.pid) {
 		return true, nil // the thread ended
 	}
 	_, traced, stopped, err := tracer.Options(ctx, tid)

@@ -125,7 +125,7 @@ func (s *Session) open(ctx context.Context, o Options) (err error) {
 	if s.stop, err = s.tracer.Stop(ctx, s.tid); err != nil {
 		return err
 	}
-	pid, err := threadGroup(s.tid)
+	pid, err := processOf(s.tid)
 	if err != nil {
 		return err
 	}

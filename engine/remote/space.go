@@ -14,6 +14,7 @@ import (
 
 	"migrate/arch"
 	"migrate/engine/ptrace"
+	"migrate/engine/thread"
 )
 
 // space is what the callers of one process share: its memory and its descriptors, seen from outside.
@@ -31,7 +32,7 @@ func openSpace(pid int) (*space, error) {
 	if err != nil {
 		return nil, err
 	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	pidfd, err := thread.Pidfd(pid)
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			err = ErrGone
@@ -129,8 +130,8 @@ func vdso(maps []mapping) (mapping, bool) {
 
 // findSyscall returns the address of an instruction that enters the kernel and that stays when the stub at except is
 // gone: in the vDSO; or else the one with which the thread, whose registers are given, last did so; or else any in the program.
-func findSyscall(s *space, regs arch.Regs, except Addr) (Addr, error) {
-	maps, err := mappings(s.pid)
+func findSyscall(s *space, tid int, regs arch.Regs, except Addr) (Addr, error) {
+	maps, err := mappings(tid) // the first thread of the process may have ended
 	if err != nil {
 		return 0, err
 	}

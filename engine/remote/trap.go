@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -125,7 +128,7 @@ func (t *Trap) mapRegion(ctx context.Context, at Addr) (Addr, error) {
 
 // call makes one system call without the stub.
 func (t *Trap) call(ctx context.Context, name string, nr int, args ...uint64) (uint64, error) {
-	insn, err := findSyscall(t.space, t.original, t.region.start)
+	insn, err := findSyscall(t.space, t.tid, t.original, t.region.start)
 	if err != nil {
 		return 0, err
 	}
@@ -208,6 +211,26 @@ func (t *Trap) Pull(_ context.Context, fd int) (*os.File, error) { return t.spac
 
 // Push implements Caller.
 func (t *Trap) Push(ctx context.Context, files []PushFile) error { return push(ctx, t, t.space, files) }
+
+// processOf returns the id by which /proc tells of the process of a thread: that of its leader, or its own if the leader has
+// ended.
+func processOf(tid int) (int, error) {
+	pid, err := threadGroup(tid)
+	if err != nil || pid == tid {
+		return pid, err
+	}
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return 0, fmt.Errorf("thread %d: %w", tid, ErrGone)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if strings.Contains(string(status), "\nState:\tZ") {
+		return tid, nil
+	}
+	return pid, nil
+}
 
 // threadGroup returns the process of a thread.
 func threadGroup(tid int) (int, error) {

@@ -44,6 +44,29 @@ func (t *Trap) Exec(ctx context.Context, b *Batch) error {
 	return errors.Join(err, t.tracer.SetOptions(ctx, t.tid, options))
 }
 
+// Exit ends the thread alone (exit(2)), without waiting until the kernel is done with it. Other threads of the process go on;
+// the Trap is then of no use but for TID and Close.
+func (t *Trap) Exit(ctx context.Context, status int) error {
+	t.region.mu.Lock()
+	defer t.region.mu.Unlock()
+	options, _, _, err := t.tracer.Options(ctx, t.tid)
+	if err != nil {
+		return err
+	}
+	if err := t.tracer.SetOptions(ctx, t.tid, options|unix.PTRACE_O_TRACEEXIT); err != nil {
+		return err
+	}
+	var b Batch
+	b.Call(unix.SYS_EXIT, status)
+	if _, err := t.run(ctx, &b, false); !errors.Is(err, errExiting) {
+		return errors.Join(fmt.Errorf("thread %d did not end", t.tid), err)
+	}
+	return t.tracer.Detach(ctx, t.tid, 0) // or the end of the process would be told to the tracer and not to its parent
+}
+
+// errExiting: the thread is on its way to its end, and executes nothing of the program any more.
+var errExiting = errors.New("it ends")
+
 // run runs a batch, larger ones in memory mapped for them, with region.mu held. replaced: the thread executed another
 // program, which is an error unless exec is set.
 func (t *Trap) run(ctx context.Context, b *Batch, exec bool) (replaced bool, err error) {
@@ -137,6 +160,8 @@ func (t *Trap) atStop(ctx context.Context, stop ptrace.Stop) (done, replaced boo
 		return true, false, fmt.Errorf("a batch in thread %d: %w (status %#x)", t.tid, ErrGone, uint32(stop.Status))
 	case stop.Kind == ptrace.TaskStop && stop.Event == unix.PTRACE_EVENT_EXEC:
 		return true, true, nil
+	case stop.Kind == ptrace.TaskStop && stop.Event == unix.PTRACE_EVENT_EXIT:
+		return true, false, errExiting
 	case stop.Kind == ptrace.TaskStop:
 		child, err := t.tracer.EventMsg(ctx, t.tid)
 		t.births = append(t.births, int(child))

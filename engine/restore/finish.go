@@ -215,7 +215,21 @@ func (s *Skeleton) finishProcess(ctx context.Context, p *process, cp *images.Che
 	if err := mem.RestoreMarks(ctx, p.trap, img); err != nil {
 		return err
 	}
-	return task.RestoreThread(ctx, t, p.trap, img.Leader())
+	if err := task.RestoreThread(ctx, t, p.trap, img.Leader()); err != nil || !task.EndedLeader(img) {
+		return err
+	}
+	return p.endLeader(ctx, img)
+}
+
+// endLeader ends the first thread of a process that was restored; what is left to do, another one does.
+func (p *process) endLeader(ctx context.Context, img *images.Process) error {
+	old, next := p.trap, int(img.Threads[1].TID)
+	if err := task.EndLeader(ctx, procfs.Host, old, img); err != nil {
+		return err
+	}
+	p.trap, p.Caller = p.threads[next], p.threads[next]
+	delete(p.threads, next)
+	return old.Close()
 }
 
 // finishRegisters takes the stub away and gives every thread its registers.
@@ -232,9 +246,13 @@ func (s *Skeleton) finishRegisters(ctx context.Context, p *process, cp *images.C
 	}
 	t := s.target(p, cp, img)
 	for _, th := range img.Threads {
-		trap := p.trap
-		if th != img.Leader() {
-			trap = p.threads[int(th.TID)]
+		if th.Extra.GetEnded() {
+			continue
+		}
+		trap := p.threads[int(th.TID)]
+		if trap == nil { // the one that has removed the stub
+			trap = p.trap
+		} else {
 			if _, err := s.tracer.Settle(ctx, trap.TID()); err != nil {
 				return err
 			}

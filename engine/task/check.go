@@ -23,10 +23,8 @@ type checker struct {
 	status *procfs.Status
 	tasks  map[int]*procfs.Status // of all threads
 	zombie bool
-	// deadLeader: the first thread has ended and others run. The process's directory in /proc then says little.
-	deadLeader bool
-	kind       string // whose check runs
-	found      []engine.Obstacle
+	kind   string // whose check runs
+	found  []engine.Obstacle
 }
 
 func newChecker(fs procfs.FS, p *engine.Process) (*checker, error) {
@@ -43,6 +41,9 @@ func newChecker(fs procfs.FS, p *engine.Process) (*checker, error) {
 		return nil, err
 	}
 	for _, tid := range tids {
+		if tid == p.EndedLeader {
+			continue
+		}
 		s, err := fs.ThreadStatus(p.PID, tid)
 		if errors.Is(err, procfs.ErrGone) {
 			continue // a thread that ended just now
@@ -52,8 +53,7 @@ func newChecker(fs procfs.FS, p *engine.Process) (*checker, error) {
 		}
 		c.tasks[tid] = s
 	}
-	c.zombie = c.stat.State == 'Z' && len(c.tasks) <= 1
-	c.deadLeader = c.stat.State == 'Z' && !c.zombie
+	c.zombie = c.stat.State == 'Z'
 	return c, nil
 }
 
@@ -88,7 +88,6 @@ func refusals() []kind {
 		refusal("32-bit", "32-bit programs", check32Bit),
 		refusal("namespaces", "namespaces that differ inside the tree, on a move or of kinds that do not say that they may; those of single threads", checkNamespaces),
 		refusal("shared-state", "a descriptor table of a single thread; a vfork(2) in progress, whose parent cannot be stopped; what a process shares with one that is not its parent", checkShared),
-		refusal("dead-leader", "a process whose first thread has ended while others run", checkDeadLeader),
 		refusal("shadow-stack", "user shadow stacks (CET)", checkShadowStack),
 		refusal("security-module", "a profile or context of a security module (AppArmor, SELinux); Landlock rules cannot be seen from outside and are lost", checkLSM),
 		{Kind: Kind{Name: "rare-attributes", About: "core scheduling cookie: seen when the process is stopped, which ends the move without harm"}, process: true, dump: dumpRare},
@@ -228,13 +227,6 @@ func CheckTree(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) 
 	}
 	outside, err := sharedWithParent(fs, tree[0])
 	return append(append(found, shared...), outside...), err
-}
-
-func checkDeadLeader(c *checker) error {
-	if c.deadLeader {
-		c.refuse("the process", "its first thread has ended while other threads run", "")
-	}
-	return nil
 }
 
 func checkShadowStack(c *checker) error {

@@ -76,6 +76,7 @@ func init() {
 		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},
 		{Kind: carried("stopped-state", "a process stopped by a signal, and whether its parent has waited for that; a parent that has ended the wait is not told again"), process: true, dump: dumpStopped},
 		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage. One that has dumped core does so again, into the void"), process: true},
+		{Kind: carried("ended-leader", "a process whose first thread has ended while others run"), process: true},
 		{Kind: carried("cgroups", "on a dump to disk: the cgroups of v1 and v2 that threads are in, and those below. Where they are missing they are made again with their settings. On a move the tree gets the cgroup of its workload"), dump: dumpCgroups},
 		{Kind: carried("shared-things", "memory, descriptor tables, signal handlers and directories that a process shares with its parent (clone(2))"), process: true},
 		{Kind: carried("sessions", "sessions and process groups, also those whose leader has ended, and orphans of subreapers; a session from outside of the tree gets another number on a restore into the same pid namespace"), process: true},
@@ -97,7 +98,7 @@ func Check(ctx context.Context, fs procfs.FS, p *engine.Process) ([]engine.Obsta
 				return nil, err
 			}
 			k := &list[i]
-			if k.check == nil || c.zombie && k.Name != "zombies" || c.deadLeader && k.Name != "dead-leader" {
+			if k.check == nil || c.zombie && k.Name != "zombies" {
 				continue
 			}
 			c.kind = k.Name

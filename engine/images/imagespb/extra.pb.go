@@ -767,6 +767,7 @@ type ThreadExtra struct {
 	MempolicyNodes   []byte                 `protobuf:"bytes,83,opt,name=mempolicy_nodes,json=mempolicyNodes,proto3" json:"mempolicy_nodes,omitempty"`
 	Fs               *ThreadFS              `protobuf:"bytes,84,opt,name=fs,proto3" json:"fs,omitempty"`                                 // of a thread that does not share its process's
 	CgroupSet        uint32                 `protobuf:"varint,85,opt,name=cgroup_set,json=cgroupSet,proto3" json:"cgroup_set,omitempty"` // place in Header.cgroup_sets, plus one; 0: not recorded
+	Ended            bool                   `protobuf:"varint,100,opt,name=ended,proto3" json:"ended,omitempty"`                         // of a first thread: it has ended while others run, with the exit code of its core
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -981,6 +982,13 @@ func (x *ThreadExtra) GetCgroupSet() uint32 {
 		return x.CgroupSet
 	}
 	return 0
+}
+
+func (x *ThreadExtra) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 // Regset is a register set that has no field of its own; type is an NT_ number.
@@ -2340,7 +2348,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\x96\a\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xac\a\n" +
 	"\vThreadExtra\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\rR\x03tid\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x12\n" +
@@ -2373,7 +2381,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x0fmempolicy_nodes\x18S \x01(\fR\x0emempolicyNodes\x12(\n" +
 	"\x02fs\x18T \x01(\v2\x18.migrate.images.ThreadFSR\x02fs\x12\x1d\n" +
 	"\n" +
-	"cgroup_set\x18U \x01(\rR\tcgroupSet\"0\n" +
+	"cgroup_set\x18U \x01(\rR\tcgroupSet\x12\x14\n" +
+	"\x05ended\x18d \x01(\bR\x05ended\"0\n" +
 	"\x06Regset\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xb7\x01\n" +

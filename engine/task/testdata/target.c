@@ -198,12 +198,6 @@ static void refused(const char *what) {
 		must(pthread_create(&t, 0, unshares, (void *)CLONE_FS) ? -1 : 0);
 		while (!second) usleep(1000);
 	}
-	if (!strcmp(what, "leader")) {
-		must(pthread_create(&t, 0, thread_nap, 0) ? -1 : 0);
-		printf("ready\n");
-		fflush(stdout);
-		pthread_exit(0);
-	}
 	if (!strcmp(what, "uts")) {
 		pid_t p = fork();
 		must(p);
