@@ -32,9 +32,9 @@ static void *thread(void *arg)
 	pthread_barrier_wait(&set);
 	pthread_barrier_wait(&moved);
 	if (arg)
-		CHECK(policy(nodes) == INTERLEAVE && nodes[0] == 1, "policy of the thread");
+		CHECK(policy(nodes) == INTERLEAVE && nodes[0] == 1, "policy of the thread: %d, 0x%lx", policy(nodes), nodes[0]);
 	else
-		CHECK(policy(nodes) == 0, "policy of the other thread");
+		CHECK(policy(nodes) == 0, "policy of the other thread: %d", policy(nodes));
 	return NULL;
 }
 
