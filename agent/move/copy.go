@@ -200,7 +200,7 @@ func (s *source) measureClock(ctx context.Context) error {
 
 // fixed estimates what a blackout costs beside its pages.
 func (s *source) fixed() time.Duration {
-	return fixedCost + 4*get(&s.view, func(*view) time.Duration { return s.clock.err })
+	return fixedCost + s.files.cost() + 4*get(&s.view, func(*view) time.Duration { return s.clock.err })
 }
 
 // round brings the destination's layout up to date, sends what is dirty, and returns when it is written there.
@@ -214,6 +214,9 @@ func (s *source) round(ctx context.Context, c *copier) error {
 		return err
 	}
 	c.progress.begin(s.tree.Resident())
+	if _, err := s.fileRound(ctx); err != nil {
+		return err
+	}
 	stats, err := s.tree.Round(ctx, c.progress.counting(s.sender))
 	if err != nil {
 		return s.better(err)

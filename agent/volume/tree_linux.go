@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -139,28 +140,60 @@ func (w *walker) dir(name string) (err error) {
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	for _, n := range names {
-		if name == "" && isOurs(n) {
-			continue
-		}
-		var st unix.Stat_t
-		err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", n, err)
-		}
-		if typeOf(st.Mode) == TypeDir && st.Dev != w.dev {
-			return fmt.Errorf("%s: %w", n, errMount)
-		}
-		if len(w.list) >= maxEntries {
-			return fmt.Errorf("more than %d files", maxEntries)
-		}
-		w.list = append(w.list, found{path.Join(name, n), st})
+	if name == "" {
+		names = slices.DeleteFunc(names, isOurs)
 	}
+	if len(w.list)+len(names) > maxEntries {
+		return fmt.Errorf("more than %d files", maxEntries)
+	}
+	at, prefix := len(w.list), name
+	if prefix != "" {
+		prefix += "/"
+	}
+	w.list = slices.Grow(w.list, len(names))[:at+len(names)]
+	if err := statAll(fd, names, prefix, w.list[at:]); err != nil {
+		return err
+	}
+	kept := w.list[:at]
+	for _, f := range w.list[at:] {
+		switch {
+		case f.st.Mode == 0: // it has vanished
+			continue
+		case f.kind() == TypeDir && f.st.Dev != w.dev:
+			return fmt.Errorf("%s: %w", path.Base(f.path), errMount)
+		}
+		kept = append(kept, f)
+	}
+	w.list = kept
 	return nil
+}
+
+// statPart is how many files are worth a goroutine.
+const statPart = 256
+
+// statAll looks at names of an open directory. What has vanished gets the mode 0.
+func statAll(dir int, names []string, prefix string, out []found) error {
+	var group errgroup.Group
+	group.SetLimit(workers())
+	for from := 0; from < len(names); from += statPart {
+		part := func() error {
+			for i := from; i < min(from+statPart, len(names)); i++ {
+				out[i] = found{path: prefix + names[i]}
+				if err := unix.Fstatat(dir, names[i], &out[i].st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+					if !errors.Is(err, unix.ENOENT) {
+						return fmt.Errorf("%s: %w", names[i], err)
+					}
+					out[i].st.Mode = 0
+				}
+			}
+			return nil
+		}
+		if len(names) <= statPart {
+			return part()
+		}
+		group.Go(part)
+	}
+	return group.Wait()
 }
 
 // entryOf describes an entry. dir is an open directory that base is in.
