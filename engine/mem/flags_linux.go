@@ -1,15 +1,85 @@
 package mem
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"migrate/engine/bpf"
 	"migrate/engine/procfs"
 )
 
-// kernelVMAs asks the kernel for the flags of mappings; an error says that this kernel cannot be asked.
-var kernelVMAs = sync.OnceValues(bpf.OpenVMAs)
+// A flagReader asks the kernel for the flags of mappings.
+type flagReader struct {
+	vmas *bpf.VMAs
+	// tracked is the bit of mappings whose writes are tracked by a userfaultfd: it comes with the tracking and is no mark; 0
+	// when it is not known.
+	tracked uint64
+}
+
+// kernelFlags returns the reader; an error says that this kernel cannot be asked.
+var kernelFlags = sync.OnceValues(func() (*flagReader, error) {
+	vmas, err := bpf.OpenVMAs()
+	if err != nil {
+		return nil, err
+	}
+	f := &flagReader{vmas: vmas}
+	f.tracked, _ = f.findTracked() // without it smaps is read once more
+	return f, nil
+})
+
+// read lists the mappings of a process; flags are without that of tracking.
+func (f *flagReader) read(pid int) ([]bpf.VMA, error) {
+	list, err := f.vmas.Read(pid)
+	for i := range list {
+		list[i].Flags &^= f.tracked
+	}
+	return list, err
+}
+
+// findTracked tracks a page of this program and looks what that changes.
+func (f *flagReader) findTracked() (bit uint64, err error) {
+	page, err := unix.Mmap(-1, 0, PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, unix.Munmap(page)) }()
+	// A mapping of its own: advice that a neighbour has not.
+	if err := unix.Madvise(page, unix.MADV_DONTFORK); err != nil {
+		return 0, err
+	}
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	defer func() { err = errors.Join(err, unix.Close(int(fd))) }()
+	if err := uffdAPI(int(fd), uffdWPAsync|uffdWPUnpopulated); err != nil {
+		return 0, err
+	}
+	at := addressOf(page)
+	before, err := f.flagsAt(at)
+	if err != nil {
+		return 0, err
+	}
+	if err := uffdRegister(int(fd), Range{at, at + PageSize}, uffdModeWP); err != nil {
+		return 0, err
+	}
+	after, err := f.flagsAt(at)
+	return after &^ before, err
+}
+
+func (f *flagReader) flagsAt(addr uint64) (uint64, error) {
+	list, err := f.vmas.Read(unix.Getpid())
+	for _, v := range list {
+		if v.Start <= addr && addr < v.End {
+			return v.Flags, nil
+		}
+	}
+	return 0, errors.Join(err, fmt.Errorf("no mapping at 0x%x", addr))
+}
 
 // flagTable knows what smaps says of a mapping with certain flags of the kernel. Which bits those are differs between kernels, so it
 // is learned: whenever a program has a mapping with flags that are not known yet, its smaps is read, which walks all page
@@ -21,8 +91,8 @@ type flagTable struct{ known map[uint64]*procfs.Smaps }
 const maxFlags = 1 << 12
 
 // read returns the mappings of a process with the flags and protection keys that smaps has for them, and nothing else of it.
-func (t *flagTable) read(vmas *bpf.VMAs, pid int) ([]procfs.Mapping, error) {
-	list, err := vmas.Read(pid)
+func (t *flagTable) read(kernel *flagReader, pid int) ([]procfs.Mapping, error) {
+	list, err := kernel.read(pid)
 	if err != nil {
 		return nil, err
 	}
@@ -33,13 +103,13 @@ func (t *flagTable) read(vmas *bpf.VMAs, pid int) ([]procfs.Mapping, error) {
 	if t.mark(maps, list) {
 		return maps, nil
 	}
-	if list, err = vmas.Read(pid); err != nil {
+	if list, err = kernel.read(pid); err != nil {
 		return nil, err
 	}
 	if maps, err = procfs.Host.Smaps(pid); err != nil {
 		return nil, err
 	}
-	after, err := vmas.Read(pid)
+	after, err := kernel.read(pid)
 	if err != nil {
 		return nil, err
 	}

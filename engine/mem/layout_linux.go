@@ -55,8 +55,8 @@ const smallEnough = 512 << 20 / PageSize
 // of a stopped one those that the memory had when smaps was read last. It is read all the same when it never was, when not
 // as much memory is locked as the marks say, and, if the program is small, for a mapping that was not there yet.
 func (r *LayoutReader) Read(running bool) (*Layout, error) {
-	if vmas, err := kernelVMAs(); err == nil {
-		maps, err := r.flags.read(vmas, r.pid)
+	if kernel, err := kernelFlags(); err == nil {
+		maps, err := r.flags.read(kernel, r.pid)
 		if err != nil {
 			return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, err)
 		}

@@ -5,6 +5,7 @@ package mem
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"migrate/engine/bpf"
 	"migrate/engine/images"
 )
 
@@ -97,8 +97,8 @@ func TestLayout(t *testing.T) {
 
 // TestLateMarks changes what a mapping is like between the last look at a running program and the freeze.
 func TestLateMarks(t *testing.T) {
-	if _, err := kernelVMAs(); err != nil {
-		t.Fatal(err)
+	if k, err := kernelFlags(); err != nil || bits.OnesCount64(k.tracked) != 1 {
+		t.Fatal(k, err)
 	}
 	p := startTarget(t)
 	p.anon(arena, 8*PageSize)
@@ -124,9 +124,9 @@ func TestLateMarks(t *testing.T) {
 
 // TestLateLocks locks memory between the last look at all marks and the freeze, on a kernel that cannot be asked for flags.
 func TestLateLocks(t *testing.T) {
-	ask := kernelVMAs
-	kernelVMAs = func() (*bpf.VMAs, error) { return nil, errors.ErrUnsupported }
-	t.Cleanup(func() { kernelVMAs = ask })
+	ask := kernelFlags
+	kernelFlags = func() (*flagReader, error) { return nil, errors.ErrUnsupported }
+	t.Cleanup(func() { kernelFlags = ask })
 	p := startTarget(t)
 	p.anon(arena, 8*PageSize)
 	objects := NewObjects()
