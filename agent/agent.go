@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/console"
 	"migrate/agent/move"
 	"migrate/agent/port"
 	"migrate/agent/volume"
@@ -101,7 +102,8 @@ func (a *Agent) openHost() error {
 	for _, s := range stale {
 		a.log.Warn("a copy of an earlier run is gone", "workload", s.Spec.GetName(), "instance", s.Record.Instance)
 	}
-	a.host = &host{log: a.log, hasher: &a.hasher, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch, open: map[string]*gate{}}
+	a.host = &host{log: a.log, hasher: &a.hasher, set: set, bridge: a.cfg.Bridge, cgroup: a.cfg.Cgroup, leaving: a.leaving, arrived: a.watch, open: map[string]*gate{},
+		consoles: map[uint64]*console.Console{}, typed: map[uint64]map[string]uint64{}}
 	if own, err := netip.ParseAddr(a.cfg.Bind); err == nil {
 		a.host.own = append(a.host.own, own)
 	}
@@ -119,6 +121,9 @@ func (a *Agent) settle(ctx context.Context) error {
 	for _, e := range a.host.set.All() {
 		if e.Record().PID != 0 {
 			a.watch(e)
+			if err := a.takeUp(ctx, e); err != nil {
+				a.log.Error("the terminal of a workload is not read", "workload", e.Name(), "error", err)
+			}
 			continue
 		}
 		if _, _, moving := a.moves.Moving(e.Instance()); moving {
@@ -154,6 +159,9 @@ func (a *Agent) Close() error {
 		a.moves.Close()
 	}
 	a.tasks.Wait()
+	if a.host != nil {
+		errs = append(errs, a.host.closeConsoles())
+	}
 	if a.cluster != nil {
 		errs = append(errs, a.cluster.close())
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/console"
 	"migrate/agent/move"
 	"migrate/agent/port"
 	"migrate/agent/volume"
@@ -48,8 +49,10 @@ type host struct {
 	// arrived is told when a copy runs here.
 	arrived func(e *workload.Env)
 
-	mu   sync.Mutex
-	open map[string]*gate // by name: gates hold sockets, so there is one object each
+	mu       sync.Mutex
+	open     map[string]*gate // by name: gates hold sockets, so there is one object each
+	consoles map[uint64]*console.Console
+	typed    map[uint64]map[string]uint64 // counts of copies that arrive, until their consoles are open
 }
 
 // outputFile is the name under which a workload's output travels.
@@ -72,15 +75,19 @@ func (h *host) Open(ctx context.Context, instance uint64, spec *agentapi.Workloa
 	if err != nil {
 		return nil, nil, err
 	}
-	src, err := dump.Open(ctx, dump.Options{Target: dump.Target{Init: env.Init().PID}, External: external, Cgroup: cg})
+	terminals, closing, err := terminalsOf(env)
 	if err != nil {
 		return nil, nil, err
 	}
+	src, err := dump.Open(ctx, dump.Options{Target: dump.Target{Init: env.Init().PID}, External: external, Cgroup: cg, Terminals: terminals})
+	if err != nil {
+		return nil, nil, errors.Join(err, closing())
+	}
 	p, err := h.portOf(ctx, env)
 	if err != nil {
-		return nil, nil, errors.Join(err, src.Close(ctx))
+		return nil, nil, errors.Join(err, src.Close(ctx), closing())
 	}
-	return &source{h: h, src: src, env: env, instance: instance}, p, nil
+	return &source{h: h, src: src, env: env, instance: instance, closing: closing}, p, nil
 }
 
 // outputOf names the file that a workload's output goes to.
@@ -206,6 +213,7 @@ func (h *host) Build(ctx context.Context, b move.Build) (_ move.Skeleton, _ move
 			}
 			return env.Output()
 		},
+		Terminal: env.GiveTerminal,
 	}, layout)
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, s.closeNS())
@@ -268,7 +276,7 @@ func (h *host) Owned(_ context.Context, hd move.Handle, epoch uint64) error {
 		return err
 	}
 	h.arrived(env)
-	return nil
+	return h.openConsole(env, false)
 }
 
 // innerID is a process's id in its own pid namespace.
@@ -286,7 +294,7 @@ func innerID(pid int) (int, error) {
 // remove takes a copy away with all that surrounds it.
 func (h *host) remove(ctx context.Context, env *workload.Env) error {
 	h.leaving(env.Instance())
-	err := h.removePort(ctx, env, true)
+	err := errors.Join(h.closeConsole(env.Instance()), h.removePort(ctx, env, true))
 	return errors.Join(env.Remove(ctx), err)
 }
 

@@ -32,6 +32,13 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 	if err != nil {
 		return nil, err
 	}
+	if env != nil {
+		var closing func() error
+		if opts.Terminals, closing, err = terminalsOf(env); err != nil {
+			return nil, err
+		}
+		defer func() { _ = closing() }() // a duplicate
+	}
 	src, err := dump.Open(ctx, opts)
 	if err != nil {
 		return nil, planError(err)

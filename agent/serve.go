@@ -87,7 +87,7 @@ func (a *Agent) listen() error {
 	a.control = grpc.NewServer(append(size, grpc.Creds(credentials.NewTLS(a.cfg.Credentials.ServerTLS())),
 		grpc.UnaryInterceptor(authorizeUnary), grpc.StreamInterceptor(authorizeStream))...)
 	agentapi.RegisterAgentServer(a.control, a)
-	agentapi.RegisterPeerServer(a.control, a.moves.Peer())
+	agentapi.RegisterPeerServer(a.control, peerServer{a.moves.Peer(), a})
 	if a.cfg.Register != nil {
 		a.cfg.Register(a.control)
 	}

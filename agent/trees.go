@@ -47,6 +47,8 @@ type source struct {
 	addrs     []netip.Prefix
 	obstacles []engine.Obstacle
 	gone      bool
+	held      bool         // by its cgroup
+	closing   func() error // what was opened for the dump
 }
 
 // Handle says how to find the tree again.
@@ -152,7 +154,14 @@ func (s *source) Pending(ctx context.Context) (n int, err error) {
 	return d.Pending(ctx, s.src.Processes())
 }
 
-func (s *source) Freeze(ctx context.Context) error { return s.src.Freeze(ctx) }
+// Freeze stops the tree, and keeps its terminal as it is then.
+func (s *source) Freeze(ctx context.Context) error {
+	if err := s.src.Freeze(ctx); err != nil {
+		return err
+	}
+	s.h.pauseConsole(s.instance)
+	return nil
+}
 
 // Final sends the last pages, and records the state while they are on their way.
 func (s *source) Final(ctx context.Context, to move.PageSink) ([]byte, move.RoundStats, error) {
@@ -171,15 +180,28 @@ func (s *source) Final(ctx context.Context, to move.PageSink) ([]byte, move.Roun
 	if err != nil {
 		return nil, st, err
 	}
+	if err := s.h.saveConsole(s.instance, cp); err != nil {
+		return nil, st, err
+	}
 	_, end = span.Begin(ctx, "encode")
 	defer end()
 	b, err := cp.Marshal()
 	return b, st, err
 }
 
-func (s *source) Hold(ctx context.Context) error { return s.src.Hold(ctx) }
+func (s *source) Hold(ctx context.Context) error {
+	s.held = true
+	return s.src.Hold(ctx)
+}
 
-func (s *source) Thaw(ctx context.Context) error { return s.src.Thaw(ctx) }
+func (s *source) Thaw(ctx context.Context) error {
+	if err := s.src.Thaw(ctx); err != nil {
+		return err
+	}
+	s.held = false
+	s.h.resumeConsole(s.instance)
+	return nil
+}
 
 func (s *source) Digest(context.Context) ([]byte, error) { return s.src.Digest().Bytes(), nil }
 
@@ -214,6 +236,13 @@ func (s *source) Destroy(ctx context.Context) error {
 // Close stops tracking. A bare process that runs on goes back to where it was.
 func (s *source) Close() error {
 	err := s.src.Close(context.Background())
+	if s.closing != nil {
+		err = errors.Join(err, s.closing())
+		s.closing = nil
+	}
+	if !s.gone && !s.held {
+		s.h.resumeConsole(s.instance)
+	}
 	if s.env != nil || s.gone {
 		return err
 	}
@@ -277,6 +306,9 @@ func (s *skeleton) Finish(ctx context.Context, checkpoint []byte) error {
 		return err
 	}
 	if err := s.sk.Finish(ctx, cp); err != nil {
+		return err
+	}
+	if err := s.h.loadConsole(s.env, cp); err != nil {
 		return err
 	}
 	if err := span.Do(ctx, "hold", s.sk.Hold); err != nil {
@@ -348,7 +380,13 @@ func (t *heldTree) Thaw(ctx context.Context) error {
 	if err := errors.Join(err, d.Close()); err != nil {
 		return err
 	}
-	return t.cgroup.Thaw()
+	if err := t.cgroup.Thaw(); err != nil {
+		return err
+	}
+	if t.env != nil {
+		t.h.resumeConsole(t.env.Instance())
+	}
+	return nil
 }
 
 // Destroy ends it. Its sockets are put into repair before, so that they vanish without a packet.

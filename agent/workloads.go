@@ -76,6 +76,9 @@ func (a *Agent) start(ctx context.Context, req *agentapi.StartWorkloadRequest) (
 		})
 	}
 	a.watch(e)
+	if err := a.host.openConsole(e, false); err != nil {
+		return nil, errors.Join(err, a.host.remove(context.WithoutCancel(ctx), e))
+	}
 	a.log.Info("workload started", "workload", e.Name(), "instance", e.Instance(), "pid", e.Record().PID)
 	return e, nil
 }
@@ -147,7 +150,7 @@ func (a *Agent) watch(e *workload.Env) {
 			a.log.Error("the exit status of a workload", "workload", e.Name(), "error", err)
 		}
 		a.log.Info("workload ended", "workload", e.Name(), "instance", e.Instance(), "status", code)
-		if err := errors.Join(a.host.removePort(ctx, e, false), e.Stop(ctx, 0)); err != nil {
+		if err := errors.Join(a.host.removePort(ctx, e, false), e.Stop(ctx, 0), a.host.closeConsole(e.Instance())); err != nil {
 			a.log.Warn("what surrounded a workload that has ended stays behind", "workload", e.Name(), "error", err)
 		}
 		if _, _, moving := a.moves.Moving(e.Instance()); !moving && ctx.Err() == nil {
@@ -248,7 +251,7 @@ func (a *Agent) StopWorkload(ctx context.Context, req *agentapi.StopWorkloadRequ
 		return nil, err
 	}
 	a.stopping(instance)
-	if err := errors.Join(e.Stop(ctx, grace), a.host.removePort(ctx, e, false)); err != nil {
+	if err := errors.Join(e.Stop(ctx, grace), a.host.removePort(ctx, e, false), a.host.closeConsole(instance)); err != nil {
 		return nil, err
 	}
 	code, known, err := e.ExitStatus()
@@ -326,7 +329,7 @@ func (a *Agent) Logs(req *agentapi.LogsRequest, out grpc.ServerStreamingServer[a
 	if !req.GetFollow() {
 		return sendFile(f, out)
 	}
-	return a.follow(out.Context(), f, e, out)
+	return a.follow(out.Context(), e, func() error { return sendFile(f, out) })
 }
 
 // sendFile sends what there is of a file from its offset on.
@@ -348,8 +351,8 @@ func sendFile(f *os.File, out grpc.ServerStreamingServer[agentapi.LogsChunk]) er
 	}
 }
 
-// follow sends a file as it grows, until the caller goes, the program ends, or the copy leaves this host.
-func (a *Agent) follow(ctx context.Context, f *os.File, e *workload.Env, out grpc.ServerStreamingServer[agentapi.LogsChunk]) error {
+// follow sends the output of a copy as it grows, until the caller goes, the program ends, or the copy leaves this host.
+func (a *Agent) follow(ctx context.Context, e *workload.Env, send func() error) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("inotify: %w", err)
@@ -365,11 +368,11 @@ func (a *Agent) follow(ctx context.Context, f *os.File, e *workload.Env, out grp
 	defer context.AfterFunc(a.ctx, func() { _ = events.Close() })()
 	buf := make([]byte, 4096)
 	for {
-		if err := sendFile(f, out); err != nil {
+		if err := send(); err != nil {
 			return err
 		}
 		if _, ended, err := e.ExitStatus(); err != nil || ended {
-			return sendFile(f, out)
+			return send()
 		}
 		if _, err := events.Read(buf); err != nil {
 			return ctx.Err() // closed: the caller or the agent goes

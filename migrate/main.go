@@ -71,7 +71,7 @@ func newRootCommand() *cobra.Command {
 	}
 	root.PersistentFlags().String("socket", "", "the agent's socket (default $MIGRATE_SOCKET or "+defaultSocket+")")
 	root.AddCommand(
-		newRunCommand(), newPsCommand(), newLogsCommand(), newStopCommand(),
+		newRunCommand(), newPsCommand(), newLogsCommand(), newAttachCommand(), newStopCommand(),
 		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newHistoryCommand(),
 		newAgentCommand(), newNodesCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
 	)

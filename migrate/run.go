@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,14 +18,17 @@ import (
 func newRunCommand() *cobra.Command {
 	var spec agentapi.WorkloadSpec
 	var host, output string
-	var attach bool
+	var attach, terminal bool
+	var af attachFlags
 	var volumes []string
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- CMD [ARG...]",
 		Short: "Start a program as a managed workload",
 		Long: "Starts CMD in pid, network, mount, UTS, IPC and time namespaces of its own, with its own address on the host's\n" +
-			"bridge if --addr is given, and returns once it runs. Its output is kept by the agent: see `migrate logs`.",
-		Example: "  migrate run --name cache --addr 10.77.0.50/24 -- redis-server --port 6379 --protected-mode no",
+			"bridge if --addr is given, and returns once it runs. Its output is kept by the agent: see `migrate logs`. With -t it has a\n" +
+			"terminal, which the agent holds: `migrate attach` connects to it, now or later, from any host.",
+		Example: "  migrate run --name cache --addr 10.77.0.50/24 -- redis-server --port 6379 --protected-mode no\n" +
+			"  migrate run -t --attach --name shell -- bash",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return errors.New("no command: write it after --, as in `migrate run --name cache -- redis-server`")
@@ -39,6 +44,9 @@ func newRunCommand() *cobra.Command {
 				return err
 			}
 			spec.Argv = args
+			if terminal {
+				askTerminal(&spec, cmd.InOrStdin())
+			}
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
 				if host == "" {
 					var err error
@@ -58,7 +66,7 @@ func newRunCommand() *cobra.Command {
 				if err != nil || !attach {
 					return err
 				}
-				return follow(ctx, a, w.Name, true, cmd.OutOrStdout())
+				return af.attach(ctx, cmd, a, w.Name, true)
 			})
 		},
 	}
@@ -70,9 +78,30 @@ func newRunCommand() *cobra.Command {
 	f.StringArrayVar(&spec.Env, "env", nil, "environment variable K=V; may be repeated")
 	f.StringArrayVar(&volumes, "volume", nil, "directory that moves with it, with all that is in it; may be repeated")
 	f.StringVar(&spec.User, "user", "", "user to run it as, by name or uid[:gid] (default root)")
-	f.BoolVar(&attach, "attach", false, "stay with it and print its output")
+	f.BoolVar(&attach, "attach", false, "stay with it, as by `migrate attach`")
+	f.BoolVarP(&terminal, "tty", "t", false, "give it a terminal, of the size and kind of this one")
+	af.add(cmd)
 	addOutputFlag(cmd, &output)
 	return cmd
+}
+
+// askTerminal asks for a terminal like the one that in is.
+func askTerminal(spec *agentapi.WorkloadSpec, in io.Reader) {
+	s := &attachment{}
+	s.in, _ = in.(*os.File)
+	if spec.Terminal = s.window(); spec.Terminal == nil {
+		spec.Terminal = &agentapi.Terminal{}
+	}
+	for _, kv := range spec.Env {
+		if strings.HasPrefix(kv, "TERM=") {
+			return
+		}
+	}
+	term := os.Getenv("TERM")
+	if term == "" {
+		term = "xterm"
+	}
+	spec.Env = append(spec.Env, "TERM="+term)
 }
 
 // workload is how a workload is printed.

@@ -537,9 +537,10 @@ type WorkloadSpec struct {
 	Addr   string                 `protobuf:"bytes,6,opt,name=addr,proto3" json:"addr,omitempty"` // CIDR on the host's bridge; empty: loopback only
 	Labels map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// A bare process that was given by pid: never started by an agent, only adopted.
-	Bare          bool     `protobuf:"varint,8,opt,name=bare,proto3" json:"bare,omitempty"`
-	Pid           int32    `protobuf:"varint,9,opt,name=pid,proto3" json:"pid,omitempty"`         // of a bare process, on the host that owned it first
-	Volumes       []string `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"` // directories that move with it; absolute
+	Bare          bool      `protobuf:"varint,8,opt,name=bare,proto3" json:"bare,omitempty"`
+	Pid           int32     `protobuf:"varint,9,opt,name=pid,proto3" json:"pid,omitempty"`           // of a bare process, on the host that owned it first
+	Volumes       []string  `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`   // directories that move with it; absolute
+	Terminal      *Terminal `protobuf:"bytes,11,opt,name=terminal,proto3" json:"terminal,omitempty"` // absent: output goes to a file, and there is no input
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -644,6 +645,66 @@ func (x *WorkloadSpec) GetVolumes() []string {
 	return nil
 }
 
+func (x *WorkloadSpec) GetTerminal() *Terminal {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+// Terminal is the one that a workload is started with.
+type Terminal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          uint32                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`       // 0: 24
+	Columns       uint32                 `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"` // 0: 80
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Terminal) Reset() {
+	*x = Terminal{}
+	mi := &file_agent_api_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Terminal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Terminal) ProtoMessage() {}
+
+func (x *Terminal) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Terminal.ProtoReflect.Descriptor instead.
+func (*Terminal) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Terminal) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *Terminal) GetColumns() uint32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
 // NodeInfo is what a host is and offers. It is constant while the agent runs.
 type NodeInfo struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -666,7 +727,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +739,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +752,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeInfo) GetName() string {
@@ -805,7 +866,7 @@ type MoveOptions struct {
 
 func (x *MoveOptions) Reset() {
 	*x = MoveOptions{}
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +878,7 @@ func (x *MoveOptions) String() string {
 func (*MoveOptions) ProtoMessage() {}
 
 func (x *MoveOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +891,7 @@ func (x *MoveOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveOptions.ProtoReflect.Descriptor instead.
 func (*MoveOptions) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MoveOptions) GetStrategy() Strategy {
@@ -935,7 +996,7 @@ type Requirements struct {
 
 func (x *Requirements) Reset() {
 	*x = Requirements{}
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1008,7 @@ func (x *Requirements) String() string {
 func (*Requirements) ProtoMessage() {}
 
 func (x *Requirements) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1021,7 @@ func (x *Requirements) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Requirements.ProtoReflect.Descriptor instead.
 func (*Requirements) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Requirements) GetMemoryBytes() uint64 {
@@ -1045,7 +1106,7 @@ type FileNeed struct {
 
 func (x *FileNeed) Reset() {
 	*x = FileNeed{}
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1118,7 @@ func (x *FileNeed) String() string {
 func (*FileNeed) ProtoMessage() {}
 
 func (x *FileNeed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1131,7 @@ func (x *FileNeed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileNeed.ProtoReflect.Descriptor instead.
 func (*FileNeed) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FileNeed) GetPath() string {
@@ -1147,7 +1208,7 @@ type VolumeNeed struct {
 
 func (x *VolumeNeed) Reset() {
 	*x = VolumeNeed{}
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1220,7 @@ func (x *VolumeNeed) String() string {
 func (*VolumeNeed) ProtoMessage() {}
 
 func (x *VolumeNeed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1233,7 @@ func (x *VolumeNeed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeNeed.ProtoReflect.Descriptor instead.
 func (*VolumeNeed) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VolumeNeed) GetPath() string {
@@ -1212,7 +1273,7 @@ type PlanSourceRequest struct {
 
 func (x *PlanSourceRequest) Reset() {
 	*x = PlanSourceRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1285,7 @@ func (x *PlanSourceRequest) String() string {
 func (*PlanSourceRequest) ProtoMessage() {}
 
 func (x *PlanSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1298,7 @@ func (x *PlanSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanSourceRequest.ProtoReflect.Descriptor instead.
 func (*PlanSourceRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PlanSourceRequest) GetTarget() isPlanSourceRequest_Target {
@@ -1317,7 +1378,7 @@ type PlanSourceReply struct {
 
 func (x *PlanSourceReply) Reset() {
 	*x = PlanSourceReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1390,7 @@ func (x *PlanSourceReply) String() string {
 func (*PlanSourceReply) ProtoMessage() {}
 
 func (x *PlanSourceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1403,7 @@ func (x *PlanSourceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanSourceReply.ProtoReflect.Descriptor instead.
 func (*PlanSourceReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PlanSourceReply) GetObstacles() []*Obstacle {
@@ -1414,7 +1475,7 @@ type PlanFigures struct {
 
 func (x *PlanFigures) Reset() {
 	*x = PlanFigures{}
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1487,7 @@ func (x *PlanFigures) String() string {
 func (*PlanFigures) ProtoMessage() {}
 
 func (x *PlanFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1500,7 @@ func (x *PlanFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanFigures.ProtoReflect.Descriptor instead.
 func (*PlanFigures) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlanFigures) GetResidentBytes() uint64 {
@@ -1531,7 +1592,7 @@ type PlanDestinationRequest struct {
 
 func (x *PlanDestinationRequest) Reset() {
 	*x = PlanDestinationRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1604,7 @@ func (x *PlanDestinationRequest) String() string {
 func (*PlanDestinationRequest) ProtoMessage() {}
 
 func (x *PlanDestinationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1617,7 @@ func (x *PlanDestinationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanDestinationRequest.ProtoReflect.Descriptor instead.
 func (*PlanDestinationRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlanDestinationRequest) GetSource() *NodeInfo {
@@ -1597,7 +1658,7 @@ type PlanDestinationReply struct {
 
 func (x *PlanDestinationReply) Reset() {
 	*x = PlanDestinationReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1670,7 @@ func (x *PlanDestinationReply) String() string {
 func (*PlanDestinationReply) ProtoMessage() {}
 
 func (x *PlanDestinationReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1683,7 @@ func (x *PlanDestinationReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanDestinationReply.ProtoReflect.Descriptor instead.
 func (*PlanDestinationReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PlanDestinationReply) GetObstacles() []*Obstacle {
@@ -1649,7 +1710,7 @@ type StartWorkloadRequest struct {
 
 func (x *StartWorkloadRequest) Reset() {
 	*x = StartWorkloadRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1722,7 @@ func (x *StartWorkloadRequest) String() string {
 func (*StartWorkloadRequest) ProtoMessage() {}
 
 func (x *StartWorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1735,7 @@ func (x *StartWorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartWorkloadRequest.ProtoReflect.Descriptor instead.
 func (*StartWorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StartWorkloadRequest) GetRef() *Ref {
@@ -1700,7 +1761,7 @@ type StartWorkloadReply struct {
 
 func (x *StartWorkloadReply) Reset() {
 	*x = StartWorkloadReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1773,7 @@ func (x *StartWorkloadReply) String() string {
 func (*StartWorkloadReply) ProtoMessage() {}
 
 func (x *StartWorkloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1786,7 @@ func (x *StartWorkloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartWorkloadReply.ProtoReflect.Descriptor instead.
 func (*StartWorkloadReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StartWorkloadReply) GetPid() int32 {
@@ -1746,7 +1807,7 @@ type StopWorkloadRequest struct {
 
 func (x *StopWorkloadRequest) Reset() {
 	*x = StopWorkloadRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1819,7 @@ func (x *StopWorkloadRequest) String() string {
 func (*StopWorkloadRequest) ProtoMessage() {}
 
 func (x *StopWorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1832,7 @@ func (x *StopWorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopWorkloadRequest.ProtoReflect.Descriptor instead.
 func (*StopWorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StopWorkloadRequest) GetRef() *Ref {
@@ -1805,7 +1866,7 @@ type StopWorkloadReply struct {
 
 func (x *StopWorkloadReply) Reset() {
 	*x = StopWorkloadReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1878,7 @@ func (x *StopWorkloadReply) String() string {
 func (*StopWorkloadReply) ProtoMessage() {}
 
 func (x *StopWorkloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1891,7 @@ func (x *StopWorkloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopWorkloadReply.ProtoReflect.Descriptor instead.
 func (*StopWorkloadReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StopWorkloadReply) GetWasRunning() bool {
@@ -1858,7 +1919,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[17]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +1931,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[17]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +1944,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogsRequest) GetWorkload() string {
@@ -1916,7 +1977,7 @@ type LogsChunk struct {
 
 func (x *LogsChunk) Reset() {
 	*x = LogsChunk{}
-	mi := &file_agent_api_agent_proto_msgTypes[18]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +1989,7 @@ func (x *LogsChunk) String() string {
 func (*LogsChunk) ProtoMessage() {}
 
 func (x *LogsChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[18]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2002,7 @@ func (x *LogsChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsChunk.ProtoReflect.Descriptor instead.
 func (*LogsChunk) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogsChunk) GetData() []byte {
@@ -1979,7 +2040,7 @@ type OrderRequest struct {
 
 func (x *OrderRequest) Reset() {
 	*x = OrderRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[19]
+	mi := &file_agent_api_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2052,7 @@ func (x *OrderRequest) String() string {
 func (*OrderRequest) ProtoMessage() {}
 
 func (x *OrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[19]
+	mi := &file_agent_api_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2065,7 @@ func (x *OrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderRequest.ProtoReflect.Descriptor instead.
 func (*OrderRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OrderRequest) GetRef() *Ref {
@@ -2225,7 +2286,7 @@ type PrepareDestination struct {
 
 func (x *PrepareDestination) Reset() {
 	*x = PrepareDestination{}
-	mi := &file_agent_api_agent_proto_msgTypes[20]
+	mi := &file_agent_api_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2298,7 @@ func (x *PrepareDestination) String() string {
 func (*PrepareDestination) ProtoMessage() {}
 
 func (x *PrepareDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[20]
+	mi := &file_agent_api_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2311,7 @@ func (x *PrepareDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDestination.ProtoReflect.Descriptor instead.
 func (*PrepareDestination) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PrepareDestination) GetSource() *NodeInfo {
@@ -2302,7 +2363,7 @@ type PrepareSource struct {
 
 func (x *PrepareSource) Reset() {
 	*x = PrepareSource{}
-	mi := &file_agent_api_agent_proto_msgTypes[21]
+	mi := &file_agent_api_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2375,7 @@ func (x *PrepareSource) String() string {
 func (*PrepareSource) ProtoMessage() {}
 
 func (x *PrepareSource) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[21]
+	mi := &file_agent_api_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2388,7 @@ func (x *PrepareSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareSource.ProtoReflect.Descriptor instead.
 func (*PrepareSource) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PrepareSource) GetDestination() *NodeInfo {
@@ -2367,7 +2428,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_agent_api_agent_proto_msgTypes[22]
+	mi := &file_agent_api_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2440,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[22]
+	mi := &file_agent_api_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2453,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // Switch: freeze, send the rest, vote. ref.attempt is the attempt. Only the source gets it.
@@ -2405,7 +2466,7 @@ type Switch struct {
 
 func (x *Switch) Reset() {
 	*x = Switch{}
-	mi := &file_agent_api_agent_proto_msgTypes[23]
+	mi := &file_agent_api_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2478,7 @@ func (x *Switch) String() string {
 func (*Switch) ProtoMessage() {}
 
 func (x *Switch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[23]
+	mi := &file_agent_api_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2491,7 @@ func (x *Switch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Switch.ProtoReflect.Descriptor instead.
 func (*Switch) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Switch) GetMaxDowntimeNs() int64 {
@@ -2450,7 +2511,7 @@ type EndAttempt struct {
 
 func (x *EndAttempt) Reset() {
 	*x = EndAttempt{}
-	mi := &file_agent_api_agent_proto_msgTypes[24]
+	mi := &file_agent_api_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2523,7 @@ func (x *EndAttempt) String() string {
 func (*EndAttempt) ProtoMessage() {}
 
 func (x *EndAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[24]
+	mi := &file_agent_api_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2536,7 @@ func (x *EndAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndAttempt.ProtoReflect.Descriptor instead.
 func (*EndAttempt) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EndAttempt) GetReason() string {
@@ -2495,7 +2556,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_agent_api_agent_proto_msgTypes[25]
+	mi := &file_agent_api_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2568,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[25]
+	mi := &file_agent_api_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2581,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Abort) GetReason() string {
@@ -2539,7 +2600,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_agent_api_agent_proto_msgTypes[26]
+	mi := &file_agent_api_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2612,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[26]
+	mi := &file_agent_api_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2625,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{27}
 }
 
 // Revert: to the source, that the destination has declined for good. It runs (report Confirmed).
@@ -2576,7 +2637,7 @@ type Revert struct {
 
 func (x *Revert) Reset() {
 	*x = Revert{}
-	mi := &file_agent_api_agent_proto_msgTypes[27]
+	mi := &file_agent_api_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2649,7 @@ func (x *Revert) String() string {
 func (*Revert) ProtoMessage() {}
 
 func (x *Revert) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[27]
+	mi := &file_agent_api_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2662,7 @@ func (x *Revert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revert.ProtoReflect.Descriptor instead.
 func (*Revert) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{28}
 }
 
 // Release: to the source, to destroy the copy ref.instance (report Released).
@@ -2613,7 +2674,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_agent_api_agent_proto_msgTypes[28]
+	mi := &file_agent_api_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2686,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[28]
+	mi := &file_agent_api_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2699,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{29}
 }
 
 // DestroyCopy: to the destination, to destroy the stopped copy ref.instance (report CopyDestroyed).
@@ -2650,7 +2711,7 @@ type DestroyCopy struct {
 
 func (x *DestroyCopy) Reset() {
 	*x = DestroyCopy{}
-	mi := &file_agent_api_agent_proto_msgTypes[29]
+	mi := &file_agent_api_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2723,7 @@ func (x *DestroyCopy) String() string {
 func (*DestroyCopy) ProtoMessage() {}
 
 func (x *DestroyCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[29]
+	mi := &file_agent_api_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2736,7 @@ func (x *DestroyCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyCopy.ProtoReflect.Descriptor instead.
 func (*DestroyCopy) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{30}
 }
 
 // Retune changes the options of a running migration.
@@ -2688,7 +2749,7 @@ type Retune struct {
 
 func (x *Retune) Reset() {
 	*x = Retune{}
-	mi := &file_agent_api_agent_proto_msgTypes[30]
+	mi := &file_agent_api_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2761,7 @@ func (x *Retune) String() string {
 func (*Retune) ProtoMessage() {}
 
 func (x *Retune) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[30]
+	mi := &file_agent_api_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2774,7 @@ func (x *Retune) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retune.ProtoReflect.Descriptor instead.
 func (*Retune) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Retune) GetOptions() *MoveOptions {
@@ -2734,7 +2795,7 @@ type OrderReply struct {
 
 func (x *OrderReply) Reset() {
 	*x = OrderReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[31]
+	mi := &file_agent_api_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2807,7 @@ func (x *OrderReply) String() string {
 func (*OrderReply) ProtoMessage() {}
 
 func (x *OrderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[31]
+	mi := &file_agent_api_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2820,7 @@ func (x *OrderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderReply.ProtoReflect.Descriptor instead.
 func (*OrderReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OrderReply) GetAccepted() bool {
@@ -2791,7 +2852,7 @@ type LocalInfoRequest struct {
 
 func (x *LocalInfoRequest) Reset() {
 	*x = LocalInfoRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[32]
+	mi := &file_agent_api_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2864,7 @@ func (x *LocalInfoRequest) String() string {
 func (*LocalInfoRequest) ProtoMessage() {}
 
 func (x *LocalInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[32]
+	mi := &file_agent_api_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2877,7 @@ func (x *LocalInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalInfoRequest.ProtoReflect.Descriptor instead.
 func (*LocalInfoRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type LocalInfoReply struct {
@@ -2830,7 +2891,7 @@ type LocalInfoReply struct {
 
 func (x *LocalInfoReply) Reset() {
 	*x = LocalInfoReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[33]
+	mi := &file_agent_api_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +2903,7 @@ func (x *LocalInfoReply) String() string {
 func (*LocalInfoReply) ProtoMessage() {}
 
 func (x *LocalInfoReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[33]
+	mi := &file_agent_api_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +2916,7 @@ func (x *LocalInfoReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalInfoReply.ProtoReflect.Descriptor instead.
 func (*LocalInfoReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LocalInfoReply) GetNode() *NodeInfo {
@@ -2900,7 +2961,7 @@ type CopyInfo struct {
 
 func (x *CopyInfo) Reset() {
 	*x = CopyInfo{}
-	mi := &file_agent_api_agent_proto_msgTypes[34]
+	mi := &file_agent_api_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2973,7 @@ func (x *CopyInfo) String() string {
 func (*CopyInfo) ProtoMessage() {}
 
 func (x *CopyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[34]
+	mi := &file_agent_api_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +2986,7 @@ func (x *CopyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInfo.ProtoReflect.Descriptor instead.
 func (*CopyInfo) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CopyInfo) GetWorkload() string {
@@ -3026,7 +3087,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_agent_api_agent_proto_msgTypes[35]
+	mi := &file_agent_api_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +3099,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[35]
+	mi := &file_agent_api_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +3112,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Session) GetIncarnation() uint64 {
@@ -3103,7 +3164,7 @@ type PrepareFilesRequest struct {
 
 func (x *PrepareFilesRequest) Reset() {
 	*x = PrepareFilesRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[36]
+	mi := &file_agent_api_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3176,7 @@ func (x *PrepareFilesRequest) String() string {
 func (*PrepareFilesRequest) ProtoMessage() {}
 
 func (x *PrepareFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[36]
+	mi := &file_agent_api_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3189,7 @@ func (x *PrepareFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareFilesRequest.ProtoReflect.Descriptor instead.
 func (*PrepareFilesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PrepareFilesRequest) GetSession() *Session {
@@ -3171,7 +3232,7 @@ type PrepareFilesReply struct {
 
 func (x *PrepareFilesReply) Reset() {
 	*x = PrepareFilesReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[37]
+	mi := &file_agent_api_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3183,7 +3244,7 @@ func (x *PrepareFilesReply) String() string {
 func (*PrepareFilesReply) ProtoMessage() {}
 
 func (x *PrepareFilesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[37]
+	mi := &file_agent_api_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3196,7 +3257,7 @@ func (x *PrepareFilesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareFilesReply.ProtoReflect.Descriptor instead.
 func (*PrepareFilesReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PrepareFilesReply) GetPagesAddress() string {
@@ -3240,7 +3301,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[38]
+	mi := &file_agent_api_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3313,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[38]
+	mi := &file_agent_api_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3326,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrepareRequest) GetSession() *Session {
@@ -3315,7 +3376,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[39]
+	mi := &file_agent_api_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3388,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[39]
+	mi := &file_agent_api_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3401,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PrepareReply) GetPagesAddress() string {
@@ -3381,7 +3442,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[40]
+	mi := &file_agent_api_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3454,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[40]
+	mi := &file_agent_api_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3467,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FollowRequest) GetSession() *Session {
@@ -3431,7 +3492,7 @@ type FollowReply struct {
 
 func (x *FollowReply) Reset() {
 	*x = FollowReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[41]
+	mi := &file_agent_api_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3504,7 @@ func (x *FollowReply) String() string {
 func (*FollowReply) ProtoMessage() {}
 
 func (x *FollowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[41]
+	mi := &file_agent_api_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3517,7 @@ func (x *FollowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowReply.ProtoReflect.Descriptor instead.
 func (*FollowReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{42}
 }
 
 // FinishPart is a part of images.Checkpoint. The first part has the header and may have data; parts are at most
@@ -3471,7 +3532,7 @@ type FinishPart struct {
 
 func (x *FinishPart) Reset() {
 	*x = FinishPart{}
-	mi := &file_agent_api_agent_proto_msgTypes[42]
+	mi := &file_agent_api_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3544,7 @@ func (x *FinishPart) String() string {
 func (*FinishPart) ProtoMessage() {}
 
 func (x *FinishPart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[42]
+	mi := &file_agent_api_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3557,7 @@ func (x *FinishPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishPart.ProtoReflect.Descriptor instead.
 func (*FinishPart) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FinishPart) GetHeader() *FinishHeader {
@@ -3527,7 +3588,7 @@ type FinishHeader struct {
 
 func (x *FinishHeader) Reset() {
 	*x = FinishHeader{}
-	mi := &file_agent_api_agent_proto_msgTypes[43]
+	mi := &file_agent_api_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3539,7 +3600,7 @@ func (x *FinishHeader) String() string {
 func (*FinishHeader) ProtoMessage() {}
 
 func (x *FinishHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[43]
+	mi := &file_agent_api_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3552,7 +3613,7 @@ func (x *FinishHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishHeader.ProtoReflect.Descriptor instead.
 func (*FinishHeader) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FinishHeader) GetSession() *Session {
@@ -3608,7 +3669,7 @@ type FinishReply struct {
 
 func (x *FinishReply) Reset() {
 	*x = FinishReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[44]
+	mi := &file_agent_api_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3620,7 +3681,7 @@ func (x *FinishReply) String() string {
 func (*FinishReply) ProtoMessage() {}
 
 func (x *FinishReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[44]
+	mi := &file_agent_api_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3633,7 +3694,7 @@ func (x *FinishReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishReply.ProtoReflect.Descriptor instead.
 func (*FinishReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FinishReply) GetDigest() []byte {
@@ -3667,7 +3728,7 @@ type FrameBatch struct {
 
 func (x *FrameBatch) Reset() {
 	*x = FrameBatch{}
-	mi := &file_agent_api_agent_proto_msgTypes[45]
+	mi := &file_agent_api_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +3740,7 @@ func (x *FrameBatch) String() string {
 func (*FrameBatch) ProtoMessage() {}
 
 func (x *FrameBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[45]
+	mi := &file_agent_api_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +3753,7 @@ func (x *FrameBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrameBatch.ProtoReflect.Descriptor instead.
 func (*FrameBatch) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FrameBatch) GetSession() *Session {
@@ -3718,7 +3779,7 @@ type FramesReply struct {
 
 func (x *FramesReply) Reset() {
 	*x = FramesReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[46]
+	mi := &file_agent_api_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3730,7 +3791,7 @@ func (x *FramesReply) String() string {
 func (*FramesReply) ProtoMessage() {}
 
 func (x *FramesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[46]
+	mi := &file_agent_api_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3743,7 +3804,7 @@ func (x *FramesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FramesReply.ProtoReflect.Descriptor instead.
 func (*FramesReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *FramesReply) GetFrames() uint64 {
@@ -3761,7 +3822,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[47]
+	mi := &file_agent_api_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +3834,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[47]
+	mi := &file_agent_api_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +3847,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{48}
 }
 
 type ClockReply struct {
@@ -3800,7 +3861,7 @@ type ClockReply struct {
 
 func (x *ClockReply) Reset() {
 	*x = ClockReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[48]
+	mi := &file_agent_api_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3812,7 +3873,7 @@ func (x *ClockReply) String() string {
 func (*ClockReply) ProtoMessage() {}
 
 func (x *ClockReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[48]
+	mi := &file_agent_api_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3825,7 +3886,7 @@ func (x *ClockReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockReply.ProtoReflect.Descriptor instead.
 func (*ClockReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ClockReply) GetMonotonicNs() int64 {
@@ -3859,7 +3920,7 @@ type PeerAbortRequest struct {
 
 func (x *PeerAbortRequest) Reset() {
 	*x = PeerAbortRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[49]
+	mi := &file_agent_api_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3871,7 +3932,7 @@ func (x *PeerAbortRequest) String() string {
 func (*PeerAbortRequest) ProtoMessage() {}
 
 func (x *PeerAbortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[49]
+	mi := &file_agent_api_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3884,7 +3945,7 @@ func (x *PeerAbortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAbortRequest.ProtoReflect.Descriptor instead.
 func (*PeerAbortRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PeerAbortRequest) GetSession() *Session {
@@ -3909,7 +3970,7 @@ type PeerAbortReply struct {
 
 func (x *PeerAbortReply) Reset() {
 	*x = PeerAbortReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[50]
+	mi := &file_agent_api_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +3982,7 @@ func (x *PeerAbortReply) String() string {
 func (*PeerAbortReply) ProtoMessage() {}
 
 func (x *PeerAbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[50]
+	mi := &file_agent_api_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +3995,349 @@ func (x *PeerAbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAbortReply.ProtoReflect.Descriptor instead.
 func (*PeerAbortReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{51}
+}
+
+// AttachInput is what comes from the terminal of whoever is attached. The first message has start, others have not.
+type AttachInput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         *AttachStart           `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // of data in what this session has typed
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Size          *Terminal              `protobuf:"bytes,4,opt,name=size,proto3" json:"size,omitempty"` // the window has this size now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachInput) Reset() {
+	*x = AttachInput{}
+	mi := &file_agent_api_agent_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachInput) ProtoMessage() {}
+
+func (x *AttachInput) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachInput.ProtoReflect.Descriptor instead.
+func (*AttachInput) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *AttachInput) GetStart() *AttachStart {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *AttachInput) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AttachInput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *AttachInput) GetSize() *Terminal {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+type AttachStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workload      string                 `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`       // chosen at random by the caller, and the same when it attaches again
+	Generation    string                 `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"` // as AttachHello had it; empty the first time: output begins with what is printed from now on
+	Output        uint64                 `protobuf:"varint,4,opt,name=output,proto3" json:"output,omitempty"`        // how far in the output it has come
+	Whole         bool                   `protobuf:"varint,5,opt,name=whole,proto3" json:"whole,omitempty"`          // the first time: from the beginning of what is kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachStart) Reset() {
+	*x = AttachStart{}
+	mi := &file_agent_api_agent_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachStart) ProtoMessage() {}
+
+func (x *AttachStart) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
+func (*AttachStart) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *AttachStart) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *AttachStart) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *AttachStart) GetGeneration() string {
+	if x != nil {
+		return x.Generation
+	}
+	return ""
+}
+
+func (x *AttachStart) GetOutput() uint64 {
+	if x != nil {
+		return x.Output
+	}
+	return 0
+}
+
+func (x *AttachStart) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+type AttachOutput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hello         *AttachHello           `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first message only
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of the end of data in the output
+	Taken         uint64                 `protobuf:"varint,4,opt,name=taken,proto3" json:"taken,omitempty"`   // so much of what the session has typed has reached the terminal; 0: nothing new
+	Ended         *AttachEnded           `protobuf:"bytes,5,opt,name=ended,proto3" json:"ended,omitempty"`    // in the last message only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachOutput) Reset() {
+	*x = AttachOutput{}
+	mi := &file_agent_api_agent_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachOutput) ProtoMessage() {}
+
+func (x *AttachOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachOutput.ProtoReflect.Descriptor instead.
+func (*AttachOutput) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *AttachOutput) GetHello() *AttachHello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *AttachOutput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *AttachOutput) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AttachOutput) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *AttachOutput) GetEnded() *AttachEnded {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+type AttachHello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Terminal      bool                   `protobuf:"varint,1,opt,name=terminal,proto3" json:"terminal,omitempty"`    // else there is only output to be had
+	Generation    string                 `protobuf:"bytes,2,opt,name=generation,proto3" json:"generation,omitempty"` // of the counts: another one than before means that they are lost, and begin anew
+	Output        uint64                 `protobuf:"varint,3,opt,name=output,proto3" json:"output,omitempty"`        // where the output that follows begins
+	Taken         uint64                 `protobuf:"varint,4,opt,name=taken,proto3" json:"taken,omitempty"`
+	Known         bool                   `protobuf:"varint,5,opt,name=known,proto3" json:"known,omitempty"` // the session is: taken counts
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachHello) Reset() {
+	*x = AttachHello{}
+	mi := &file_agent_api_agent_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachHello) ProtoMessage() {}
+
+func (x *AttachHello) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
+func (*AttachHello) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *AttachHello) GetTerminal() bool {
+	if x != nil {
+		return x.Terminal
+	}
+	return false
+}
+
+func (x *AttachHello) GetGeneration() string {
+	if x != nil {
+		return x.Generation
+	}
+	return ""
+}
+
+func (x *AttachHello) GetOutput() uint64 {
+	if x != nil {
+		return x.Output
+	}
+	return 0
+}
+
+func (x *AttachHello) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *AttachHello) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+// AttachEnded says how the program ended.
+type AttachEnded struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WaitStatus    int32                  `protobuf:"varint,1,opt,name=wait_status,json=waitStatus,proto3" json:"wait_status,omitempty"` // as wait(2) has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachEnded) Reset() {
+	*x = AttachEnded{}
+	mi := &file_agent_api_agent_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachEnded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachEnded) ProtoMessage() {}
+
+func (x *AttachEnded) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachEnded.ProtoReflect.Descriptor instead.
+func (*AttachEnded) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *AttachEnded) GetWaitStatus() int32 {
+	if x != nil {
+		return x.WaitStatus
+	}
+	return 0
 }
 
 var File_agent_api_agent_proto protoreflect.FileDescriptor
@@ -3954,7 +4357,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05where\x18\x04 \x01(\tR\x05where\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xc1\x02\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xf9\x02\n" +
 	"\fWorkloadSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04argv\x18\x02 \x03(\tR\x04argv\x12\x10\n" +
@@ -3966,10 +4369,14 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04bare\x18\b \x01(\bR\x04bare\x12\x10\n" +
 	"\x03pid\x18\t \x01(\x05R\x03pid\x12\x18\n" +
 	"\avolumes\x18\n" +
-	" \x03(\tR\avolumes\x1a9\n" +
+	" \x03(\tR\avolumes\x126\n" +
+	"\bterminal\x18\v \x01(\v2\x1a.migrate.agent.v1.TerminalR\bterminal\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
+	"\bTerminal\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\rR\acolumns\"\x84\x03\n" +
 	"\bNodeInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12'\n" +
@@ -4217,7 +4624,37 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x10PeerAbortRequest\x123\n" +
 	"\asession\x18\x01 \x01(\v2\x19.migrate.agent.v1.SessionR\asession\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x10\n" +
-	"\x0ePeerAbortReply*C\n" +
+	"\x0ePeerAbortReply\"\x9e\x01\n" +
+	"\vAttachInput\x123\n" +
+	"\x05start\x18\x01 \x01(\v2\x1d.migrate.agent.v1.AttachStartR\x05start\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12.\n" +
+	"\x04size\x18\x04 \x01(\v2\x1a.migrate.agent.v1.TerminalR\x04size\"\x91\x01\n" +
+	"\vAttachStart\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\tR\n" +
+	"generation\x12\x16\n" +
+	"\x06output\x18\x04 \x01(\x04R\x06output\x12\x14\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\"\xba\x01\n" +
+	"\fAttachOutput\x123\n" +
+	"\x05hello\x18\x01 \x01(\v2\x1d.migrate.agent.v1.AttachHelloR\x05hello\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x14\n" +
+	"\x05taken\x18\x04 \x01(\x04R\x05taken\x123\n" +
+	"\x05ended\x18\x05 \x01(\v2\x1d.migrate.agent.v1.AttachEndedR\x05ended\"\x8d\x01\n" +
+	"\vAttachHello\x12\x1a\n" +
+	"\bterminal\x18\x01 \x01(\bR\bterminal\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\tR\n" +
+	"generation\x12\x16\n" +
+	"\x06output\x18\x03 \x01(\x04R\x06output\x12\x14\n" +
+	"\x05taken\x18\x04 \x01(\x04R\x05taken\x12\x14\n" +
+	"\x05known\x18\x05 \x01(\bR\x05known\".\n" +
+	"\vAttachEnded\x12\x1f\n" +
+	"\vwait_status\x18\x01 \x01(\x05R\n" +
+	"waitStatus*C\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SOURCE\x10\x01\x12\x14\n" +
@@ -4257,16 +4694,17 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x11COPY_STATE_FROZEN\x10\x02\x12\x17\n" +
 	"\x13COPY_STATE_SKELETON\x10\x03\x12\x17\n" +
 	"\x13COPY_STATE_PREPARED\x10\x04\x12\x14\n" +
-	"\x10COPY_STATE_ENDED\x10\x052\xdd\x04\n" +
+	"\x10COPY_STATE_ENDED\x10\x052\xaa\x05\n" +
 	"\x05Agent\x12T\n" +
 	"\n" +
 	"PlanSource\x12#.migrate.agent.v1.PlanSourceRequest\x1a!.migrate.agent.v1.PlanSourceReply\x12c\n" +
 	"\x0fPlanDestination\x12(.migrate.agent.v1.PlanDestinationRequest\x1a&.migrate.agent.v1.PlanDestinationReply\x12]\n" +
 	"\rStartWorkload\x12&.migrate.agent.v1.StartWorkloadRequest\x1a$.migrate.agent.v1.StartWorkloadReply\x12Z\n" +
 	"\fStopWorkload\x12%.migrate.agent.v1.StopWorkloadRequest\x1a#.migrate.agent.v1.StopWorkloadReply\x12D\n" +
-	"\x04Logs\x12\x1d.migrate.agent.v1.LogsRequest\x1a\x1b.migrate.agent.v1.LogsChunk0\x01\x12E\n" +
+	"\x04Logs\x12\x1d.migrate.agent.v1.LogsRequest\x1a\x1b.migrate.agent.v1.LogsChunk0\x01\x12K\n" +
+	"\x06Attach\x12\x1d.migrate.agent.v1.AttachInput\x1a\x1e.migrate.agent.v1.AttachOutput(\x010\x01\x12E\n" +
 	"\x05Order\x12\x1e.migrate.agent.v1.OrderRequest\x1a\x1c.migrate.agent.v1.OrderReply\x12Q\n" +
-	"\tLocalInfo\x12\".migrate.agent.v1.LocalInfoRequest\x1a .migrate.agent.v1.LocalInfoReply2\xa1\x04\n" +
+	"\tLocalInfo\x12\".migrate.agent.v1.LocalInfoRequest\x1a .migrate.agent.v1.LocalInfoReply2\xee\x04\n" +
 	"\x04Peer\x12Z\n" +
 	"\fPrepareFiles\x12%.migrate.agent.v1.PrepareFilesRequest\x1a#.migrate.agent.v1.PrepareFilesReply\x12K\n" +
 	"\aPrepare\x12 .migrate.agent.v1.PrepareRequest\x1a\x1e.migrate.agent.v1.PrepareReply\x12H\n" +
@@ -4274,7 +4712,8 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x06Finish\x12\x1c.migrate.agent.v1.FinishPart\x1a\x1d.migrate.agent.v1.FinishReply(\x01\x12G\n" +
 	"\x06Frames\x12\x1c.migrate.agent.v1.FrameBatch\x1a\x1d.migrate.agent.v1.FramesReply(\x01\x12E\n" +
 	"\x05Clock\x12\x1e.migrate.agent.v1.ClockRequest\x1a\x1c.migrate.agent.v1.ClockReply\x12M\n" +
-	"\x05Abort\x12\".migrate.agent.v1.PeerAbortRequest\x1a .migrate.agent.v1.PeerAbortReplyB\x1cZ\x1amigrate/agent/api;agentapib\x06proto3"
+	"\x05Abort\x12\".migrate.agent.v1.PeerAbortRequest\x1a .migrate.agent.v1.PeerAbortReply\x12K\n" +
+	"\x06Attach\x12\x1d.migrate.agent.v1.AttachInput\x1a\x1e.migrate.agent.v1.AttachOutput(\x010\x01B\x1cZ\x1amigrate/agent/api;agentapib\x06proto3"
 
 var (
 	file_agent_api_agent_proto_rawDescOnce sync.Once
@@ -4289,7 +4728,7 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_api_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_agent_api_agent_proto_goTypes = []any{
 	(Role)(0),                      // 0: migrate.agent.v1.Role
 	(Strategy)(0),                  // 1: migrate.agent.v1.Strategy
@@ -4300,142 +4739,157 @@ var file_agent_api_agent_proto_goTypes = []any{
 	(*Ref)(nil),                    // 6: migrate.agent.v1.Ref
 	(*Obstacle)(nil),               // 7: migrate.agent.v1.Obstacle
 	(*WorkloadSpec)(nil),           // 8: migrate.agent.v1.WorkloadSpec
-	(*NodeInfo)(nil),               // 9: migrate.agent.v1.NodeInfo
-	(*MoveOptions)(nil),            // 10: migrate.agent.v1.MoveOptions
-	(*Requirements)(nil),           // 11: migrate.agent.v1.Requirements
-	(*FileNeed)(nil),               // 12: migrate.agent.v1.FileNeed
-	(*VolumeNeed)(nil),             // 13: migrate.agent.v1.VolumeNeed
-	(*PlanSourceRequest)(nil),      // 14: migrate.agent.v1.PlanSourceRequest
-	(*PlanSourceReply)(nil),        // 15: migrate.agent.v1.PlanSourceReply
-	(*PlanFigures)(nil),            // 16: migrate.agent.v1.PlanFigures
-	(*PlanDestinationRequest)(nil), // 17: migrate.agent.v1.PlanDestinationRequest
-	(*PlanDestinationReply)(nil),   // 18: migrate.agent.v1.PlanDestinationReply
-	(*StartWorkloadRequest)(nil),   // 19: migrate.agent.v1.StartWorkloadRequest
-	(*StartWorkloadReply)(nil),     // 20: migrate.agent.v1.StartWorkloadReply
-	(*StopWorkloadRequest)(nil),    // 21: migrate.agent.v1.StopWorkloadRequest
-	(*StopWorkloadReply)(nil),      // 22: migrate.agent.v1.StopWorkloadReply
-	(*LogsRequest)(nil),            // 23: migrate.agent.v1.LogsRequest
-	(*LogsChunk)(nil),              // 24: migrate.agent.v1.LogsChunk
-	(*OrderRequest)(nil),           // 25: migrate.agent.v1.OrderRequest
-	(*PrepareDestination)(nil),     // 26: migrate.agent.v1.PrepareDestination
-	(*PrepareSource)(nil),          // 27: migrate.agent.v1.PrepareSource
-	(*Copy)(nil),                   // 28: migrate.agent.v1.Copy
-	(*Switch)(nil),                 // 29: migrate.agent.v1.Switch
-	(*EndAttempt)(nil),             // 30: migrate.agent.v1.EndAttempt
-	(*Abort)(nil),                  // 31: migrate.agent.v1.Abort
-	(*Commit)(nil),                 // 32: migrate.agent.v1.Commit
-	(*Revert)(nil),                 // 33: migrate.agent.v1.Revert
-	(*Release)(nil),                // 34: migrate.agent.v1.Release
-	(*DestroyCopy)(nil),            // 35: migrate.agent.v1.DestroyCopy
-	(*Retune)(nil),                 // 36: migrate.agent.v1.Retune
-	(*OrderReply)(nil),             // 37: migrate.agent.v1.OrderReply
-	(*LocalInfoRequest)(nil),       // 38: migrate.agent.v1.LocalInfoRequest
-	(*LocalInfoReply)(nil),         // 39: migrate.agent.v1.LocalInfoReply
-	(*CopyInfo)(nil),               // 40: migrate.agent.v1.CopyInfo
-	(*Session)(nil),                // 41: migrate.agent.v1.Session
-	(*PrepareFilesRequest)(nil),    // 42: migrate.agent.v1.PrepareFilesRequest
-	(*PrepareFilesReply)(nil),      // 43: migrate.agent.v1.PrepareFilesReply
-	(*PrepareRequest)(nil),         // 44: migrate.agent.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 45: migrate.agent.v1.PrepareReply
-	(*FollowRequest)(nil),          // 46: migrate.agent.v1.FollowRequest
-	(*FollowReply)(nil),            // 47: migrate.agent.v1.FollowReply
-	(*FinishPart)(nil),             // 48: migrate.agent.v1.FinishPart
-	(*FinishHeader)(nil),           // 49: migrate.agent.v1.FinishHeader
-	(*FinishReply)(nil),            // 50: migrate.agent.v1.FinishReply
-	(*FrameBatch)(nil),             // 51: migrate.agent.v1.FrameBatch
-	(*FramesReply)(nil),            // 52: migrate.agent.v1.FramesReply
-	(*ClockRequest)(nil),           // 53: migrate.agent.v1.ClockRequest
-	(*ClockReply)(nil),             // 54: migrate.agent.v1.ClockReply
-	(*PeerAbortRequest)(nil),       // 55: migrate.agent.v1.PeerAbortRequest
-	(*PeerAbortReply)(nil),         // 56: migrate.agent.v1.PeerAbortReply
-	nil,                            // 57: migrate.agent.v1.WorkloadSpec.LabelsEntry
+	(*Terminal)(nil),               // 9: migrate.agent.v1.Terminal
+	(*NodeInfo)(nil),               // 10: migrate.agent.v1.NodeInfo
+	(*MoveOptions)(nil),            // 11: migrate.agent.v1.MoveOptions
+	(*Requirements)(nil),           // 12: migrate.agent.v1.Requirements
+	(*FileNeed)(nil),               // 13: migrate.agent.v1.FileNeed
+	(*VolumeNeed)(nil),             // 14: migrate.agent.v1.VolumeNeed
+	(*PlanSourceRequest)(nil),      // 15: migrate.agent.v1.PlanSourceRequest
+	(*PlanSourceReply)(nil),        // 16: migrate.agent.v1.PlanSourceReply
+	(*PlanFigures)(nil),            // 17: migrate.agent.v1.PlanFigures
+	(*PlanDestinationRequest)(nil), // 18: migrate.agent.v1.PlanDestinationRequest
+	(*PlanDestinationReply)(nil),   // 19: migrate.agent.v1.PlanDestinationReply
+	(*StartWorkloadRequest)(nil),   // 20: migrate.agent.v1.StartWorkloadRequest
+	(*StartWorkloadReply)(nil),     // 21: migrate.agent.v1.StartWorkloadReply
+	(*StopWorkloadRequest)(nil),    // 22: migrate.agent.v1.StopWorkloadRequest
+	(*StopWorkloadReply)(nil),      // 23: migrate.agent.v1.StopWorkloadReply
+	(*LogsRequest)(nil),            // 24: migrate.agent.v1.LogsRequest
+	(*LogsChunk)(nil),              // 25: migrate.agent.v1.LogsChunk
+	(*OrderRequest)(nil),           // 26: migrate.agent.v1.OrderRequest
+	(*PrepareDestination)(nil),     // 27: migrate.agent.v1.PrepareDestination
+	(*PrepareSource)(nil),          // 28: migrate.agent.v1.PrepareSource
+	(*Copy)(nil),                   // 29: migrate.agent.v1.Copy
+	(*Switch)(nil),                 // 30: migrate.agent.v1.Switch
+	(*EndAttempt)(nil),             // 31: migrate.agent.v1.EndAttempt
+	(*Abort)(nil),                  // 32: migrate.agent.v1.Abort
+	(*Commit)(nil),                 // 33: migrate.agent.v1.Commit
+	(*Revert)(nil),                 // 34: migrate.agent.v1.Revert
+	(*Release)(nil),                // 35: migrate.agent.v1.Release
+	(*DestroyCopy)(nil),            // 36: migrate.agent.v1.DestroyCopy
+	(*Retune)(nil),                 // 37: migrate.agent.v1.Retune
+	(*OrderReply)(nil),             // 38: migrate.agent.v1.OrderReply
+	(*LocalInfoRequest)(nil),       // 39: migrate.agent.v1.LocalInfoRequest
+	(*LocalInfoReply)(nil),         // 40: migrate.agent.v1.LocalInfoReply
+	(*CopyInfo)(nil),               // 41: migrate.agent.v1.CopyInfo
+	(*Session)(nil),                // 42: migrate.agent.v1.Session
+	(*PrepareFilesRequest)(nil),    // 43: migrate.agent.v1.PrepareFilesRequest
+	(*PrepareFilesReply)(nil),      // 44: migrate.agent.v1.PrepareFilesReply
+	(*PrepareRequest)(nil),         // 45: migrate.agent.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 46: migrate.agent.v1.PrepareReply
+	(*FollowRequest)(nil),          // 47: migrate.agent.v1.FollowRequest
+	(*FollowReply)(nil),            // 48: migrate.agent.v1.FollowReply
+	(*FinishPart)(nil),             // 49: migrate.agent.v1.FinishPart
+	(*FinishHeader)(nil),           // 50: migrate.agent.v1.FinishHeader
+	(*FinishReply)(nil),            // 51: migrate.agent.v1.FinishReply
+	(*FrameBatch)(nil),             // 52: migrate.agent.v1.FrameBatch
+	(*FramesReply)(nil),            // 53: migrate.agent.v1.FramesReply
+	(*ClockRequest)(nil),           // 54: migrate.agent.v1.ClockRequest
+	(*ClockReply)(nil),             // 55: migrate.agent.v1.ClockReply
+	(*PeerAbortRequest)(nil),       // 56: migrate.agent.v1.PeerAbortRequest
+	(*PeerAbortReply)(nil),         // 57: migrate.agent.v1.PeerAbortReply
+	(*AttachInput)(nil),            // 58: migrate.agent.v1.AttachInput
+	(*AttachStart)(nil),            // 59: migrate.agent.v1.AttachStart
+	(*AttachOutput)(nil),           // 60: migrate.agent.v1.AttachOutput
+	(*AttachHello)(nil),            // 61: migrate.agent.v1.AttachHello
+	(*AttachEnded)(nil),            // 62: migrate.agent.v1.AttachEnded
+	nil,                            // 63: migrate.agent.v1.WorkloadSpec.LabelsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	57, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
-	1,  // 1: migrate.agent.v1.MoveOptions.strategy:type_name -> migrate.agent.v1.Strategy
-	2,  // 2: migrate.agent.v1.MoveOptions.on_timeout:type_name -> migrate.agent.v1.OnTimeout
-	3,  // 3: migrate.agent.v1.MoveOptions.files:type_name -> migrate.agent.v1.FilesMode
-	12, // 4: migrate.agent.v1.Requirements.files:type_name -> migrate.agent.v1.FileNeed
-	13, // 5: migrate.agent.v1.Requirements.volumes:type_name -> migrate.agent.v1.VolumeNeed
-	9,  // 6: migrate.agent.v1.PlanSourceRequest.destination:type_name -> migrate.agent.v1.NodeInfo
-	10, // 7: migrate.agent.v1.PlanSourceRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	7,  // 8: migrate.agent.v1.PlanSourceReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	11, // 9: migrate.agent.v1.PlanSourceReply.requirements:type_name -> migrate.agent.v1.Requirements
-	16, // 10: migrate.agent.v1.PlanSourceReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	9,  // 11: migrate.agent.v1.PlanDestinationRequest.source:type_name -> migrate.agent.v1.NodeInfo
-	11, // 12: migrate.agent.v1.PlanDestinationRequest.requirements:type_name -> migrate.agent.v1.Requirements
-	10, // 13: migrate.agent.v1.PlanDestinationRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	7,  // 14: migrate.agent.v1.PlanDestinationReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	6,  // 15: migrate.agent.v1.StartWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
-	8,  // 16: migrate.agent.v1.StartWorkloadRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	6,  // 17: migrate.agent.v1.StopWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
-	6,  // 18: migrate.agent.v1.OrderRequest.ref:type_name -> migrate.agent.v1.Ref
-	0,  // 19: migrate.agent.v1.OrderRequest.role:type_name -> migrate.agent.v1.Role
-	26, // 20: migrate.agent.v1.OrderRequest.prepare_destination:type_name -> migrate.agent.v1.PrepareDestination
-	27, // 21: migrate.agent.v1.OrderRequest.prepare_source:type_name -> migrate.agent.v1.PrepareSource
-	28, // 22: migrate.agent.v1.OrderRequest.copy:type_name -> migrate.agent.v1.Copy
-	29, // 23: migrate.agent.v1.OrderRequest.switch:type_name -> migrate.agent.v1.Switch
-	30, // 24: migrate.agent.v1.OrderRequest.end_attempt:type_name -> migrate.agent.v1.EndAttempt
-	31, // 25: migrate.agent.v1.OrderRequest.abort:type_name -> migrate.agent.v1.Abort
-	32, // 26: migrate.agent.v1.OrderRequest.commit:type_name -> migrate.agent.v1.Commit
-	33, // 27: migrate.agent.v1.OrderRequest.revert:type_name -> migrate.agent.v1.Revert
-	34, // 28: migrate.agent.v1.OrderRequest.release:type_name -> migrate.agent.v1.Release
-	35, // 29: migrate.agent.v1.OrderRequest.destroy_copy:type_name -> migrate.agent.v1.DestroyCopy
-	36, // 30: migrate.agent.v1.OrderRequest.retune:type_name -> migrate.agent.v1.Retune
-	9,  // 31: migrate.agent.v1.PrepareDestination.source:type_name -> migrate.agent.v1.NodeInfo
-	8,  // 32: migrate.agent.v1.PrepareDestination.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	10, // 33: migrate.agent.v1.PrepareDestination.options:type_name -> migrate.agent.v1.MoveOptions
-	9,  // 34: migrate.agent.v1.PrepareSource.destination:type_name -> migrate.agent.v1.NodeInfo
-	8,  // 35: migrate.agent.v1.PrepareSource.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	10, // 36: migrate.agent.v1.PrepareSource.options:type_name -> migrate.agent.v1.MoveOptions
-	10, // 37: migrate.agent.v1.Retune.options:type_name -> migrate.agent.v1.MoveOptions
-	4,  // 38: migrate.agent.v1.OrderReply.refusal:type_name -> migrate.agent.v1.Refusal
-	9,  // 39: migrate.agent.v1.LocalInfoReply.node:type_name -> migrate.agent.v1.NodeInfo
-	40, // 40: migrate.agent.v1.LocalInfoReply.copies:type_name -> migrate.agent.v1.CopyInfo
-	5,  // 41: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
-	41, // 42: migrate.agent.v1.PrepareFilesRequest.session:type_name -> migrate.agent.v1.Session
-	12, // 43: migrate.agent.v1.PrepareFilesRequest.files:type_name -> migrate.agent.v1.FileNeed
-	7,  // 44: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	41, // 45: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
-	7,  // 46: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	41, // 47: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
-	49, // 48: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
-	41, // 49: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
-	41, // 50: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
-	41, // 51: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
-	14, // 52: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
-	17, // 53: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
-	19, // 54: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
-	21, // 55: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
-	23, // 56: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
-	25, // 57: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
-	38, // 58: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
-	42, // 59: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
-	44, // 60: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
-	46, // 61: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
-	48, // 62: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
-	51, // 63: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
-	53, // 64: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
-	55, // 65: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
-	15, // 66: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
-	18, // 67: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
-	20, // 68: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
-	22, // 69: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
-	24, // 70: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
-	37, // 71: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
-	39, // 72: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
-	43, // 73: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
-	45, // 74: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
-	47, // 75: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
-	50, // 76: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
-	52, // 77: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
-	54, // 78: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
-	56, // 79: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
-	66, // [66:80] is the sub-list for method output_type
-	52, // [52:66] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	63, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
+	9,  // 1: migrate.agent.v1.WorkloadSpec.terminal:type_name -> migrate.agent.v1.Terminal
+	1,  // 2: migrate.agent.v1.MoveOptions.strategy:type_name -> migrate.agent.v1.Strategy
+	2,  // 3: migrate.agent.v1.MoveOptions.on_timeout:type_name -> migrate.agent.v1.OnTimeout
+	3,  // 4: migrate.agent.v1.MoveOptions.files:type_name -> migrate.agent.v1.FilesMode
+	13, // 5: migrate.agent.v1.Requirements.files:type_name -> migrate.agent.v1.FileNeed
+	14, // 6: migrate.agent.v1.Requirements.volumes:type_name -> migrate.agent.v1.VolumeNeed
+	10, // 7: migrate.agent.v1.PlanSourceRequest.destination:type_name -> migrate.agent.v1.NodeInfo
+	11, // 8: migrate.agent.v1.PlanSourceRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	7,  // 9: migrate.agent.v1.PlanSourceReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	12, // 10: migrate.agent.v1.PlanSourceReply.requirements:type_name -> migrate.agent.v1.Requirements
+	17, // 11: migrate.agent.v1.PlanSourceReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	10, // 12: migrate.agent.v1.PlanDestinationRequest.source:type_name -> migrate.agent.v1.NodeInfo
+	12, // 13: migrate.agent.v1.PlanDestinationRequest.requirements:type_name -> migrate.agent.v1.Requirements
+	11, // 14: migrate.agent.v1.PlanDestinationRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	7,  // 15: migrate.agent.v1.PlanDestinationReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	6,  // 16: migrate.agent.v1.StartWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
+	8,  // 17: migrate.agent.v1.StartWorkloadRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	6,  // 18: migrate.agent.v1.StopWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
+	6,  // 19: migrate.agent.v1.OrderRequest.ref:type_name -> migrate.agent.v1.Ref
+	0,  // 20: migrate.agent.v1.OrderRequest.role:type_name -> migrate.agent.v1.Role
+	27, // 21: migrate.agent.v1.OrderRequest.prepare_destination:type_name -> migrate.agent.v1.PrepareDestination
+	28, // 22: migrate.agent.v1.OrderRequest.prepare_source:type_name -> migrate.agent.v1.PrepareSource
+	29, // 23: migrate.agent.v1.OrderRequest.copy:type_name -> migrate.agent.v1.Copy
+	30, // 24: migrate.agent.v1.OrderRequest.switch:type_name -> migrate.agent.v1.Switch
+	31, // 25: migrate.agent.v1.OrderRequest.end_attempt:type_name -> migrate.agent.v1.EndAttempt
+	32, // 26: migrate.agent.v1.OrderRequest.abort:type_name -> migrate.agent.v1.Abort
+	33, // 27: migrate.agent.v1.OrderRequest.commit:type_name -> migrate.agent.v1.Commit
+	34, // 28: migrate.agent.v1.OrderRequest.revert:type_name -> migrate.agent.v1.Revert
+	35, // 29: migrate.agent.v1.OrderRequest.release:type_name -> migrate.agent.v1.Release
+	36, // 30: migrate.agent.v1.OrderRequest.destroy_copy:type_name -> migrate.agent.v1.DestroyCopy
+	37, // 31: migrate.agent.v1.OrderRequest.retune:type_name -> migrate.agent.v1.Retune
+	10, // 32: migrate.agent.v1.PrepareDestination.source:type_name -> migrate.agent.v1.NodeInfo
+	8,  // 33: migrate.agent.v1.PrepareDestination.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	11, // 34: migrate.agent.v1.PrepareDestination.options:type_name -> migrate.agent.v1.MoveOptions
+	10, // 35: migrate.agent.v1.PrepareSource.destination:type_name -> migrate.agent.v1.NodeInfo
+	8,  // 36: migrate.agent.v1.PrepareSource.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	11, // 37: migrate.agent.v1.PrepareSource.options:type_name -> migrate.agent.v1.MoveOptions
+	11, // 38: migrate.agent.v1.Retune.options:type_name -> migrate.agent.v1.MoveOptions
+	4,  // 39: migrate.agent.v1.OrderReply.refusal:type_name -> migrate.agent.v1.Refusal
+	10, // 40: migrate.agent.v1.LocalInfoReply.node:type_name -> migrate.agent.v1.NodeInfo
+	41, // 41: migrate.agent.v1.LocalInfoReply.copies:type_name -> migrate.agent.v1.CopyInfo
+	5,  // 42: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
+	42, // 43: migrate.agent.v1.PrepareFilesRequest.session:type_name -> migrate.agent.v1.Session
+	13, // 44: migrate.agent.v1.PrepareFilesRequest.files:type_name -> migrate.agent.v1.FileNeed
+	7,  // 45: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	42, // 46: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
+	7,  // 47: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	42, // 48: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
+	50, // 49: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
+	42, // 50: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
+	42, // 51: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
+	42, // 52: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
+	59, // 53: migrate.agent.v1.AttachInput.start:type_name -> migrate.agent.v1.AttachStart
+	9,  // 54: migrate.agent.v1.AttachInput.size:type_name -> migrate.agent.v1.Terminal
+	61, // 55: migrate.agent.v1.AttachOutput.hello:type_name -> migrate.agent.v1.AttachHello
+	62, // 56: migrate.agent.v1.AttachOutput.ended:type_name -> migrate.agent.v1.AttachEnded
+	15, // 57: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
+	18, // 58: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
+	20, // 59: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
+	22, // 60: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
+	24, // 61: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
+	58, // 62: migrate.agent.v1.Agent.Attach:input_type -> migrate.agent.v1.AttachInput
+	26, // 63: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
+	39, // 64: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
+	43, // 65: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
+	45, // 66: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
+	47, // 67: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
+	49, // 68: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
+	52, // 69: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
+	54, // 70: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
+	56, // 71: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
+	58, // 72: migrate.agent.v1.Peer.Attach:input_type -> migrate.agent.v1.AttachInput
+	16, // 73: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
+	19, // 74: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
+	21, // 75: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
+	23, // 76: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
+	25, // 77: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
+	60, // 78: migrate.agent.v1.Agent.Attach:output_type -> migrate.agent.v1.AttachOutput
+	38, // 79: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
+	40, // 80: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
+	44, // 81: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
+	46, // 82: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
+	48, // 83: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
+	51, // 84: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
+	53, // 85: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
+	55, // 86: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
+	57, // 87: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
+	60, // 88: migrate.agent.v1.Peer.Attach:output_type -> migrate.agent.v1.AttachOutput
+	73, // [73:89] is the sub-list for method output_type
+	57, // [57:73] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -4443,11 +4897,11 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
-	file_agent_api_agent_proto_msgTypes[8].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[9].OneofWrappers = []any{
 		(*PlanSourceRequest_Pid)(nil),
 		(*PlanSourceRequest_Workload)(nil),
 	}
-	file_agent_api_agent_proto_msgTypes[19].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*OrderRequest_PrepareDestination)(nil),
 		(*OrderRequest_PrepareSource)(nil),
 		(*OrderRequest_Copy)(nil),
@@ -4466,7 +4920,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   52,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,6 +27,7 @@ const (
 	Agent_StartWorkload_FullMethodName   = "/migrate.agent.v1.Agent/StartWorkload"
 	Agent_StopWorkload_FullMethodName    = "/migrate.agent.v1.Agent/StopWorkload"
 	Agent_Logs_FullMethodName            = "/migrate.agent.v1.Agent/Logs"
+	Agent_Attach_FullMethodName          = "/migrate.agent.v1.Agent/Attach"
 	Agent_Order_FullMethodName           = "/migrate.agent.v1.Agent/Order"
 	Agent_LocalInfo_FullMethodName       = "/migrate.agent.v1.Agent/LocalInfo"
 )
@@ -49,6 +50,9 @@ type AgentClient interface {
 	StopWorkload(ctx context.Context, in *StopWorkloadRequest, opts ...grpc.CallOption) (*StopWorkloadReply, error)
 	// Logs sends the kept output of a workload.
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsChunk], error)
+	// Attach connects a terminal to a workload on whatever host it is. It ends with Ended, or UNAVAILABLE when the copy leaves its host: the
+	// caller attaches again, and nothing is lost or comes twice by that.
+	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachInput, AttachOutput], error)
 	// Order gives one order of a handoff. It answers once the order is accepted (and, where handoff says so, durable);
 	// what comes of it arrives at the cluster as a Report.
 	Order(ctx context.Context, in *OrderRequest, opts ...grpc.CallOption) (*OrderReply, error)
@@ -123,6 +127,19 @@ func (c *agentClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.Ca
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Agent_LogsClient = grpc.ServerStreamingClient[LogsChunk]
 
+func (c *agentClient) Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachInput, AttachOutput], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Agent_ServiceDesc.Streams[1], Agent_Attach_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AttachInput, AttachOutput]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agent_AttachClient = grpc.BidiStreamingClient[AttachInput, AttachOutput]
+
 func (c *agentClient) Order(ctx context.Context, in *OrderRequest, opts ...grpc.CallOption) (*OrderReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(OrderReply)
@@ -161,6 +178,9 @@ type AgentServer interface {
 	StopWorkload(context.Context, *StopWorkloadRequest) (*StopWorkloadReply, error)
 	// Logs sends the kept output of a workload.
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsChunk]) error
+	// Attach connects a terminal to a workload on whatever host it is. It ends with Ended, or UNAVAILABLE when the copy leaves its host: the
+	// caller attaches again, and nothing is lost or comes twice by that.
+	Attach(grpc.BidiStreamingServer[AttachInput, AttachOutput]) error
 	// Order gives one order of a handoff. It answers once the order is accepted (and, where handoff says so, durable);
 	// what comes of it arrives at the cluster as a Report.
 	Order(context.Context, *OrderRequest) (*OrderReply, error)
@@ -190,6 +210,9 @@ func (UnimplementedAgentServer) StopWorkload(context.Context, *StopWorkloadReque
 }
 func (UnimplementedAgentServer) Logs(*LogsRequest, grpc.ServerStreamingServer[LogsChunk]) error {
 	return status.Error(codes.Unimplemented, "method Logs not implemented")
+}
+func (UnimplementedAgentServer) Attach(grpc.BidiStreamingServer[AttachInput, AttachOutput]) error {
+	return status.Error(codes.Unimplemented, "method Attach not implemented")
 }
 func (UnimplementedAgentServer) Order(context.Context, *OrderRequest) (*OrderReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Order not implemented")
@@ -301,6 +324,13 @@ func _Agent_Logs_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Agent_LogsServer = grpc.ServerStreamingServer[LogsChunk]
 
+func _Agent_Attach_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(AgentServer).Attach(&grpc.GenericServerStream[AttachInput, AttachOutput]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agent_AttachServer = grpc.BidiStreamingServer[AttachInput, AttachOutput]
+
 func _Agent_Order_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(OrderRequest)
 	if err := dec(in); err != nil {
@@ -375,6 +405,12 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Agent_Logs_Handler,
 			ServerStreams: true,
 		},
+		{
+			StreamName:    "Attach",
+			Handler:       _Agent_Attach_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 	},
 	Metadata: "agent/api/agent.proto",
 }
@@ -387,6 +423,7 @@ const (
 	Peer_Frames_FullMethodName       = "/migrate.agent.v1.Peer/Frames"
 	Peer_Clock_FullMethodName        = "/migrate.agent.v1.Peer/Clock"
 	Peer_Abort_FullMethodName        = "/migrate.agent.v1.Peer/Abort"
+	Peer_Attach_FullMethodName       = "/migrate.agent.v1.Peer/Attach"
 )
 
 // PeerClient is the client API for Peer service.
@@ -413,6 +450,8 @@ type PeerClient interface {
 	// Abort tells the destination that the source gave up before it voted. It is a hint that stops work early; what
 	// may be destroyed is decided by orders alone.
 	Abort(ctx context.Context, in *PeerAbortRequest, opts ...grpc.CallOption) (*PeerAbortReply, error)
+	// Attach is that of Agent, for a workload that is on this host; called by the agent whose command asked for it.
+	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachInput, AttachOutput], error)
 }
 
 type peerClient struct {
@@ -499,6 +538,19 @@ func (c *peerClient) Abort(ctx context.Context, in *PeerAbortRequest, opts ...gr
 	return out, nil
 }
 
+func (c *peerClient) Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachInput, AttachOutput], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Peer_ServiceDesc.Streams[2], Peer_Attach_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AttachInput, AttachOutput]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Peer_AttachClient = grpc.BidiStreamingClient[AttachInput, AttachOutput]
+
 // PeerServer is the server API for Peer service.
 // All implementations must embed UnimplementedPeerServer
 // for forward compatibility.
@@ -523,6 +575,8 @@ type PeerServer interface {
 	// Abort tells the destination that the source gave up before it voted. It is a hint that stops work early; what
 	// may be destroyed is decided by orders alone.
 	Abort(context.Context, *PeerAbortRequest) (*PeerAbortReply, error)
+	// Attach is that of Agent, for a workload that is on this host; called by the agent whose command asked for it.
+	Attach(grpc.BidiStreamingServer[AttachInput, AttachOutput]) error
 	mustEmbedUnimplementedPeerServer()
 }
 
@@ -553,6 +607,9 @@ func (UnimplementedPeerServer) Clock(context.Context, *ClockRequest) (*ClockRepl
 }
 func (UnimplementedPeerServer) Abort(context.Context, *PeerAbortRequest) (*PeerAbortReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Abort not implemented")
+}
+func (UnimplementedPeerServer) Attach(grpc.BidiStreamingServer[AttachInput, AttachOutput]) error {
+	return status.Error(codes.Unimplemented, "method Attach not implemented")
 }
 func (UnimplementedPeerServer) mustEmbedUnimplementedPeerServer() {}
 func (UnimplementedPeerServer) testEmbeddedByValue()              {}
@@ -679,6 +736,13 @@ func _Peer_Abort_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peer_Attach_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(PeerServer).Attach(&grpc.GenericServerStream[AttachInput, AttachOutput]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Peer_AttachServer = grpc.BidiStreamingServer[AttachInput, AttachOutput]
+
 // Peer_ServiceDesc is the grpc.ServiceDesc for Peer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -716,6 +780,12 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Frames",
 			Handler:       _Peer_Frames_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Attach",
+			Handler:       _Peer_Attach_Handler,
+			ServerStreams: true,
 			ClientStreams: true,
 		},
 	},

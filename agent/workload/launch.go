@@ -45,7 +45,15 @@ func (e *Env) Launch(ctx context.Context) (err error) {
 	if cmd.Cgroup, err = e.TreeCgroup(); err != nil {
 		return err
 	}
-	pid, err := restore.Start(ctx, e.init.PID, e.SetUp, cmd)
+	pid, err := restore.Start(ctx, e.init.PID, func(ctx context.Context, c remote.Caller, cmd *restore.Command) error {
+		if err := e.SetUp(ctx, c); err != nil || e.spec.GetTerminal() == nil {
+			return err
+		}
+		return e.startTerminal(ctx, c, cmd)
+	}, &cmd)
+	if cmd.Terminal {
+		err = errors.Join(err, cmd.Stdin.Close()) // the program has its own
+	}
 	if err != nil {
 		return fmt.Errorf("workload %s: %w", e.Name(), err)
 	}
@@ -192,7 +200,7 @@ type Figures struct {
 	Running     bool
 }
 
-// Figures reads them from the kernel.
+// Figures reads them from the kernel. It may be called while the environment is being removed.
 func (e *Env) Figures() (Figures, error) {
 	var f Figures
 	cg, err := e.TreeCgroup()
@@ -215,7 +223,7 @@ func (e *Env) Figures() (Figures, error) {
 		f.RSSBytes += st.VMRSS
 	}
 	if !e.spec.GetBare() {
-		f.Connections, err = connections(e.init.PID)
+		f.Connections, err = connections(e.rec.InitPID)
 	}
 	return f, err
 }

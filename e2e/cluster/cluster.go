@@ -199,7 +199,10 @@ func (s *Scope) Move(name, to string, flags ...string) Report {
 
 func (s *Scope) MoveOn(host string, args ...string) Report {
 	s.Helper()
-	out := s.On(host, append([]string{Migrate, "move", "-o", "json"}, args...)...)
+	out, err := Hosts.Host(host).Exec(s.Ctx, append([]string{Migrate, "move", "-o", "json"}, args...)...)
+	if err != nil {
+		s.Fatalf("%v\n%s", err, out)
+	}
 	var r Report
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		s.Fatalf("%v: %s", err, out)

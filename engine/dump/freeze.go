@@ -51,7 +51,7 @@ func (s *Source) Freeze(ctx context.Context) (err error) {
 	}()
 	s.stoppedAt = time.Now()
 	for range maxPasses {
-		tree, err := findTree(s.fs, s.target)
+		tree, err := s.find()
 		if err != nil {
 			return err
 		}

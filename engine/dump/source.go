@@ -38,6 +38,10 @@ type Options struct {
 	LockConnections bool
 	// SameHost tells that the tree will come back on this host (see files.Options).
 	SameHost bool
+	// Terminals are the masters of pseudoterminals that are held for the tree, by name; NewTerminals gives it new ones in the place of
+	// those whose masters are held by others (see files.Options).
+	Terminals    map[string]*os.File
+	NewTerminals bool
 }
 
 // Source is a process tree that is being dumped or moved away.
@@ -73,14 +77,15 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.memory = newMemory(s)
 	s.memory.objects.In(s.procs[0].PID)
-	s.files = files.NewDumper(files.Options{Init: o.Init, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost})
+	s.files = files.NewDumper(files.Options{Init: o.Init, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost,
+		Terminals: o.Terminals, NewTerminals: o.NewTerminals})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }
 
 // list reads the tree anew.
 func (s *Source) list() (err error) {
-	if s.procs, err = findTree(s.fs, s.target); err != nil {
+	if s.procs, err = s.find(); err != nil {
 		return err
 	}
 	return task.FindShared(s.procs)

@@ -55,6 +55,31 @@ func findTree(fs procfs.FS, t Target) ([]*engine.Process, error) {
 	return tree, nil
 }
 
+// find lists the tree. One that is to have a terminal of its own is described as if its root had begun a session: a session whose
+// leader stays behind can have no terminal (disassociate_ctty in drivers/tty/tty_jobctrl.c).
+func (s *Source) find() ([]*engine.Process, error) {
+	tree, err := findTree(s.fs, s.target)
+	if err != nil || !s.opts.NewTerminals || s.target.Init != 0 {
+		return tree, err
+	}
+	root := *tree[0]
+	led := slices.ContainsFunc(tree, func(p *engine.Process) bool { return p.VPID == root.VSID })
+	inside := slices.ContainsFunc(tree, func(p *engine.Process) bool { return p.VPID == root.VPGID })
+	if led {
+		return tree, nil
+	}
+	for _, p := range tree {
+		if p.VSID != root.VSID {
+			continue
+		}
+		p.VSID = root.VPID
+		if p.VPGID == root.VPGID && !inside || p.PID == root.PID {
+			p.VPGID = root.VPID
+		}
+	}
+	return tree, nil
+}
+
 // subtree is a process with all its descendants; rootParent is what the process itself sees as its parent.
 func subtree(fs procfs.FS, root, rootParent int) ([]*engine.Process, error) {
 	type task struct{ pid, vppid int }

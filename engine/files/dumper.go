@@ -42,6 +42,11 @@ type Options struct {
 	LockConnections bool
 	// Objects takes the files that no name reaches. nil: they are refused.
 	Objects Objects
+	// Terminals are the masters of pseudoterminals that the agent holds for the tree, by the names under which Env.Terminal gets
+	// them at the destination. They are used as long as the Dumper is.
+	Terminals map[string]*os.File
+	// NewTerminals makes the tree leave terminals whose master is held by somebody else: it gets new ones (FreshTerminal).
+	NewTerminals bool
 }
 
 // A Dumper reads the descriptors of one tree.
@@ -363,6 +368,9 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	}
 	run.tables(procs, cloexec.set)
 	run.noteInFlight()
+	if err := run.heldTerminals(); err != nil {
+		return err
+	}
 	return run.noteTerminals(procs)
 }
 

@@ -41,6 +41,9 @@ type Env struct {
 	// Terminals are the masters of the pseudoterminals that control sessions of the skeleton, by the ids of the terminals. The
 	// Restorer takes out those that it uses; they are its own then.
 	Terminals map[uint32]*os.File
+	// Terminal takes the master of a pseudoterminal whose holder is outside of the tree (Options.Terminals, FreshTerminal), by a
+	// duplicate. nil means that nobody takes any.
+	Terminal func(name string, master *os.File) error
 	// Caller makes calls in a process of the skeleton, by the id that the tree knows; nil for one that is not in it. If there is no
 	// skeleton, Caller is nil.
 	Caller func(vpid int) remote.Caller

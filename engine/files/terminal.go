@@ -23,9 +23,9 @@ import (
 // which it was opened.
 var kindTerminal = &Kind{
 	Name: "terminal", Type: fdinfo.FdTypes_TTY, Carried: true,
-	Note: "pseudoterminals of which the tree holds the master, with their number, settings, foreground group and what waits in both directions " +
+	Note: "pseudoterminals of which the tree or, for a managed workload, the agent holds the master, with their number, settings, foreground group and what waits in both directions " +
 		"(at the destination the number must be free, unless the tree gets namespaces of its own); those whose master is gone; consoles and serial lines by their " +
-		"device, with their settings; needs a kernel that can be read (BPF with BTF, Linux 5.19); not a terminal that somebody outside of the tree has open, nor line disciplines other than the usual one",
+		"device, with their settings; needs a kernel that can be read (BPF with BTF, Linux 5.19); not a terminal that somebody outside of the tree has open, unless it may be left for a new one (--tty new), nor line disciplines other than the usual one",
 	match: isTerminal, check: checkTerminal, dump: dumpTerminal, open: openTerminal, connect: connectTerminal,
 }
 
@@ -50,7 +50,11 @@ type terminal struct {
 	master *description
 	users  []*description // of the slave, or of a terminal that is no pseudoterminal; also as /dev/tty
 	hungUp []*description // those of users that lead nowhere any more
+	holder string         // who holds the master, if it is not in the tree and comes along (Options); empty otherwise
 }
+
+// fresh tells that the tree leaves this terminal.
+func (t *terminal) fresh() bool { return t.holder != "" && t.master == nil }
 
 func (t *terminal) isPTY() bool { return unix.Major(t.rdev) == majorPTS }
 
@@ -123,7 +127,7 @@ func (d *Dumper) findTerminals(list []*description) ([]*terminal, error) {
 			t.hungUp = append(t.hungUp, desc)
 		}
 	}
-	return out, nil
+	return d.outsideMasters(out, byAddr)
 }
 
 // terminalID is the number of a terminal in the records. It stays the same as long as the Dumper.
@@ -143,11 +147,10 @@ func checkTerminal(_ context.Context, dm *Dumper, d *description) []problem {
 		return []problem{{reason: "it is a terminal" + named(d) + ", of which this kernel does not tell enough: " + err.Error(),
 			remedy: "start the program without one (setsid, redirected input and output)"}}
 	}
-	if t.isPTY() && t.master == nil && len(t.hungUp) < len(t.users) {
-		return []problem{{reason: fmt.Sprintf("it is a terminal%s whose other end is held by a program outside of the tree", named(d)),
-			remedy: "start the program without a terminal (setsid, redirected input and output), or together with what holds the other end (tmux, screen, script)"}}
+	if t.isPTY() && t.master == nil && len(t.hungUp) < len(t.users) && !t.fresh() {
+		return []problem{{reason: fmt.Sprintf("it is a terminal%s whose other end is held by a program outside of the tree", named(d)), remedy: remedyTerminal}}
 	}
-	if t.isPTY() && dm.frozen {
+	if t.isPTY() && dm.frozen && !t.fresh() {
 		// Each open of the slave counts, and so does the master (drivers/tty/pty.c).
 		have := len(t.users)
 		if t.master != nil {
@@ -213,7 +216,7 @@ func (r *dump) addTerminal(t *terminal) error {
 	}
 	info := &tty.TtyInfoEntry{Id: proto.Uint32(t.id), Type: ttyType(t.rdev).Enum(), Rdev: proto.Uint32(uint32(t.rdev)),
 		Locked: proto.Bool(false), Exclusive: proto.Bool(t.kernel.exclusive), PacketMode: proto.Bool(false), Sid: proto.Uint32(0), Pgrp: proto.Uint32(0)}
-	extra := &imagespb.Terminal{Id: t.id}
+	extra := &imagespb.Terminal{Id: t.id, Holder: t.holder, Fresh: t.fresh()}
 	for _, d := range t.hungUp {
 		extra.HungFiles = append(extra.HungFiles, d.id)
 	}
@@ -229,6 +232,9 @@ func (r *dump) addTerminal(t *terminal) error {
 	}
 	if err := terminalSettings(any.fd, info); err != nil {
 		return err
+	}
+	if t.fresh() {
+		return r.freshState(t, info, extra)
 	}
 	if err := r.group(any.fd, info); err != nil {
 		return err
@@ -383,7 +389,9 @@ func nodeOf(t *terminal, r *dump, info *tty.TtyInfoEntry, extra *imagespb.Termin
 			st = u.stat
 		}
 	}
-	if st.Rdev == 0 {
+	if st.Rdev == 0 && t.fresh() { // open as /dev/tty only: as a terminal usually is
+		st.Mode, st.Gid = 0o620, groupTTY
+	} else if st.Rdev == 0 {
 		root, err := openRoot(fmt.Sprintf("/proc/%d/root", t.master.holders[0].proc.PID))
 		if err != nil {
 			return err
@@ -405,9 +413,14 @@ func nodePath(root int, ptmx string, index uint32) string {
 	if err == nil {
 		var s unix.Statfs_t
 		err = errors.Join(unix.Fstatfs(fd, &s), unix.Close(fd))
-		if err == nil && s.Type == unix.DEVPTS_SUPER_MAGIC {
-			return fmt.Sprintf("%s/%d", dir, index)
+		if node := fmt.Sprintf("%s/%d", dir, index); err == nil && s.Type == unix.DEVPTS_SUPER_MAGIC && existsIn(root, node) {
+			return node // else the multiplexer is a link
 		}
 	}
 	return fmt.Sprintf("%s/pts/%d", dir, index)
+}
+
+func existsIn(root int, name string) bool {
+	fd, err := openIn(root, name, unix.O_PATH|unix.O_NOFOLLOW)
+	return err == nil && unix.Close(fd) == nil
 }

@@ -24,6 +24,7 @@ type madeTTY struct {
 	extra  *imagespb.Terminal
 	master *os.File // of a pseudoterminal; also among the files if a descriptor names it
 	taken  bool     // a descriptor names the master
+	index  uint32   // number here
 	hung   bool     // what is to lead nowhere does
 	settle bool     // its settings and contents are in place
 }
@@ -39,10 +40,14 @@ func (t *madeTTY) close() error {
 	return err
 }
 
-// tty is the terminal of a record. A pseudoterminal is made when the first of its records is met, unless the skeleton has
-// brought it, which it has if it controls a session.
+// tty is the terminal of a record.
 func (r *Restorer) tty(e *fdinfo.FileEntry) (*madeTTY, error) {
-	id := e.Tty.GetTtyInfoId()
+	return r.terminal(e.Tty.GetTtyInfoId(), r.homes[e.GetId()].vpid)
+}
+
+// terminal finds a terminal by its id. A pseudoterminal is made when it is first asked for, in the root directory of a process, unless
+// the skeleton has brought it, which it has if it controls a session.
+func (r *Restorer) terminal(id uint32, vpid int) (*madeTTY, error) {
 	if t := r.ttys[id]; t != nil {
 		return t, nil
 	}
@@ -50,7 +55,7 @@ func (r *Restorer) tty(e *fdinfo.FileEntry) (*madeTTY, error) {
 	if i < 0 || i >= len(r.cp.Terminals) {
 		return nil, fmt.Errorf("terminal %d is not in tty-info.img", id)
 	}
-	t := &madeTTY{info: r.cp.TTYs[i], extra: r.cp.Terminals[i]}
+	t := &madeTTY{info: r.cp.TTYs[i], extra: r.cp.Terminals[i], index: r.cp.TTYs[i].GetPty().GetIndex()}
 	r.ttys[id] = t
 	if !t.isPTY() {
 		return t, nil
@@ -58,9 +63,9 @@ func (r *Restorer) tty(e *fdinfo.FileEntry) (*madeTTY, error) {
 	if f := r.env.Terminals[id]; f != nil {
 		delete(r.env.Terminals, id)
 		t.master = f
-		return t, nil
+		return t, t.number()
 	}
-	root, err := r.rootOf(e.GetId())
+	root, err := r.rootOfVPID(vpid)
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +75,24 @@ func (r *Restorer) tty(e *fdinfo.FileEntry) (*madeTTY, error) {
 			flags = o.Reg.GetFlags()
 		}
 	}
-	t.master, err = openPTY(root, t.extra.GetPath(), flags, t.info.GetPty().GetIndex())
-	return t, err
+	if t.extra.GetFresh() {
+		t.master, err = anyPTY(root, t.extra.GetPath())
+	} else {
+		t.master, err = openPTY(root, t.extra.GetPath(), flags, t.index)
+	}
+	if err != nil {
+		return t, err
+	}
+	return t, t.number()
+}
+
+// number reads the number that the terminal has here.
+func (t *madeTTY) number() error {
+	return onFD(t.master, func(fd int) error {
+		n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+		t.index = uint32(n)
+		return err
+	})
 }
 
 // rdev is the number of the device that a record's path named.
@@ -100,7 +121,12 @@ func OpenTerminal(root string, st *imagespb.SessionTerminal) (master, slave *os.
 		return nil, os.NewFile(uintptr(fd), st.GetPath()), nil
 	}
 	index := unix.Minor(uint64(st.GetRdev()))
-	if master, err = openPTY(dir, st.GetPath(), st.GetFlags(), index); err != nil {
+	if st.GetFresh() {
+		master, err = anyPTY(dir, st.GetPath())
+	} else {
+		master, err = openPTY(dir, st.GetPath(), st.GetFlags(), index)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	fd, err := openPeer(master, unix.O_RDWR)
@@ -122,6 +148,18 @@ func onFD(f *os.File, fn func(fd int) error) error {
 		return err
 	}
 	return fn(fd)
+}
+
+// anyPTY opens a master of whatever number is free.
+func anyPTY(root int, ptmx string) (*os.File, error) {
+	fd, err := openIn(root, ptmx, unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("open %s for a new pseudoterminal (kernel.pty.max): %w", ptmx, err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", ptmx, err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "ptm"), nil
 }
 
 // openPTY opens the master of a number. The kernel gives the lowest number that is free, so those below are held meanwhile;
@@ -285,19 +323,22 @@ var openAdds = sync.OnceValue(func() uint32 {
 // openSlave opens a slave by its path, or by its master where the path leads elsewhere.
 func (r *Restorer) openSlave(t *madeTTY, e *fdinfo.FileEntry) error {
 	if t.master == nil {
-		return fmt.Errorf("pts/%d has no master any more", t.info.GetPty().GetIndex())
+		return fmt.Errorf("pts/%d has no master any more", t.index)
 	}
 	root, err := r.rootOf(e.GetId())
 	if err != nil {
 		return err
 	}
-	want := unix.Mkdev(majorPTS, t.info.GetPty().GetIndex())
-	flags := e.Reg.GetFlags()
+	want := unix.Mkdev(majorPTS, t.index)
+	flags, name := e.Reg.GetFlags(), e.Reg.GetName()
+	if t.extra.GetFresh() {
+		name = nodePath(root, t.extra.GetPath(), t.index)
+	}
 	var fd int
 	if flags&openAdds() == 0 { // so this one came from its master
 		err = unix.ENOENT
 	} else {
-		fd, err = openIn(root, e.Reg.GetName(), uint64(flags&unix.O_ACCMODE)|unix.O_NOCTTY|unix.O_NONBLOCK)
+		fd, err = openIn(root, name, uint64(flags&unix.O_ACCMODE)|unix.O_NOCTTY|unix.O_NONBLOCK)
 	}
 	var st unix.Stat_t
 	if err == nil {

@@ -50,7 +50,12 @@ func (d *Dumper) SessionTerminals(procs []*engine.Process) ([]*imagespb.SessionT
 		}
 		out = append(out, found...)
 	}
-	return out, nil
+	held, err := d.heldSessions(procs, want)
+	if err != nil {
+		return nil, err
+	}
+	fresh, err := d.freshSessions(procs, want)
+	return append(append(out, held...), fresh...), err
 }
 
 // sessionsOf finds those controlling terminals that a process holds. Those that it finds are no longer wanted.
@@ -164,7 +169,7 @@ func (d *Dumper) checkSessions(procs []*engine.Process) ([]engine.Obstacle, erro
 		}
 		out = append(out, engine.Obstacle{PID: p.PID, Kind: "controlling-terminal", Where: "the process",
 			Reason: fmt.Sprintf("its session has a controlling terminal (device %d:%d) whose other end is held by a program outside of the tree", st.TTY>>8&0xfff, st.TTY&0xff|st.TTY>>12&0xfff00),
-			Remedy: "start it with setsid(1), or together with what holds the other end (tmux, screen, script)"})
+			Remedy: remedyTerminal})
 	}
 	return out, nil
 }

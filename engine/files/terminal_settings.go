@@ -31,10 +31,35 @@ func (r *Restorer) settleTerminals() error {
 		case !t.isPTY():
 			err = r.settleConsole(t, e.GetId())
 		default:
-			err = r.settlePTY(t, e.GetId())
+			err = r.settlePTY(t, r.homes[e.GetId()].vpid)
 		}
 		if err != nil {
 			return r.blame(e, fmt.Errorf("terminal %d: %w", t.info.GetId(), err))
+		}
+	}
+	return r.handOver()
+}
+
+// handOver gives the masters that were outside of the tree to those who hold them here.
+func (r *Restorer) handOver() error {
+	for _, x := range r.cp.Terminals {
+		if x.GetHolder() == "" {
+			continue
+		}
+		vpid := int(r.cp.Processes[0].PID)
+		t, err := r.terminal(x.GetId(), vpid)
+		if err == nil && !t.settle {
+			t.settle = true
+			err = r.settlePTY(t, vpid)
+		}
+		if err == nil && r.env.Terminal == nil {
+			err = errors.New("nobody here takes the other end")
+		}
+		if err == nil {
+			err = r.env.Terminal(x.GetHolder(), t.master)
+		}
+		if err != nil {
+			return fmt.Errorf("terminal %q, held for the tree: %w", x.GetHolder(), err)
 		}
 	}
 	return nil
@@ -56,7 +81,7 @@ func (r *Restorer) settleConsole(t *madeTTY, id uint32) error {
 	return nil
 }
 
-func (r *Restorer) settlePTY(t *madeTTY, id uint32) (err error) {
+func (r *Restorer) settlePTY(t *madeTTY, vpid int) (err error) {
 	if t.info.Termios == nil || t.master == nil {
 		return errors.New("its record lacks settings, or its master was not made")
 	}
@@ -97,7 +122,7 @@ func (r *Restorer) settlePTY(t *madeTTY, id uint32) (err error) {
 	if err := f.settings(t, final); err != nil {
 		return err
 	}
-	if err := r.settleNode(t, id); err != nil {
+	if err := r.settleNode(t, vpid); err != nil {
 		return err
 	}
 	if t.info.GetLocked() {
@@ -220,12 +245,12 @@ func packetLoss(x *imagespb.Terminal) uint32 {
 }
 
 // settleNode gives the slave's node its owner and permissions.
-func (r *Restorer) settleNode(t *madeTTY, id uint32) (err error) {
-	root, err := r.rootOf(id)
+func (r *Restorer) settleNode(t *madeTTY, vpid int) (err error) {
+	root, err := r.rootOfVPID(vpid)
 	if err != nil {
 		return err
 	}
-	index := t.info.GetPty().GetIndex()
+	index := t.index
 	fd, err := openIn(root, nodePath(root, t.extra.GetPath(), index), unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("the node of pts/%d: %w", index, err)

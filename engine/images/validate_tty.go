@@ -17,6 +17,7 @@ const (
 	maxTTYData  = 1 << 18 // bytes that wait in one direction; the kernel takes 4 KiB and some 64 KiB more
 	numControl  = 19      // NCCS, control characters of a termios
 	maxPath     = 4096
+	maxHolder   = 256
 )
 
 // validateTTYs checks the terminals, and that each file of a terminal names one.
@@ -24,7 +25,7 @@ func validateTTYs(infos []*tty.TtyInfoEntry, extras []*imagespb.Terminal, files 
 	if len(infos) != len(extras) {
 		return fmt.Errorf("tty-info.img: %d entries, migrate.img has %d terminals", len(infos), len(extras))
 	}
-	ids := map[uint32]bool{}
+	ids, holders := map[uint32]bool{}, map[string]bool{}
 	for i, t := range infos {
 		bad := func(field string, v any) error {
 			return fmt.Errorf("tty-info.img: entry %d (id %d): %s: %v", i, t.GetId(), field, v)
@@ -41,6 +42,10 @@ func validateTTYs(infos []*tty.TtyInfoEntry, extras []*imagespb.Terminal, files 
 			return bad("sid, pgrp", fmt.Sprint(t.GetSid(), t.GetPgrp()))
 		case len(x.GetPath()) > maxPath:
 			return bad("path", fmt.Sprintf("%d bytes", len(x.GetPath())))
+		case len(x.GetHolder()) > maxHolder || holders[x.GetHolder()]:
+			return bad("holder", "stands twice or is too long")
+		case x.GetFresh() && x.GetHolder() == "":
+			return bad("holder", "a new terminal has none")
 		}
 		for name, e := range map[string]*tty.TermiosEntry{"termios": t.Termios, "termios_locked": t.TermiosLocked} {
 			if e != nil && len(e.GetCCc()) != numControl {
@@ -55,6 +60,7 @@ func validateTTYs(infos []*tty.TtyInfoEntry, extras []*imagespb.Terminal, files 
 			return bad("input, output", fmt.Sprintf("%d, %d bytes", input, len(x.GetOutput())))
 		}
 		ids[t.GetId()] = true
+		holders[x.GetHolder()] = x.GetHolder() != "" && !x.GetFresh()
 	}
 	for i, f := range files {
 		if f.Tty != nil && !ids[f.Tty.GetTtyInfoId()] {

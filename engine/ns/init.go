@@ -215,6 +215,9 @@ func (i *Init) Wait(ctx context.Context) error {
 	return nil
 }
 
+// Descriptor duplicates a descriptor that the pid 1 holds (pidfd_getfd(2)): EBADF if it has none of that number.
+func (i *Init) Descriptor(fd int) (int, error) { return unix.PidfdGetfd(i.pidfd, fd, 0) }
+
 // Close lets go of the pid 1, which goes on.
 func (i *Init) Close() error { return unix.Close(i.pidfd) }
 

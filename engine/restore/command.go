@@ -31,12 +31,17 @@ type Command struct {
 	PidNamespaceID int
 	// Cgroup, if not nil, is where the program runs.
 	Cgroup *ns.Cgroup
+	// Terminal tells that Stdin is a terminal, which is to control the program's session.
+	Terminal bool
 }
 
 // batch is the calls that turn a new child of the pid 1 into the program. The last one is the execve.
 func (c *Command) batch() *remote.Batch {
 	var b remote.Batch
 	b.Call(unix.SYS_SETSID)
+	if c.Terminal {
+		b.Call(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
 	b.Call(unix.SYS_CHDIR, b.String(c.Dir))
 	if len(c.Group) > 0 {
 		groups := make([]byte, 0, 4*len(c.Group))
@@ -77,11 +82,8 @@ func (c *Command) validate() error {
 }
 
 // Start starts a program under the pid 1 of a workload's namespaces and returns its process id, as this process sees it.
-// Before it does, setUp makes calls in the pid 1, whose namespaces it may complete; it may be nil.
-func Start(ctx context.Context, init int, setUp func(context.Context, remote.Caller) error, c Command) (pid int, err error) {
-	if err := c.validate(); err != nil {
-		return 0, err
-	}
+// Before it does, setUp makes calls in the pid 1, whose namespaces it may complete, and may complete the command; it may be nil.
+func Start(ctx context.Context, init int, setUp func(context.Context, remote.Caller, *Command) error, c *Command) (pid int, err error) {
 	tracer := ptrace.New()
 	defer func() { err = errors.Join(err, tracer.Close()) }()
 	first, err := remote.InstallStub(ctx, tracer, init, 0)
@@ -90,9 +92,12 @@ func Start(ctx context.Context, init int, setUp func(context.Context, remote.Cal
 	}
 	defer func() { err = errors.Join(err, giveBack(context.WithoutCancel(ctx), first)) }()
 	if setUp != nil {
-		if err := setUp(ctx, first); err != nil {
+		if err := setUp(ctx, first, c); err != nil {
 			return 0, err
 		}
+	}
+	if err := c.validate(); err != nil {
+		return 0, err
 	}
 	return c.start(ctx, first)
 }

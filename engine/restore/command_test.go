@@ -34,12 +34,12 @@ func TestStartRunsAProgramInItsNamespaces(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := Start(ctx, init.PID, func(ctx context.Context, c remote.Caller) error {
+	pid, err := Start(ctx, init.PID, func(ctx context.Context, c remote.Caller, _ *Command) error {
 		if err := SetUpMounts(ctx, c); err != nil {
 			return err
 		}
 		return SetHostname(ctx, c, "here")
-	}, Command{Path: "/bin/sh", Args: []string{"sh", "-c", `hostname; echo $$ $A; pwd; id -u; id -G; ls /proc/self/fd | tr '\n' ' '; grep SigBlk /proc/self/status; sleep 1000`},
+	}, &Command{Path: "/bin/sh", Args: []string{"sh", "-c", `hostname; echo $$ $A; pwd; id -u; id -G; ls /proc/self/fd | tr '\n' ' '; grep SigBlk /proc/self/status; sleep 1000`},
 		Env: []string{"A=b", "PATH=/usr/bin:/bin"}, Dir: "/usr", UID: 7, GID: 8, PidNamespaceID: 345, Stdin: null, Stdout: w, Stderr: w})
 	_ = w.Close()
 	if err != nil {
@@ -69,7 +69,7 @@ func TestStartRunsAProgramInItsNamespaces(t *testing.T) {
 	if got += string(rest); got != want {
 		t.Errorf("it printed %q, want %q", got, want)
 	}
-	if _, err := Start(ctx, init.PID, nil, Command{Path: "/nope", Args: []string{"nope"}, Stdin: null, Stdout: null, Stderr: null}); err == nil {
+	if _, err := Start(ctx, init.PID, nil, &Command{Path: "/nope", Args: []string{"nope"}, Stdin: null, Stdout: null, Stderr: null}); err == nil {
 		t.Error("a program was started under a pid 1 that has ended")
 	}
 }
@@ -89,7 +89,7 @@ func TestStartFailsCleanly(t *testing.T) {
 	}
 	defer func() { _ = null.Close() }()
 	for range 3 {
-		_, err = Start(ctx, init.PID, nil, Command{Path: "/no/such/program", Args: []string{"x"}, Dir: "/", Stdin: null, Stdout: null, Stderr: null})
+		_, err = Start(ctx, init.PID, nil, &Command{Path: "/no/such/program", Args: []string{"x"}, Dir: "/", Stdin: null, Stdout: null, Stderr: null})
 		if err == nil || !strings.Contains(err.Error(), "/no/such/program") || !strings.Contains(err.Error(), "no such file") {
 			t.Errorf("error %v", err)
 		}

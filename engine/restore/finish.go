@@ -147,6 +147,9 @@ func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err er
 	env := files.Env{NetNS: net, External: s.env.External, Root: s.root, Object: s.openObject, PID: func(vpid int) int { return s.procs[vpid].PID }}
 	env.TID, env.Ended, env.Terminals = s.tid, s.ended, s.terminals
 	env.Caller, env.Helper = s.caller, s.helper
+	if s.env.Terminal != nil {
+		env.Terminal = func(name string, master *os.File) error { return s.env.Terminal(ctx, s.parent, name, master) }
+	}
 	s.files, err = files.NewRestorer(cp, env)
 	if err != nil {
 		return err

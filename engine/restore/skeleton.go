@@ -45,6 +45,9 @@ type Env struct {
 	// External are open files that stand for descriptors of the tree that lead to the host, by the name that the dump
 	// gave them, such as the workload's output.
 	External func(name string, flags int) (*os.File, error)
+	// Terminal takes the master of a terminal whose holder is outside of the tree (files.Env), which is closed afterwards; calls can be made
+	// in Parent meanwhile. nil if nobody takes any.
+	Terminal func(ctx context.Context, parent remote.Caller, name string, master *os.File) error
 	// NetNS is the network namespace of the tree; nil for that of this program.
 	NetNS *os.File
 

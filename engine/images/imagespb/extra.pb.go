@@ -1915,6 +1915,7 @@ type SessionTerminal struct {
 	Rdev          uint32                 `protobuf:"varint,5,opt,name=rdev,proto3" json:"rdev,omitempty"`   // of the terminal; the minor number of a pseudoterminal is its index
 	Rows          uint32                 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
 	Columns       uint32                 `protobuf:"varint,7,opt,name=columns,proto3" json:"columns,omitempty"`
+	Fresh         bool                   `protobuf:"varint,8,opt,name=fresh,proto3" json:"fresh,omitempty"` // as in Terminal
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1998,6 +1999,13 @@ func (x *SessionTerminal) GetColumns() uint32 {
 	return 0
 }
 
+func (x *SessionTerminal) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
+}
+
 // Terminal is what tty-info.img has no field for.
 type Terminal struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -2016,6 +2024,8 @@ type Terminal struct {
 	Output          []byte                 `protobuf:"bytes,13,opt,name=output,proto3" json:"output,omitempty"`                                      // what the master has not read
 	HungUp          bool                   `protobuf:"varint,14,opt,name=hung_up,json=hungUp,proto3" json:"hung_up,omitempty"`                       // the master is gone
 	HungFiles       []uint32               `protobuf:"varint,15,rep,packed,name=hung_files,json=hungFiles,proto3" json:"hung_files,omitempty"`       // ids of files that the terminal was taken away from (vhangup(2)); all where the master is gone
+	Holder          string                 `protobuf:"bytes,16,opt,name=holder,proto3" json:"holder,omitempty"`                                      // of a master that is outside of the tree: the name by which its holder knows it; empty if the tree has it
+	Fresh           bool                   `protobuf:"varint,17,opt,name=fresh,proto3" json:"fresh,omitempty"`                                       // its holder stays behind: a new one is made under any number, with the settings and nothing that waits
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2153,6 +2163,20 @@ func (x *Terminal) GetHungFiles() []uint32 {
 		return x.HungFiles
 	}
 	return nil
+}
+
+func (x *Terminal) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *Terminal) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
 }
 
 type TerminalLine struct {
@@ -2474,7 +2498,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"creatorUid\x12\x1f\n" +
 	"\vcreator_gid\x18\b \x01(\rR\n" +
 	"creatorGid\x12\x16\n" +
-	"\x06locked\x18\t \x01(\bR\x06locked\"\x9f\x01\n" +
+	"\x06locked\x18\t \x01(\bR\x06locked\"\xb5\x01\n" +
 	"\x0fSessionTerminal\x12\x10\n" +
 	"\x03sid\x18\x01 \x01(\rR\x03sid\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -2482,7 +2506,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x05flags\x18\x04 \x01(\rR\x05flags\x12\x12\n" +
 	"\x04rdev\x18\x05 \x01(\rR\x04rdev\x12\x12\n" +
 	"\x04rows\x18\x06 \x01(\rR\x04rows\x12\x18\n" +
-	"\acolumns\x18\a \x01(\rR\acolumns\"\xba\x03\n" +
+	"\acolumns\x18\a \x01(\rR\acolumns\x12\x14\n" +
+	"\x05fresh\x18\b \x01(\bR\x05fresh\"\xe8\x03\n" +
 	"\bTerminal\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -2500,7 +2525,9 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x06output\x18\r \x01(\fR\x06output\x12\x17\n" +
 	"\ahung_up\x18\x0e \x01(\bR\x06hungUp\x12\x1d\n" +
 	"\n" +
-	"hung_files\x18\x0f \x03(\rR\thungFiles\"B\n" +
+	"hung_files\x18\x0f \x03(\rR\thungFiles\x12\x16\n" +
+	"\x06holder\x18\x10 \x01(\tR\x06holder\x12\x14\n" +
+	"\x05fresh\x18\x11 \x01(\bR\x05fresh\"B\n" +
 	"\fTerminalLine\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1e\n" +
 	"\vend_of_file\x18\x02 \x01(\bR\tendOfFile\"`\n" +
