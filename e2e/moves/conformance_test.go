@@ -27,6 +27,7 @@ var stays = map[string]string{
 	"leases":       "TODO",
 	"inotify":      "that its directory is copied is an event",
 	"mem_cow":      "it looks for memory that a fork shares, which a move copies",
+	"ns_mounts":    "mount namespaces of single processes are carried by a dump to disk",
 	"paths":        "it compares the numbers of inodes, and its directory is copied",
 	"pidfds":       "it has a handle of a process that does not move",
 	"proc_files":   "it compares namespaces by their numbers",
