@@ -5,6 +5,7 @@ package dump
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"migrate/engine"
