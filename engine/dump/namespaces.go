@@ -46,7 +46,7 @@ func (s *Source) checkNamespaces(ctx context.Context) ([]engine.Obstacle, error)
 			return differ, err
 		}
 	}
-	return ns.Check(ctx, s.fs, s.procs, own)
+	return ns.Check(ctx, s.fs, s.procs, own, s.files.NetSpaces())
 }
 
 // isMoved tells that the tree is followed while it runs, from round to round.
@@ -71,7 +71,7 @@ func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
 			return nil, &ObstacleError{differ}
 		}
 	}
-	if n.images, n.header, err = ns.Dump(ctx, s.fs, s.procs, own); err != nil {
+	if n.images, n.header, err = ns.Dump(ctx, s.fs, s.procs, own, s.files.NetSpaces()); err != nil {
 		return nil, err
 	}
 	if err := s.clockOffsets(n); err != nil {

@@ -160,7 +160,7 @@ func (d *Dumper) Pending(ctx context.Context, procs []*engine.Process) (n int, e
 // of a network namespace that is the tree's own.
 func (d *Dumper) undelivered(snap *snapshot) error {
 	here, err := ownNetNS()
-	if err != nil || here == d.diag.NetNS() {
+	if err != nil || here == d.diag.first.NetNS() {
 		return err
 	}
 	// Looking through the table of connections takes milliseconds: not where all are held by descriptors.
@@ -176,7 +176,7 @@ func (d *Dumper) undelivered(snap *snapshot) error {
 	if n, err := sock.InUse(d.procs[0].PID); err != nil || n <= known {
 		return err
 	}
-	list, err := d.diag.Closing()
+	list, err := d.diag.first.Closing()
 	if err != nil {
 		return err
 	}

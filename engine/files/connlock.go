@@ -23,7 +23,11 @@ func (r *dump) lockConnections() error {
 	if !r.opts.LockConnections {
 		return nil
 	}
-	var pairs []sock.Pair
+	pairs := map[*sock.Diag][]sock.Pair{}
+	add := func(desc *description, p sock.Pair) {
+		d := r.diag.orFirst(desc)
+		pairs[d] = append(pairs[d], p)
+	}
 	for _, desc := range r.snap.list {
 		if desc.kind != kindTCP {
 			continue
@@ -36,7 +40,7 @@ func (r *dump) lockConnections() error {
 		case tcprepair.Closed, tcprepair.Listen:
 		default:
 			if i := r.tcpInfo[uint32(desc.stat.Ino)]; i.Remote.Port() != 0 {
-				pairs = append(pairs, sock.Pair{Local: i.Local, Remote: i.Remote})
+				add(desc, sock.Pair{Local: i.Local, Remote: i.Remote})
 				continue
 			}
 			p, err := connEnds(desc)
@@ -46,18 +50,37 @@ func (r *dump) lockConnections() error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", desc.where(), err)
 			}
-			pairs = append(pairs, p)
+			add(desc, p)
 		}
 	}
-	if len(pairs) == 0 && r.requests == nil { // nor any that waits to be accepted
-		return nil
+	if _, ok := pairs[r.diag.first]; !ok && r.requests != nil { // for those that wait to be accepted
+		pairs[r.diag.first] = nil
 	}
-	l, err := r.newLock()
-	if err != nil {
-		return err
+	for d, list := range pairs {
+		if err := r.addLocked(d, list); err != nil {
+			return err
+		}
 	}
-	r.lock = l
-	r.blob(connLockBlob, []byte(l.Name()))
+	return nil
+}
+
+// addLocked locks connections of a network namespace. The lock of one that the root of the tree is not in goes with it when the tree
+// has ended.
+func (r *dump) addLocked(d *sock.Diag, pairs []sock.Pair) error {
+	l := r.barriers[d]
+	if l == nil {
+		var err error
+		if l, err = newConnLock(d); err != nil {
+			return err
+		}
+		if r.barriers == nil {
+			r.barriers = map[*sock.Diag]*connLock{}
+		}
+		r.barriers[d] = l
+		if d == r.diag.first {
+			r.blob(connLockBlob, []byte(l.Name()))
+		}
+	}
 	return l.Add(pairs)
 }
 
@@ -67,8 +90,8 @@ type connLock struct {
 	ns *os.File
 }
 
-func (d *Dumper) newLock() (*connLock, error) {
-	ns, err := d.diag.Namespace()
+func newConnLock(d *sock.Diag) (*connLock, error) {
+	ns, err := d.Namespace()
 	if err != nil {
 		return nil, err
 	}
@@ -85,23 +108,22 @@ func (d *Dumper) newLock() (*connLock, error) {
 
 // unlock lets the connections' segments pass again.
 func (d *Dumper) unlock() error {
-	if d.lock == nil {
-		return nil
-	}
-	if err := sock.In(sock.Place{NetNS: d.lock.ns}, func() error { return sock.Unlock(d.lock.Name()) }); err != nil {
-		return err
+	for _, l := range d.barriers {
+		if err := sock.In(sock.Place{NetNS: l.ns}, func() error { return sock.Unlock(l.Name()) }); err != nil {
+			return err
+		}
 	}
 	return d.keepLock()
 }
 
 // keepLock lets go of the lock, which stays.
 func (d *Dumper) keepLock() error {
-	if d.lock == nil {
-		return nil
+	var errs []error
+	for _, l := range d.barriers {
+		errs = append(errs, l.Close(), l.ns.Close())
 	}
-	err := errors.Join(d.lock.Close(), d.lock.ns.Close())
-	d.lock = nil
-	return err
+	d.barriers = nil
+	return errors.Join(errs...)
 }
 
 // unlock removes the lock that the dump has left, before the connections leave repair.

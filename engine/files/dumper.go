@@ -54,7 +54,7 @@ type Dumper struct {
 	opts   Options
 	pidfds map[int]int // by pid
 	procs  []*engine.Process
-	diag   *sock.Diag
+	diag   *diagnosis
 	needed []Needed
 	frozen bool // Dump runs: checks that search the whole system are left out
 
@@ -67,10 +67,10 @@ type Dumper struct {
 	held     *snapshot          // after Dump, until Resume or Drop
 	kernel   map[int]bpf.Socket // while Check or Dump runs: sockets by their duplicates, nil until asked for
 	paused   []*pausedConn
-	queues   []*queue          // as paused
-	requests *bpf.Requests     // nil if there is no way to fill a queue again, or none is needed
-	lock     *connLock         // of the connections, from Dump until Resume or Drop
-	outsider map[pipeKey][]int // while Check runs: who else holds a pipe, by inode
+	queues   []*queue                 // as paused
+	requests *bpf.Requests            // nil if there is no way to fill a queue again, or none is needed
+	barriers map[*sock.Diag]*connLock // before the connections of each network namespace, from Dump until Resume or Drop
+	outsider map[pipeKey][]int        // while Check runs: who else holds a pipe, by inode
 }
 
 type pausedConn struct {
@@ -93,7 +93,7 @@ func (d *Dumper) Close() error {
 	}
 	d.pidfds = map[int]int{}
 	if d.diag != nil {
-		errs = append(errs, d.diag.Close())
+		errs = append(errs, d.diag.close())
 		d.diag = nil
 	}
 	if d.held != nil {
@@ -128,10 +128,8 @@ func (d *Dumper) prepare(procs []*engine.Process) error {
 		return fmt.Errorf("network namespace of process %d: %w", procs[0].PID, err)
 	}
 	defer func() { _ = ns.Close() }() // a namespace's handle: nothing is lost
-	return sock.In(sock.Place{NetNS: ns}, func() error {
-		d.diag, err = sock.NewDiag()
-		return err
-	})
+	d.diag, err = newDiagnosis(ns)
+	return err
 }
 
 // Check lists everything of the open descriptors that is not carried. It reads /proc and duplicates of the
@@ -209,6 +207,9 @@ func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID u
 		if desc.format() == unix.S_IFREG {
 			c.regular += len(desc.holders)
 		}
+	}
+	if err := d.noteNets(c.snapshot); err != nil {
+		return nil, errors.Join(err, c.close())
 	}
 	if err := c.findViews(procs); err != nil {
 		return nil, errors.Join(err, c.close())
@@ -288,7 +289,7 @@ type dump struct {
 	snap    *snapshot
 	cp      *images.Checkpoint
 	pipes   map[uint32]bool // inodes of pipes whose contents have been read
-	queueMu sync.Mutex      // over Dumper.queues and Dumper.lock
+	queueMu sync.Mutex      // over Dumper.queues and Dumper.barriers
 	// tcpInfo is what sock_diag(7) tells of the TCP sockets of the network namespace, by inode.
 	tcpInfo map[uint32]sock.TCPInfo
 	// waiting are unix sockets whose connections wait at listeners of the tree, by inode number; nil until asked for.
@@ -398,7 +399,11 @@ func (r *dump) all(ctx context.Context) error {
 	for i, e := range entries {
 		e.Id, e.Type = proto.Uint32(r.snap.list[i].id), r.snap.list[i].kind.Type.Enum()
 		r.cp.Files = append(r.cp.Files, e)
-		if x := r.snap.list[i].extra(); x != nil {
+		x, err := r.extra(r.snap.list[i])
+		if err != nil {
+			return err
+		}
+		if x != nil {
 			r.cp.Header.Files = append(r.cp.Header.Files, x)
 		}
 	}

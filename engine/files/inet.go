@@ -190,7 +190,7 @@ func settleInet(r *Restorer, e *fdinfo.FileEntry) error {
 		return err
 	}
 	if len(u.Queue) > 0 {
-		err := sock.In(sock.Place{NetNS: r.env.NetNS}, func() error { return sock.Inject(fd, u, int(e.Isk.GetProto())) })
+		err := sock.In(sock.Place{NetNS: r.netNS(e.GetId())}, func() error { return sock.Inject(fd, u, int(e.Isk.GetProto())) })
 		if err != nil {
 			return err
 		}

@@ -31,6 +31,9 @@ type unixPacket struct {
 func (d *Dumper) unixQueues(c *collector) error {
 	for i := 0; i < len(c.list); i++ { // the list grows
 		desc := c.list[i]
+		if err := d.diag.note(desc); err != nil {
+			return fmt.Errorf("%s: %w", desc.where(), err)
+		}
 		if s := desc.socket(); s == nil || s.domain != unix.AF_UNIX || !polled(desc.fd, unix.POLLIN) {
 			continue
 		}

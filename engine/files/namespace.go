@@ -5,6 +5,7 @@ package files
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"regexp"
 	"slices"
@@ -35,7 +36,7 @@ var nsLinks = map[int][]string{
 // another namespace, while it lives on the same host, the blob is the path of a link of another process.
 var kindNamespace = &Kind{
 	Name: "namespace", Type: fdinfo.FdTypes_NS, Carried: true,
-	Note:  "a handle of a namespace that a process of the tree is in; of another one only by migrate dump and restore on one host, while some process is in it",
+	Note:  "a handle of a namespace that a process of the tree is in; of another one only by migrate dump and restore on one host, while some process is in it or the tree alone has it",
 	match: func(d *description) bool { return d.format() == unix.S_IFREG && d.magic() == magicNS },
 	check: func(_ context.Context, dm *Dumper, d *description) []problem {
 		if _, _, err := dm.namespaceOf(d); err != nil {
@@ -65,6 +66,9 @@ func (d *Dumper) namespaceOf(desc *description) (vpid int, link string, err erro
 			}
 		}
 	}
+	if typ == unix.CLONE_NEWNET && d.opts.SameHost && !d.isUsed(desc.stat.Ino, typ) {
+		return 0, nestedLink, nil
+	}
 	if d.opts.SameHost {
 		pids, err := procfs.Host.PIDs()
 		if err != nil {
@@ -84,6 +88,26 @@ func (d *Dumper) namespaceOf(desc *description) (vpid int, link string, err erro
 	return 0, "", fmt.Errorf("it is a handle of a namespace that no process of the tree is in (%s)", desc.path())
 }
 
+// nestedLink stands for a nested namespace that no process of the tree is in (imagespb.NestedNamespace).
+const nestedLink = "nested"
+
+// isUsed tells whether some process, of the tree or not, is in a namespace.
+func (d *Dumper) isUsed(ino uint64, typ int) bool {
+	pids, err := procfs.Host.PIDs()
+	if err != nil {
+		return true
+	}
+	for _, pid := range append(pids, os.Getpid()) {
+		for _, name := range nsLinks[typ] {
+			var st unix.Stat_t
+			if unix.Stat(procfs.Host.Path(pid, "ns", name), &st) == nil && st.Ino == ino {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func dumpNamespace(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
 	vpid, link, err := r.namespaceOf(d)
 	if err != nil {
@@ -93,7 +117,13 @@ func dumpNamespace(_ context.Context, r *dump, d *description) (*fdinfo.FileEntr
 	if err != nil {
 		return nil, fmt.Errorf("NS_GET_NSTYPE: %w", err)
 	}
-	if vpid == 0 {
+	if link == nestedLink {
+		id := nestedID(r.cp.Header, d.stat.Ino)
+		if id == 0 {
+			return nil, fmt.Errorf("a namespace that is not among those of the tree: %w", ErrNotCarried)
+		}
+		link += "\x00" + strconv.FormatUint(uint64(id), 10)
+	} else if vpid == 0 {
 		link += "\x00" + strconv.FormatUint(d.stat.Ino, 10)
 	}
 	r.blob(nsBlob(d.id), []byte(link))
@@ -104,6 +134,9 @@ func dumpNamespace(_ context.Context, r *dump, d *description) (*fdinfo.FileEntr
 func openNamespace(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	link := string(r.cp.Blobs[nsBlob(e.GetId())])
 	var ino uint64
+	if name, id := outsideNamespace(link); name == nestedLink && e.Nsf.GetNsId() == 0 {
+		return r.openNested(e, id)
+	}
 	if vpid := int(e.Nsf.GetNsId()); vpid != 0 {
 		if r.cp.Process(uint32(vpid)) == nil {
 			return fmt.Errorf("it is a namespace of process %d, which is not in the tree", vpid)
@@ -136,6 +169,27 @@ func openNamespace(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	if err := unix.Fstatfs(fd, &fs); err != nil || int64(fs.Type) != magicNS || ino != 0 && st.Ino != ino {
 		return fmt.Errorf("%s is not the namespace of the dump (%w)", link, err)
 	}
+	return nil
+}
+
+// openNested opens a handle of a nested namespace anew, by way of /proc, as a program does.
+func (r *Restorer) openNested(e *fdinfo.FileEntry, id uint64) error {
+	var f *os.File
+	if r.env.Nested != nil && id <= math.MaxUint32 {
+		f = r.env.Nested(uint32(id))
+	}
+	if f == nil {
+		return fmt.Errorf("blob %s: namespace %d is not there", nsBlob(e.GetId()), id)
+	}
+	fd, err := rawFD(f)
+	if err != nil {
+		return err
+	}
+	again, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return fmt.Errorf("namespace: %w", err)
+	}
+	r.files[e.GetId()] = again
 	return nil
 }
 

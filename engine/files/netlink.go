@@ -87,7 +87,7 @@ func openNetlink(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 
 // newSocket makes a socket for a record in the network namespace of the tree.
 func (r *Restorer) newSocket(e *fdinfo.FileEntry, domain, typ, protocol int) (fd int, err error) {
-	err = sock.In(sock.Place{NetNS: r.env.NetNS}, func() (err error) {
+	err = sock.In(sock.Place{NetNS: r.netNS(e.GetId())}, func() (err error) {
 		fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
 		return err
 	})

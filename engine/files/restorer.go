@@ -22,6 +22,8 @@ import (
 type Env struct {
 	// NetNS is the tree's network namespace; nil for this program's own.
 	NetNS *os.File
+	// Nested is an open namespace that the root of the tree is not in, by its id; nil if there is none. May be nil.
+	Nested func(id uint32) *os.File
 	// Root is the root directory of a process, by the id that the tree knows, as a path of this program such as
 	// /proc/4711/root. Paths are resolved there and never lead out of it.
 	Root func(vpid int) string
@@ -73,10 +75,11 @@ type Restorer struct {
 	fifos   map[uint32]int // descriptors of FIFOs while they are being made, by the id of their first record
 	bound   []*unixPlace
 	dirs    []madeDir
-	unix    *unixPlan         // once the first unix socket is made
-	objects map[uint32]uint32 // of records that no name reaches
-	via     map[uint32]int    // of records whose paths are from the root of another process
-	mu      sync.Mutex        // over held, which connections that are restored side by side write
+	unix    *unixPlan           // once the first unix socket is made
+	objects map[uint32]uint32   // of records that no name reaches
+	nets    map[uint32]*os.File // network namespaces of sockets that are not in that of the tree's root
+	via     map[uint32]int      // of records whose paths are from the root of another process
+	mu      sync.Mutex          // over held, which connections that are restored side by side write
 	held    []heldConn
 	// connects are the sockets that connect again at the release.
 	connects []func() error
@@ -92,7 +95,7 @@ type home struct{ vpid, fd int }
 
 // NewRestorer checks the records against each other; it touches nothing yet.
 func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
-	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), via: viasOf(cp.Header), files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
+	r := &Restorer{cp: cp, env: env, objects: objectsOf(cp.Header), via: viasOf(cp.Header), nets: map[uint32]*os.File{}, files: map[uint32]*os.File{}, kinds: map[uint32]*Kind{}, homes: map[uint32]home{},
 		pipes: map[uint32]*pipePair{}, roots: map[int]int{}, fifos: map[uint32]int{}, maps: map[uint32]int{}, fresh: map[uint32]*os.File{},
 		tables: map[int]map[int]uint32{}, ttys: map[uint32]*madeTTY{}, holders: map[uint32][]int{}}
 	for _, p := range cp.Processes {
@@ -107,6 +110,9 @@ func NewRestorer(cp *images.Checkpoint, env Env) (*Restorer, error) {
 				r.homes[e.GetId()] = home{int(p.PID), int(e.GetFd())}
 			}
 		}
+	}
+	if err := r.findNets(); err != nil {
+		return nil, err
 	}
 	for id, vpid := range r.via {
 		if cp.Process(uint32(vpid)) == nil {

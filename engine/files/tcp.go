@@ -47,11 +47,10 @@ func tcpState(d *description) (tcprepair.ConnState, error) {
 
 // foreign refuses sockets of another network namespace than the tree's.
 func (d *Dumper) foreign(desc *description) []problem {
-	c, err := sock.NetNSCookie(desc.fd)
-	if err != nil {
+	if _, err := sock.NetNSCookie(desc.fd); err != nil {
 		return []problem{{reason: err.Error()}}
 	}
-	if c != d.diag.NetNS() {
+	if d.diag.of(desc) == nil {
 		return []problem{{reason: "it is a socket of another network namespace than that of the first process"}}
 	}
 	return nil
@@ -221,12 +220,29 @@ func bareOptions(b tcprepair.Buffers, reuse bool) *sk_opts.SkOptsEntry {
 		SoRcvTmoSec: zero(), SoRcvTmoUsec: zero(), Reuseaddr: proto.Bool(reuse)}
 }
 
-// freshSockets makes all internet sockets of the checkpoint in one visit to the network namespace.
+// freshSockets makes all internet sockets of the checkpoint in one visit to each network namespace.
 func (r *Restorer) freshSockets() error {
-	return sock.In(sock.Place{NetNS: r.env.NetNS}, func() error {
+	if err := r.freshIn(r.env.NetNS); err != nil {
+		return err
+	}
+	seen := map[*os.File]bool{}
+	for _, net := range r.nets {
+		if !seen[net] {
+			seen[net] = true
+			if err := r.freshIn(net); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// freshIn makes those of one network namespace.
+func (r *Restorer) freshIn(net *os.File) error {
+	return sock.In(sock.Place{NetNS: net}, func() error {
 		for _, e := range r.entries() {
 			s := e.Isk
-			if e.GetType() != fdinfo.FdTypes_INETSK {
+			if e.GetType() != fdinfo.FdTypes_INETSK || r.netNS(e.GetId()) != net {
 				continue
 			}
 			fd, err := unix.Socket(int(s.GetFamily()), int(s.GetType())|unix.SOCK_CLOEXEC, int(s.GetProto()))

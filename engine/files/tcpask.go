@@ -68,7 +68,7 @@ func (r *dump) askEach(conns []*description) (all bool, err error) {
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", desc.where(), err)
 		}
-		i, err := r.diag.TCPOf(desc.sock.domain == unix.AF_INET6, p.Local, p.Remote)
+		i, err := r.diag.tcpOf(desc, p.Local, p.Remote)
 		if errors.Is(err, sock.ErrNoSocket) || err == nil && i.Ino != uint32(desc.stat.Ino) {
 			return false, nil
 		}

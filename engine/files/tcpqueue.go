@@ -60,7 +60,11 @@ func (r *dump) dumpQueue(d *description, local netip.AddrPort, waits error) erro
 	if err != nil {
 		return err
 	}
-	list, err := r.diag.TCP(tcprepair.Established, tcprepair.CloseWait)
+	diag := r.diag.of(d)
+	if diag == nil {
+		return fmt.Errorf("it is a socket of another network namespace: %w", ErrNotCarried)
+	}
+	list, err := diag.TCP(tcprepair.Established, tcprepair.CloseWait)
 	if err != nil {
 		return err
 	}
@@ -83,8 +87,8 @@ func (r *dump) dumpQueue(d *description, local netip.AddrPort, waits error) erro
 			pairs = append(pairs, sock.Pair{Local: l, Remote: p})
 		}
 	}
-	if err == nil && r.lock != nil {
-		err = r.lock.Add(pairs)
+	if err == nil && r.opts.LockConnections {
+		err = r.addLocked(r.diag.orFirst(d), pairs)
 	}
 	if err != nil {
 		return err
@@ -123,13 +127,13 @@ func (d *Dumper) requeue(ctx context.Context) error {
 	if len(d.queues) == 0 {
 		return nil
 	}
-	ns, err := d.diag.Namespace()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = ns.Close() }() // a namespace's handle: nothing is lost
 	var errs []error
 	for _, q := range d.queues {
+		ns, err := d.diag.orFirst(q.listener).Namespace()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		var list []sock.Waiting
 		for _, c := range q.conns {
 			if c.State == nil {
@@ -141,7 +145,7 @@ func (d *Dumper) requeue(ctx context.Context) error {
 		}
 		errs = append(errs, sock.In(sock.Place{NetNS: ns}, func() error {
 			return sock.Requeue(ctx, d.requests, q.listener.osFile(), list)
-		}))
+		}), ns.Close())
 	}
 	d.queues = nil
 	return errors.Join(errs...)
@@ -176,7 +180,7 @@ func settleTCP(r *Restorer, e *fdinfo.FileEntry) error {
 	for _, q := range list {
 		r.queued = append(r.queued, q.State)
 	}
-	return sock.In(sock.Place{NetNS: r.env.NetNS}, func() error {
+	return sock.In(sock.Place{NetNS: r.netNS(e.GetId())}, func() error {
 		return sock.Requeue(context.Background(), requests, r.fresh[e.GetId()], list)
 	})
 }

@@ -50,7 +50,7 @@ func (r *Restorer) chroot(vpid int) string {
 // the process's own root directory.
 func (r *Restorer) placeOf(e *fdinfo.FileEntry, dir string) sock.Place {
 	vpid := r.homes[e.GetId()].vpid
-	p := sock.Place{NetNS: r.env.NetNS, Root: r.rootPath(vpid)}
+	p := sock.Place{NetNS: r.netNS(e.GetId()), Root: r.rootPath(vpid)}
 	if dir == "" {
 		p.Root = strings.TrimSuffix(p.Root, "/") + r.chroot(vpid)
 		if p.Root == "" {
@@ -76,7 +76,7 @@ func (p *unixPlan) bind(s *unixSock, fd int) error {
 		return nil
 	}
 	if name[0] == 0 {
-		return sock.In(sock.Place{NetNS: r.env.NetNS}, func() error { return sock.BindUnix(fd, name) })
+		return sock.In(sock.Place{NetNS: r.netNS(s.GetId())}, func() error { return sock.BindUnix(fd, name) })
 	}
 	full, err := p.fullPath(s)
 	if err != nil {

@@ -61,7 +61,7 @@ func (p *unixPlan) fillPending(ctx context.Context, s *unixSock) error {
 	for _, w := range s.state.Pending {
 		client := p.byID[w.Client]
 		if client == nil { // it was closed
-			fd, err := p.rawSocket(int(s.GetType()))
+			fd, err := p.rawSocket(s, int(s.GetType()))
 			if err != nil {
 				return err
 			}
@@ -136,7 +136,7 @@ func (p *unixPlan) fillEarly(ctx context.Context, s *unixSock) error {
 func (p *unixPlan) datagram(ctx context.Context, to *unixSock, m *sock.Packet) (err error) {
 	from := p.senderOf(to, m.From)
 	if from == nil {
-		fd, err := p.rawSocket(unix.SOCK_DGRAM)
+		fd, err := p.rawSocket(to, unix.SOCK_DGRAM)
 		if err != nil {
 			return err
 		}
@@ -153,7 +153,7 @@ func (p *unixPlan) datagram(ctx context.Context, to *unixSock, m *sock.Packet) (
 // senderOf finds the socket that has sent a datagram: by its name or, if it has none, among those that send there.
 func (p *unixPlan) senderOf(to *unixSock, name []byte) *unixSock {
 	for _, s := range p.list {
-		if s.GetType() != to.GetType() || !bytes.Equal(s.GetName(), name) || s.fd < 0 {
+		if s.GetType() != to.GetType() || !bytes.Equal(s.GetName(), name) || s.fd < 0 || !p.sameNet(s, to) {
 			continue
 		}
 		if len(name) > 0 || s.peer == to {
@@ -185,7 +185,7 @@ func (p *unixPlan) link(ctx context.Context, s *unixSock) error {
 	case to == nil && s.GetPeer() == 0 && s.other >= 0:
 		return nil // born with a peer that is closed by now
 	case to == nil && s.GetPeer() == 0: // it was closed
-		fd, err := p.rawSocket(unix.SOCK_DGRAM)
+		fd, err := p.rawSocket(s, unix.SOCK_DGRAM)
 		if err != nil {
 			return err
 		}

@@ -136,7 +136,7 @@ func (p *unixPlan) single(_ context.Context, s *unixSock) error {
 	case !s.stream() && p.paired(s):
 		return nil
 	}
-	fd, err := p.rawSocket(int(s.GetType()))
+	fd, err := p.rawSocket(s, int(s.GetType()))
 	if err != nil {
 		return err
 	}
@@ -171,8 +171,9 @@ func (p *unixPlan) partner(s *unixSock) *unixSock {
 	return nil
 }
 
-func (p *unixPlan) rawSocket(typ int) (fd int, err error) {
-	err = sock.In(sock.Place{NetNS: p.r.env.NetNS}, func() (err error) {
+// rawSocket makes a socket in the network namespace of another one.
+func (p *unixPlan) rawSocket(of *unixSock, typ int) (fd int, err error) {
+	err = sock.In(sock.Place{NetNS: p.r.netNS(of.GetId())}, func() (err error) {
 		fd, err = unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 		return err
 	})
@@ -254,6 +255,11 @@ func (p *unixPlan) connection(ctx context.Context, s *unixSock) error {
 	return p.through(ctx, l, server, client)
 }
 
+// sameNet tells whether two sockets with one name may mean each other: abstract names are those of a network namespace.
+func (p *unixPlan) sameNet(a, b *unixSock) bool {
+	return len(a.GetName()) > 0 && a.GetName()[0] != 0 || p.r.netNS(a.GetId()) == p.r.netNS(b.GetId())
+}
+
 // listener finds the socket on which s was accepted: it has the listener's name and file.
 func (p *unixPlan) listener(s *unixSock) *unixSock {
 	if len(s.GetName()) == 0 {
@@ -261,7 +267,7 @@ func (p *unixPlan) listener(s *unixSock) *unixSock {
 	}
 	for _, lists := range [][]*unixSock{p.list, p.temporary} {
 		for _, l := range lists {
-			if l.GetState() == unixListening && l.GetType() == s.GetType() && bytes.Equal(l.GetName(), s.GetName()) &&
+			if l.GetState() == unixListening && l.GetType() == s.GetType() && bytes.Equal(l.GetName(), s.GetName()) && p.sameNet(l, s) &&
 				(s.state.Path == "" || s.state.Path == l.state.Path && s.GetDeleted() == l.GetDeleted()) {
 				return l
 			}
@@ -272,7 +278,7 @@ func (p *unixPlan) listener(s *unixSock) *unixSock {
 
 // temporaryListener stands for one that has been closed since.
 func (p *unixPlan) temporaryListener(s *unixSock) (*unixSock, error) {
-	fd, err := p.rawSocket(int(s.GetType()))
+	fd, err := p.rawSocket(s, int(s.GetType()))
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +297,7 @@ func (p *unixPlan) through(ctx context.Context, l, server, client *unixSock) err
 	if err := p.listen(ctx, l, client.state.Cred, client.state.Groups, max(1, int(l.GetBacklog()))); err != nil {
 		return err
 	}
-	cfd, err := p.rawSocket(int(client.GetType()))
+	cfd, err := p.rawSocket(client, int(client.GetType()))
 	if err != nil {
 		return err
 	}

@@ -77,15 +77,16 @@ func (s *snapshot) findViews(procs []*engine.Process) error {
 }
 
 // extra is what files.img has no field for; nil if there is nothing of the kind.
-func (d *description) extra() *imagespb.FileExtra {
-	if d.object == 0 && d.via == nil {
-		return nil
+func (r *dump) extra(d *description) (*imagespb.FileExtra, error) {
+	net, err := r.netOf(d)
+	if err != nil || d.object == 0 && d.via == nil && net == 0 {
+		return nil, err
 	}
-	x := &imagespb.FileExtra{Id: d.id, Object: d.object}
+	x := &imagespb.FileExtra{Id: d.id, Object: d.object, Net: net}
 	if d.via != nil {
 		x.Via = uint32(d.via.VPID)
 	}
-	return x
+	return x, nil
 }
 
 // viasOf are the processes from whose roots the paths of files lead to them, by the ids of the files, where that is not their holder.

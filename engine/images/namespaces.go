@@ -258,7 +258,7 @@ func (n *Namespaces) validateMounts(x *imagespb.Namespaces, id uint32) error {
 			return bad("mnt_id", "header.namespaces has another at this place")
 		case dup:
 			return bad("mnt_id", "stands twice")
-		case !strings.HasPrefix(at, "/") || !strings.HasPrefix(m.GetRoot(), "/") || strings.ContainsRune(at+m.GetRoot(), 0):
+		case !strings.HasPrefix(at, "/") || !strings.HasPrefix(m.GetRoot(), "/") && m.GetFsname() != "nsfs" || strings.ContainsRune(at+m.GetRoot(), 0):
 			return bad("mountpoint or root", "is no absolute path")
 		case i == 0 && at != "/":
 			return bad("mountpoint", "the first must be the root")

@@ -5,6 +5,7 @@ package ns
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,16 @@ import (
 // namespace. fn must not start goroutines that it expects to be there too.
 func Inside(pid int, kinds int, fn func() error) error {
 	return thread.ThrowAway(func() error { return enter(pid, kinds, fn) })
+}
+
+// InsideOf is Inside by a handle of one namespace.
+func InsideOf(f *os.File, kind int, fn func() error) error {
+	return thread.ThrowAway(func() error {
+		if err := unix.Setns(int(f.Fd()), kind); err != nil {
+			return fmt.Errorf("entering a namespace of kind 0x%x (setns): %w", kind, err)
+		}
+		return fn()
+	})
 }
 
 func enter(pid int, kinds int, fn func() error) (err error) {

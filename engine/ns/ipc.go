@@ -87,8 +87,23 @@ func dumpIPC(d *dumper) error {
 		if err := d.posixQueues(); err != nil {
 			return err
 		}
+		if d.nested {
+			if err := d.noSegments(); err != nil {
+				return err
+			}
+		}
 		return d.ipcObjects()
 	})
+}
+
+// noSegments refuses System V shared memory of a namespace that is not the root's: in the kernel two segments with one id, of two
+// namespaces, cannot be told apart by what maps them.
+func (d *dumper) noSegments() error {
+	list, err := listIPC("shm")
+	for _, row := range list {
+		d.refuse(fmt.Sprintf("System V shared memory segment %d", row["shmid"]), "it is in an IPC namespace that the root of the tree is not in", "")
+	}
+	return err
 }
 
 // posixQueues refuses POSIX message queues (mq_overview(7)): reading their messages takes them out. It looks at a mount of
@@ -125,7 +140,7 @@ func restoreIPC(r *restorer) error {
 	if r.in.IPC == nil {
 		return nil
 	}
-	return Inside(r.caller.PID(), unix.CLONE_NEWIPC, func() error {
+	return r.inside(unix.CLONE_NEWIPC, func() error {
 		if err := r.asOwner(); err != nil { // who alone may write its settings
 			return err
 		}

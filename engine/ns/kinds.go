@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +38,7 @@ type kind struct {
 }
 
 // nesting are the kinds (CLONE_NEW*) of which processes of a tree may have one that its root is not in.
-const nesting = unix.CLONE_NEWNS
+const nesting = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET
 
 const nestingNote = "; on a dump to disk also those that only some processes of the tree are in"
 
@@ -55,7 +57,7 @@ func init() {
 		carried(unix.CLONE_NEWPID, "pid", "of which the root of the tree is the pid 1; the ids inside are kept, and that of the root outside, where it is free", dumpPID, nil),
 		carried(unix.CLONE_NEWUTS, "uts", "host and domain name", dumpUTS, restoreUTS),
 		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls; System V semaphores and message queues with ids, values, contents and owners, not the times and process ids of their last use, and not what SEM_UNDO would undo; shared memory, attached or not; POSIX message queues are refused", dumpIPC, restoreIPC),
-		carried(unix.CLONE_NEWNET, "net", aboutNet, dumpNet, restoreNet),
+		carried(unix.CLONE_NEWNET, "net", aboutNet, dumpNet, nil),
 		carried(unix.CLONE_NEWNS, "mnt", aboutMounts, dumpMounts, restoreMounts),
 		carried(unix.CLONE_NEWCGROUP, "cgroup", "the root of the tree is at its root, as it is in the cgroups where it is restored", dumpCgroupNS, nil),
 	}
@@ -93,11 +95,17 @@ func Own(fs procfs.FS, pid int) (int, error) {
 type dumper struct {
 	ctx     context.Context
 	fs      procfs.FS
-	root    *engine.Process
-	content bool // with the content of file systems and queues
+	root    *engine.Process // in the namespace that is read
+	first   *engine.Process // the root of the tree
+	content bool            // with the content of file systems and queues
 	own     int
 	kind    string // that is being read
 	mounts  *mountTable
+	list    []*nested
+	nets    []netHandle // all network namespaces of the tree
+	nested  bool        // it is not the root's
+	ownNet  bool        // the root has a network namespace for itself
+	file    *os.File    // of a nested one in which no process is
 	out     *images.Namespaces
 	header  *imagespb.Namespaces
 	found   []engine.Obstacle
@@ -111,9 +119,10 @@ func (d *dumper) refuse(where, reason, remedy string) {
 var ErrNotCarried = errors.New("it is not carried")
 
 // Check names what of the namespaces of a tree is not carried: of those that its root, the first process, has for itself (own,
-// CLONE_NEW*), and of those that only others are in. It changes nothing.
-func Check(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int) ([]engine.Obstacle, error) {
-	d, err := read(ctx, fs, tree, own, false)
+// CLONE_NEW*), and of those that only others are in. nets are handles of network namespaces in which the tree has sockets. It changes
+// nothing.
+func Check(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, nets []*os.File) ([]engine.Obstacle, error) {
+	d, err := read(ctx, fs, tree, own, nets, false)
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +130,8 @@ func Check(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int) (
 }
 
 // Dump records the namespaces that a tree has for itself. Without any, it returns nil.
-func Dump(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int) (*images.Namespaces, *imagespb.Namespaces, error) {
-	d, err := read(ctx, fs, tree, own, true)
+func Dump(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, nets []*os.File) (*images.Namespaces, *imagespb.Namespaces, error) {
+	d, err := read(ctx, fs, tree, own, nets, true)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -135,11 +144,29 @@ func Dump(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int) (*
 	return d.out, d.header, nil
 }
 
-func read(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, content bool) (*dumper, error) {
+func read(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, nets []*os.File, content bool) (_ *dumper, err error) {
 	root := tree[0]
-	d := &dumper{ctx: ctx, fs: fs, root: root, content: content, own: own, mounts: newMountTable(),
+	d := &dumper{ctx: ctx, fs: fs, root: root, first: root, content: content, own: own, mounts: newMountTable(), ownNet: own&unix.CLONE_NEWNET != 0,
 		out:    &images.Namespaces{Trees: map[uint32][]byte{}, Nested: map[uint32]*images.Namespaces{}},
 		header: &imagespb.Namespaces{Own: uint64(own), RootPid: uint32(root.PID)}}
+	mounted, err := d.mountedNets(tree)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, f := range mounted {
+			_ = f.Close() // a namespace's handle: nothing is lost
+		}
+	}()
+	list, members, err := findNested(fs, tree, slices.Concat(nets, mounted))
+	d.list = list
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.closeNets()) }()
+	if err := d.openNets(list); err != nil {
+		return nil, err
+	}
 	for _, k := range kinds {
 		if own&k.flag == 0 {
 			continue
@@ -148,7 +175,7 @@ func read(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, co
 			return nil, err
 		}
 	}
-	if err := d.readNested(tree); err != nil {
+	if err := d.readNested(tree[0], list, members); err != nil {
 		return nil, err
 	}
 	return d, d.mounts.marshal(d.out.Trees)
@@ -177,6 +204,16 @@ type restorer struct {
 	in     *images.Namespaces
 	header *imagespb.Namespaces
 	mounts *mountMaker
+	at     *os.File                                       // a handle of the nested namespace that is filled; nil: the process is in it
+	handle func(id uint32, kind uint64) (*os.File, error) // of a namespace of the tree
+}
+
+// inside runs fn in the namespace that is filled.
+func (r *restorer) inside(kind int, fn func() error) error {
+	if r.at != nil {
+		return InsideOf(r.at, kind, fn)
+	}
+	return Inside(r.caller.PID(), kind, fn)
 }
 
 // Flags are the CLONE_NEW* with which the root of a tree is to be born. They name only kinds that are known.

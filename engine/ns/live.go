@@ -27,7 +27,11 @@ type Live struct {
 	wanted map[int]map[int]uint32 // nested ones of each process, by kind (CLONE_NEW*)
 	base   map[int]*handle        // of the root, by kind, of which there are nested ones
 	made   map[uint32]*handle     // nested ones
+	early  bool                   // those that can be made before there are processes for them have been
 }
+
+// earlyKinds are made by the first process of the tree: network namespaces lead to each other, and all may be mounted.
+const earlyKinds = unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET
 
 // handle is an open link below /proc/PID/ns.
 type handle struct {
@@ -66,14 +70,87 @@ func NewLive(in *images.Namespaces, header *imagespb.Namespaces) *Live {
 
 // Fill fills the namespaces of a skeleton's root, which was born into new ones and is alone in them.
 func (l *Live) Fill(ctx context.Context, root remote.Caller) error {
-	r := &restorer{ctx: ctx, caller: root, in: l.in, header: l.header, mounts: l.mounts}
+	r := l.restorer(ctx, root, l.in, l.header)
 	for _, k := range kinds {
+		if k.flag == unix.CLONE_NEWNS { // which may have the others mounted
+			if err := l.makeEarly(ctx, root); err != nil {
+				return err
+			}
+		}
 		if l.header.GetOwn()&uint64(k.flag) == 0 || k.restore == nil {
 			continue
 		}
 		if err := k.restore(r); err != nil {
 			return fmt.Errorf("%s: %w", k.Name, err)
 		}
+	}
+	return nil
+}
+
+func (l *Live) restorer(ctx context.Context, p remote.Caller, in *images.Namespaces, header *imagespb.Namespaces) *restorer {
+	return &restorer{ctx: ctx, caller: p, in: in, header: header, mounts: l.mounts, handle: func(id uint32, kind uint64) (*os.File, error) {
+		if h := l.made[id]; h != nil {
+			return h.file, nil
+		}
+		k := kindOf(kind)
+		if id != 1 || k == nil {
+			return nil, fmt.Errorf("a handle of namespace %d, of kind 0x%x, which is not there: %w", id, kind, ErrNotCarried)
+		}
+		if l.base[k.flag] == nil {
+			h, err := openHandle(p.PID(), k.link)
+			if err != nil {
+				return nil, err
+			}
+			l.base[k.flag] = h
+		}
+		return l.base[k.flag].file, nil
+	}}
+}
+
+// makeEarly makes nested namespaces of earlyKinds, and fills the network namespaces of the tree, the root's among them. p, which
+// is where the root is, is there again afterwards.
+func (l *Live) makeEarly(ctx context.Context, p remote.Caller) (err error) {
+	if l.early {
+		return nil
+	}
+	l.early = true
+	if err := l.Base(p.PID()); err != nil {
+		return err
+	}
+	var nets []*liveNet
+	if n := l.header.GetNet(); n != nil && l.header.GetOwn()&unix.CLONE_NEWNET != 0 {
+		f, err := NetNS(p.PID())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }() // a namespace's handle: nothing is lost
+		nets = append(nets, &liveNet{NetNamespace: n, id: 1, file: f})
+	}
+	for _, n := range l.header.GetNested() {
+		k := kindOf(n.GetState().GetOwn())
+		if k == nil || k.flag&earlyKinds == 0 {
+			continue
+		}
+		if err = l.make(ctx, p, k, n.GetId()); err == nil {
+			err = l.base[k.flag].enter(ctx, p, k)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", k.Name, err)
+		}
+		if k.flag == unix.CLONE_NEWNET && n.GetState().GetNet() != nil {
+			nets = append(nets, &liveNet{NetNamespace: n.GetState().GetNet(), id: n.GetId(), file: l.made[n.GetId()].file})
+		}
+	}
+	if err := restoreNets(nets); err != nil {
+		return fmt.Errorf("network namespaces: %w", err)
+	}
+	return nil
+}
+
+// Handle is an open nested namespace, by its id; nil if there is none. It is open until Close.
+func (l *Live) Handle(id uint32) *os.File {
+	if h := l.made[id]; h != nil {
+		return h.file
 	}
 	return nil
 }
@@ -106,6 +183,9 @@ func kindOf(flag uint64) *kind {
 // Enter puts a new process, by the id that the tree knows, into the namespaces where it belongs: those that it has from its birth,
 // others that exist, or new ones. It has no descriptors yet.
 func (l *Live) Enter(ctx context.Context, p remote.Caller, vpid int) error {
+	if err := l.makeEarly(ctx, p); err != nil {
+		return err
+	}
 	for i := range kinds {
 		k := &kinds[i]
 		base := l.base[k.flag]
@@ -170,7 +250,9 @@ func (l *Live) make(ctx context.Context, p remote.Caller, k *kind, id uint32) er
 	if k.restore == nil {
 		return nil
 	}
-	return k.restore(&restorer{ctx: ctx, caller: p, in: &in, header: l.nested[id].GetState(), mounts: l.mounts})
+	r := l.restorer(ctx, p, &in, l.nested[id].GetState())
+	r.at = h.file
+	return k.restore(r)
 }
 
 // Settle does what takes all namespaces of the tree. It may be called again, when there are more.

@@ -59,6 +59,7 @@ type mountReader struct {
 	paths  map[int]string // where a mount is found on the host
 	// covered says how many mounts of the host hide what is at that path.
 	covered map[int]int
+	handles map[int]*imagespb.Mount // namespaces that are mounted
 }
 
 // mountTable is what the mount namespaces of a tree have in common.
@@ -85,7 +86,7 @@ func (t *mountTable) marshal(out map[uint32][]byte) error {
 }
 
 func dumpMounts(d *dumper) error {
-	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, covered: map[int]int{}}
+	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, covered: map[int]int{}, handles: map[int]*imagespb.Mount{}}
 	var err error
 	if r.host, err = procfs.Host.Mounts(os.Getpid()); err != nil {
 		return err
@@ -168,7 +169,14 @@ func (r *mountReader) locate() error {
 				table[dev] = uint32(len(table) + 1)
 			}
 			if m.FSType == "nsfs" {
-				r.refuse("mount "+m.Mountpoint, "it is a namespace ("+m.Root+")", "unmount it")
+				id, kind := r.handleOf(r.first, m.Root)
+				if path, err := r.hostPath(m); err == nil && path != "" {
+					r.paths[m.ID] = path
+				} else if id != 0 {
+					r.handles[m.ID] = &imagespb.Mount{Namespace: id, Kind: uint64(kind)}
+				} else {
+					r.refuse("mount "+m.Mountpoint, "it is a namespace that no process of the tree is in ("+m.Root+")", "unmount it")
+				}
 				continue
 			}
 			if strings.HasSuffix(m.Root, "//deleted") {
@@ -342,6 +350,9 @@ func (r *mountReader) record(m *mountinfo.Info) {
 		e.MasterId = proto.Uint32(uint32(master))
 	}
 	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.dumper.mounts.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID], Covered: uint32(r.covered[m.ID])}
+	if h := r.handles[m.ID]; h != nil {
+		x.Namespace, x.Kind = h.Namespace, h.Kind
+	}
 	if x.Path != "" {
 		e.ExtMount, e.ExtKey = proto.Bool(true), proto.String(x.Path)
 	}

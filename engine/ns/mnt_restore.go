@@ -90,6 +90,13 @@ func (t *mountTree) alone(e *mnt.MntEntry, x *imagespb.Mount) (int, error) {
 		}
 		return cloneMount(unix.AT_FDCWD, x.GetPath())
 	}
+	if x.GetNamespace() != 0 {
+		f, err := t.handle(x.GetNamespace(), x.GetKind())
+		if err != nil {
+			return -1, err
+		}
+		return cloneMount(int(f.Fd()), "")
+	}
 	source, ok := t.sources[x.GetFs()]
 	if !ok {
 		var err error

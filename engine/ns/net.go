@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 	"migrate/engine/images/imagespb"
 )
 
-const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside, with their addresses, flags and masters; routes, rules, permanent neighbours and all sysctls; not with firewall rules, queueing disciplines or IPsec, nor devices that lead to another namespace; tracked connections (conntrack) are lost"
+const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside of the tree, with their addresses, flags and masters; routes, rules, permanent neighbours and all sysctls; not with firewall rules, queueing disciplines or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) are lost"
 
 // Sizes of the fixed parts of messages (rtnetlink(7)).
 const (
@@ -26,10 +27,10 @@ const (
 )
 
 func dumpNet(d *dumper) error {
-	return Inside(d.root.PID, unix.CLONE_NEWNET, func() error {
+	return d.inside(unix.CLONE_NEWNET, func() error {
 		n := &imagespb.NetNamespace{}
 		d.header.Net = n
-		for _, read := range []func(*imagespb.NetNamespace) error{d.links, d.routes, d.others, d.firewall, d.sysctls} {
+		for _, read := range []func(*imagespb.NetNamespace) error{d.netIDs, d.links, d.routes, d.others, d.firewall, d.sysctls} {
 			if err := read(n); err != nil {
 				return err
 			}
@@ -103,37 +104,66 @@ func (d *dumper) others(*imagespb.NetNamespace) error {
 	return nil
 }
 
-func restoreNet(r *restorer) error {
-	n := r.header.GetNet()
-	if n == nil {
+// liveNet is a network namespace that is being filled.
+type liveNet struct {
+	*imagespb.NetNamespace
+	id   uint32
+	file *os.File
+	made map[uint32]bool // its devices, by index
+}
+
+func (n *liveNet) inside(fn func(*liveNet) error) error {
+	return InsideOf(n.file, unix.CLONE_NEWNET, func() error { return fn(n) })
+}
+
+// restoreNets fills the network namespaces of a tree, step by step in all of them: devices may lead from one to another.
+func restoreNets(nets []*liveNet) error {
+	each := func(fn func(*liveNet) error) error {
+		for _, n := range nets {
+			if err := n.inside(fn); err != nil {
+				return err
+			}
+		}
 		return nil
 	}
-	return Inside(r.caller.PID(), unix.CLONE_NEWNET, func() error {
-		if err := restoreLinks(n); err != nil {
-			return err
+	if err := each(func(n *liveNet) error { return n.restoreIDs(nets) }); err != nil {
+		return err
+	}
+	if err := makeAllLinks(nets); err != nil {
+		return err
+	}
+	if err := each((*liveNet).setLinks); err != nil {
+		return err
+	}
+	return each((*liveNet).rest)
+}
+
+// rest restores what comes after the devices.
+func (n *liveNet) rest() error {
+	if err := restoreRules(n.GetRules()); err != nil {
+		return err
+	}
+	if err := restoreRoutes(n.GetRoutes()); err != nil {
+		return err
+	}
+	for _, m := range n.GetNeighbours() {
+		if len(m) < sizeNeigh {
+			return fmt.Errorf("a neighbour of %d bytes", len(m))
 		}
-		if err := restoreRules(n.GetRules()); err != nil {
-			return err
+		if err := sendNetlink(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m); err != nil {
+			return fmt.Errorf("a neighbour of device %d: %w", word(m[4:]), err)
 		}
-		if err := restoreRoutes(n.GetRoutes()); err != nil {
-			return err
+	}
+	if err := restoreSysctls(n.GetSysctls()); err != nil {
+		return err
+	}
+	// Some settings have made the kernel add addresses by itself.
+	for _, d := range n.GetDevices() {
+		if err := setAddresses(d); err != nil {
+			return fmt.Errorf("device %s: %w", d.GetName(), err)
 		}
-		for _, m := range n.GetNeighbours() {
-			if err := sendNetlink(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m); err != nil {
-				return fmt.Errorf("a neighbour of device %d: %w", word(m[4:]), err)
-			}
-		}
-		if err := restoreSysctls(n.GetSysctls()); err != nil {
-			return err
-		}
-		// Some settings have made the kernel add addresses by itself.
-		for _, d := range n.GetDevices() {
-			if err := setAddresses(d); err != nil {
-				return fmt.Errorf("device %s: %w", d.GetName(), err)
-			}
-		}
-		return restoreRoutes(n.GetRoutes())
-	})
+	}
+	return restoreRoutes(n.GetRoutes())
 }
 
 // restoreRoutes makes the routes those of the record: addresses and devices have brought some along. A route by a gateway

@@ -28,7 +28,7 @@ var linkKinds = map[string][]uint16{
 }
 
 // linkAttrs are the attributes of a device that are set when it is made.
-var linkAttrs = []uint16{unix.IFLA_IFNAME, unix.IFLA_ADDRESS, unix.IFLA_BROADCAST, unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_LINK, unix.IFLA_NUM_TX_QUEUES,
+var linkAttrs = []uint16{unix.IFLA_IFNAME, unix.IFLA_ADDRESS, unix.IFLA_BROADCAST, unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_LINK, unix.IFLA_LINK_NETNSID, unix.IFLA_NUM_TX_QUEUES,
 	unix.IFLA_NUM_RX_QUEUES, unix.IFLA_GROUP, unix.IFLA_IFALIAS, unix.IFLA_LINKMODE}
 
 // linkFlags are those of a device that can be set (netdevice(7)).
@@ -38,7 +38,9 @@ const linkFlags = unix.IFF_UP | unix.IFF_NOARP | unix.IFF_PROMISC | unix.IFF_ALL
 var fallbacks = []string{"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
 
 // links reads the devices and their addresses, and refuses what cannot be made again.
-func (d *dumper) links(n *imagespb.NetNamespace) error { return readLinks(n, d.checkLink) }
+func (d *dumper) links(n *imagespb.NetNamespace) error {
+	return readLinks(n, func(dev *imagespb.NetDevice, list []attr) { d.checkLink(n, dev, list) })
+}
 
 // readLinks reads the devices and their addresses. It shows each device to check.
 func readLinks(n *imagespb.NetNamespace, check func(*imagespb.NetDevice, []attr)) error {
@@ -75,7 +77,7 @@ func readLinks(n *imagespb.NetNamespace, check func(*imagespb.NetDevice, []attr)
 }
 
 // checkLink refuses devices that cannot be made again.
-func (d *dumper) checkLink(dev *imagespb.NetDevice, list []attr) {
+func (d *dumper) checkLink(n *imagespb.NetNamespace, dev *imagespb.NetDevice, list []attr) {
 	where := "device " + dev.Name
 	if slices.Contains(fallbacks, dev.Name) {
 		return
@@ -84,32 +86,14 @@ func (d *dumper) checkLink(dev *imagespb.NetDevice, list []attr) {
 		d.refuse(where, fmt.Sprintf("a device of kind %q", dev.Kind), "remove it")
 		return
 	}
-	if find(list, unix.IFLA_LINK_NETNSID) != nil {
+	other := find(list, unix.IFLA_LINK_NETNSID)
+	if to := namespaceOf(n, other); other != nil && (to == 0 || to == 1 && !d.ownNet) {
 		d.refuse(where, fmt.Sprintf("a %s whose other end is in another network namespace", dev.Kind), "remove it, or let migrate run the program, which then has an address of its own")
 	}
 }
 
-// restoreLinks makes the devices of a namespace that is new: first all of them, then what refers to others, then their
-// addresses, and last they go up.
-func restoreLinks(n *imagespb.NetNamespace) error {
-	have, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
-	if err != nil {
-		return err
-	}
-	made := map[uint32]bool{}
-	for _, m := range have {
-		list, err := attrs(m, sizeLink)
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(n.GetDevices(), func(d *imagespb.NetDevice) bool { return d.GetName() == text(find(list, unix.IFLA_IFNAME)) })
-		if i >= 0 && n.GetDevices()[i].GetIndex() == word(m[4:]) {
-			made[word(m[4:])] = true
-		}
-	}
-	if err := makeLinks(n, made); err != nil {
-		return err
-	}
+// setLinks completes the devices of a namespace, when they are there: first what refers to others, then their addresses, and they go up.
+func (n *liveNet) setLinks() error {
 	for _, step := range []func(*imagespb.NetDevice) error{setLink, setBridge, quiet, setUp, setAddresses} {
 		for _, d := range n.GetDevices() {
 			if err := step(d); err != nil {
@@ -120,29 +104,46 @@ func restoreLinks(n *imagespb.NetNamespace) error {
 	return nil
 }
 
-// makeLinks makes devices, those on which others stand first.
-func makeLinks(n *imagespb.NetNamespace, made map[uint32]bool) error {
+// findMade notes the devices that a new namespace has.
+func (n *liveNet) findMade() error {
+	have, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
+	if err != nil {
+		return err
+	}
+	n.made = map[uint32]bool{}
+	for _, m := range have {
+		list, err := attrs(m, sizeLink)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(n.GetDevices(), func(d *imagespb.NetDevice) bool { return d.GetName() == text(find(list, unix.IFLA_IFNAME)) })
+		if i >= 0 && n.GetDevices()[i].GetIndex() == word(m[4:]) {
+			n.made[word(m[4:])] = true
+		}
+	}
+	return nil
+}
+
+// makeAllLinks makes the devices of all namespaces, those on which others stand first.
+func makeAllLinks(nets []*liveNet) error {
+	for _, n := range nets {
+		if err := n.inside((*liveNet).findMade); err != nil {
+			return err
+		}
+	}
 	for {
 		progress, left := false, ""
-		for _, d := range n.GetDevices() {
-			if made[d.GetIndex()] {
-				continue
-			}
-			list, err := attrs(d.GetLink(), sizeLink)
+		for _, n := range nets {
+			err := n.inside(func(n *liveNet) error {
+				more, waits, err := n.makeLinks(nets)
+				progress = progress || more
+				if waits != "" {
+					left = waits
+				}
+				return err
+			})
 			if err != nil {
-				return fmt.Errorf("device %.16q: %w", d.GetName(), err)
-			}
-			lower := word(find(list, unix.IFLA_LINK))
-			if d.GetKind() != "veth" && lower != 0 && !made[lower] {
-				left = d.GetName()
-				continue
-			}
-			if err := makeLink(n, d, list); err != nil {
-				return fmt.Errorf("device %s of kind %s: %w", d.GetName(), d.GetKind(), err)
-			}
-			made[d.GetIndex()], progress = true, true
-			if d.GetKind() == "veth" {
-				made[lower] = true
+				return err
 			}
 		}
 		if left == "" {
@@ -154,19 +155,53 @@ func makeLinks(n *imagespb.NetNamespace, made map[uint32]bool) error {
 	}
 }
 
+// makeLinks makes the devices for which all is there. It tells whether it made any, and one that waits for another.
+func (n *liveNet) makeLinks(nets []*liveNet) (progress bool, left string, err error) {
+	for _, d := range n.GetDevices() {
+		if n.made[d.GetIndex()] {
+			continue
+		}
+		list, err := attrs(d.GetLink(), sizeLink)
+		if err != nil {
+			return false, "", fmt.Errorf("device %.16q: %w", d.GetName(), err)
+		}
+		lower, at := word(find(list, unix.IFLA_LINK)), n
+		if id := find(list, unix.IFLA_LINK_NETNSID); id != nil {
+			i := slices.IndexFunc(nets, func(o *liveNet) bool { return o.id == namespaceOf(n.NetNamespace, id) })
+			if i < 0 {
+				return false, "", fmt.Errorf("device %.16q: leads to a network namespace that is not the tree's: %w", d.GetName(), ErrNotCarried)
+			}
+			at = nets[i]
+		}
+		if d.GetKind() != "veth" && lower != 0 && !at.made[lower] {
+			left = d.GetName()
+			continue
+		}
+		if err := n.makeLink(at, d, list); err != nil {
+			return false, "", fmt.Errorf("device %s of kind %s: %w", d.GetName(), d.GetKind(), err)
+		}
+		n.made[d.GetIndex()], progress = true, true
+		if d.GetKind() == "veth" {
+			at.made[lower] = true
+		}
+	}
+	return progress, left, nil
+}
+
 // linkMessage is the message that makes a device, without its kind.
 func linkMessage(d *imagespb.NetDevice, list []attr) []byte {
 	m := make([]byte, sizeLink)
 	binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
 	for _, a := range list {
-		if slices.Contains(linkAttrs, a.kind) && (a.kind != unix.IFLA_LINK || d.GetKind() != "veth") {
+		if slices.Contains(linkAttrs, a.kind) && (a.kind != unix.IFLA_LINK && a.kind != unix.IFLA_LINK_NETNSID || d.GetKind() != "veth") {
 			m = appendAttr(m, a.kind, a.data)
 		}
 	}
 	return m
 }
 
-func makeLink(n *imagespb.NetNamespace, d *imagespb.NetDevice, list []attr) error {
+// makeLink makes a device; that to which it leads is in the namespace at.
+func (n *liveNet) makeLink(at *liveNet, d *imagespb.NetDevice, list []attr) error {
 	settable, ok := linkKinds[d.GetKind()]
 	if !ok {
 		return ErrNotCarried
@@ -182,7 +217,7 @@ func makeLink(n *imagespb.NetNamespace, d *imagespb.NetDevice, list []attr) erro
 		}
 	}
 	if d.GetKind() == "veth" {
-		if data, err = peerMessage(n, word(find(list, unix.IFLA_LINK))); err != nil {
+		if data, err = n.peerMessage(at, word(find(list, unix.IFLA_LINK))); err != nil {
 			return err
 		}
 	}
@@ -195,17 +230,21 @@ func makeLink(n *imagespb.NetNamespace, d *imagespb.NetDevice, list []attr) erro
 }
 
 // peerMessage is the other end of a veth, as an attribute of the first (VETH_INFO_PEER).
-func peerMessage(n *imagespb.NetNamespace, index uint32) ([]byte, error) {
-	i := slices.IndexFunc(n.GetDevices(), func(d *imagespb.NetDevice) bool { return d.GetIndex() == index })
+func (n *liveNet) peerMessage(at *liveNet, index uint32) ([]byte, error) {
+	i := slices.IndexFunc(at.GetDevices(), func(d *imagespb.NetDevice) bool { return d.GetIndex() == index })
 	if i < 0 {
 		return nil, fmt.Errorf("its other end, device %d, is not among the devices: %w", index, ErrNotCarried)
 	}
-	peer := n.GetDevices()[i]
+	peer := at.GetDevices()[i]
 	list, err := attrs(peer.GetLink(), sizeLink)
 	if err != nil {
 		return nil, err
 	}
-	return appendAttr(nil, nl.VETH_INFO_PEER|unix.NLA_F_NESTED, linkMessage(peer, list)), nil
+	m := linkMessage(peer, list)
+	if at != n {
+		m = appendAttr(m, unix.IFLA_NET_NS_FD, binary.NativeEndian.AppendUint32(nil, uint32(at.file.Fd())))
+	}
+	return appendAttr(nil, nl.VETH_INFO_PEER|unix.NLA_F_NESTED, m), nil
 }
 
 // setLink gives a device what refers to others, and what a device that was there already did not get when it was made.

@@ -25,7 +25,7 @@ func TestPOSIXQueuesAreRefused(t *testing.T) {
 	defer func() { _ = init.Kill(context.Background()); _ = init.Close() }()
 	check := func() []engine.Obstacle {
 		t.Helper()
-		found, err := Check(t.Context(), procfs.Host, []*engine.Process{&engine.Process{PID: init.PID}}, unix.CLONE_NEWIPC)
+		found, err := Check(t.Context(), procfs.Host, []*engine.Process{{PID: init.PID}}, unix.CLONE_NEWIPC, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

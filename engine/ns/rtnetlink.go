@@ -28,6 +28,13 @@ func dumpNetlink(what, answer uint16, head []byte) ([][]byte, error) {
 	return out, nil
 }
 
+// askNetlink asks about one object.
+func askNetlink(what, answer uint16, message []byte) ([][]byte, error) {
+	req := nl.NewNetlinkRequest(int(what), 0)
+	req.AddData(raw(message))
+	return req.Execute(unix.NETLINK_ROUTE, answer)
+}
+
 // send makes one change. flags are NLM_F_*.
 func sendNetlink(what uint16, flags int, message []byte) error {
 	req := nl.NewNetlinkRequest(int(what), flags|unix.NLM_F_ACK)

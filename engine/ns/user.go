@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/userns"
@@ -93,12 +94,17 @@ func (d *dumper) related(link string, request uint) (ino uint64, err error) {
 		return 0, err
 	}
 	defer func() { _ = f.Close() }() // a namespace's handle: nothing is lost
+	return relatedTo(f, request)
+}
+
+// relatedTo is related of an open namespace.
+func relatedTo(f *os.File, request uint) (ino uint64, err error) {
 	fd, err := unix.IoctlRetInt(int(f.Fd()), request)
 	if errors.Is(err, unix.EPERM) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s namespace: ioctl 0x%x: %w", link, request, err)
+		return 0, fmt.Errorf("%s: ioctl 0x%x: %w", f.Name(), request, err)
 	}
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
 	var st unix.Stat_t

@@ -28,7 +28,7 @@ func restoreUTS(r *restorer) error {
 	if u == nil {
 		return nil
 	}
-	return Inside(r.caller.PID(), unix.CLONE_NEWUTS, func() error {
+	return r.inside(unix.CLONE_NEWUTS, func() error {
 		if err := unix.Sethostname([]byte(u.GetNodename())); err != nil {
 			return fmt.Errorf("host name %q: %w", u.GetNodename(), err)
 		}

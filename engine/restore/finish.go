@@ -150,6 +150,9 @@ func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err er
 	if s.env.Terminal != nil {
 		env.Terminal = func(name string, master *os.File) error { return s.env.Terminal(ctx, s.parent, name, master) }
 	}
+	if s.spaces != nil {
+		env.Nested = s.spaces.Handle
+	}
 	s.files, err = files.NewRestorer(cp, env)
 	if err != nil {
 		return err

@@ -365,6 +365,7 @@ type FileExtra struct {
 	Size          uint64                 `protobuf:"varint,11,opt,name=size,proto3" json:"size,omitempty"`
 	Mode          uint32                 `protobuf:"varint,12,opt,name=mode,proto3" json:"mode,omitempty"`     // st_mode
 	Object        uint32                 `protobuf:"varint,40,opt,name=object,proto3" json:"object,omitempty"` // it is this Object, and its path leads nowhere; 0 for none
+	Net           uint32                 `protobuf:"varint,42,opt,name=net,proto3" json:"net,omitempty"`       // of a socket: the NestedNamespace that it is in; 0: the one of the root
 	Via           uint32                 `protobuf:"varint,41,opt,name=via,proto3" json:"via,omitempty"`       // its path is from the root directory of this process, which is in another mount namespace; 0: of its holder
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -487,6 +488,13 @@ func (x *FileExtra) GetMode() uint32 {
 func (x *FileExtra) GetObject() uint32 {
 	if x != nil {
 		return x.Object
+	}
+	return 0
+}
+
+func (x *FileExtra) GetNet() uint32 {
+	if x != nil {
+		return x.Net
 	}
 	return 0
 }
@@ -2327,7 +2335,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
-	"\brealtime\x18\x03 \x01(\x12R\brealtime\"\xd6\x02\n" +
+	"\brealtime\x18\x03 \x01(\x12R\brealtime\"\xe8\x02\n" +
 	"\tFileExtra\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tdev_major\x18\x02 \x01(\rR\bdevMajor\x12\x1b\n" +
@@ -2345,6 +2353,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04size\x18\v \x01(\x04R\x04size\x12\x12\n" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
 	"\x06object\x18( \x01(\rR\x06object\x12\x10\n" +
+	"\x03net\x18* \x01(\rR\x03net\x12\x10\n" +
 	"\x03via\x18) \x01(\rR\x03via\"\x99\x05\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +

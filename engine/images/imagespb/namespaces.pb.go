@@ -154,6 +154,7 @@ type NestedNamespace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`      // in the names of its image files; 1 stands for those of the root
 	State         *Namespaces            `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // of it alone: own names its kind
+	Ino           uint64                 `protobuf:"varint,3,opt,name=ino,proto3" json:"ino,omitempty"`    // its number (st_ino) where it was dumped
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +201,13 @@ func (x *NestedNamespace) GetState() *Namespaces {
 		return x.State
 	}
 	return nil
+}
+
+func (x *NestedNamespace) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
 }
 
 // ProcessNamespaces are the nested namespaces that a process is in, one of a kind; for the others it is where the root is.
@@ -264,6 +272,8 @@ type Mount struct {
 	SharedOutside bool                   `protobuf:"varint,4,opt,name=shared_outside,json=sharedOutside,proto3" json:"shared_outside,omitempty"` // its peer group has members in the host's mount namespace
 	SlaveOutside  bool                   `protobuf:"varint,5,opt,name=slave_outside,json=slaveOutside,proto3" json:"slave_outside,omitempty"`    // its master is in the host's mount namespace
 	Covered       uint32                 `protobuf:"varint,6,opt,name=covered,proto3" json:"covered,omitempty"`                                  // mounts of the host that hide what is mounted at path
+	Namespace     uint32                 `protobuf:"varint,7,opt,name=namespace,proto3" json:"namespace,omitempty"`                              // it is a handle of this NestedNamespace or, if 1, of the root's of this kind
+	Kind          uint64                 `protobuf:"varint,8,opt,name=kind,proto3" json:"kind,omitempty"`                                        // CLONE_NEW*
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,6 +346,20 @@ func (x *Mount) GetSlaveOutside() bool {
 func (x *Mount) GetCovered() uint32 {
 	if x != nil {
 		return x.Covered
+	}
+	return 0
+}
+
+func (x *Mount) GetNamespace() uint32 {
+	if x != nil {
+		return x.Namespace
+	}
+	return 0
+}
+
+func (x *Mount) GetKind() uint64 {
+	if x != nil {
+		return x.Kind
 	}
 	return 0
 }
@@ -503,6 +527,7 @@ type NetNamespace struct {
 	Sysctls       []*Sysctl              `protobuf:"bytes,3,rep,name=sysctls,proto3" json:"sysctls,omitempty"`       // below /proc/sys/net
 	Rules         [][]byte               `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`           // RTM_NEWRULE
 	Neighbours    [][]byte               `protobuf:"bytes,5,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // RTM_NEWNEIGH
+	Ids           []*NetID               `protobuf:"bytes,6,rep,name=ids,proto3" json:"ids,omitempty"`               // by which it knows other network namespaces of the tree
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +597,66 @@ func (x *NetNamespace) GetNeighbours() [][]byte {
 	return nil
 }
 
+func (x *NetNamespace) GetIds() []*NetID {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// NetID is an RTM_NEWNSID (rtnetlink(7)).
+type NetID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nsid          uint32                 `protobuf:"varint,1,opt,name=nsid,proto3" json:"nsid,omitempty"`
+	Namespace     uint32                 `protobuf:"varint,2,opt,name=namespace,proto3" json:"namespace,omitempty"` // NestedNamespace.id; 1: the root's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetID) Reset() {
+	*x = NetID{}
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetID) ProtoMessage() {}
+
+func (x *NetID) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetID.ProtoReflect.Descriptor instead.
+func (*NetID) Descriptor() ([]byte, []int) {
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NetID) GetNsid() uint32 {
+	if x != nil {
+		return x.Nsid
+	}
+	return 0
+}
+
+func (x *NetID) GetNamespace() uint32 {
+	if x != nil {
+		return x.Namespace
+	}
+	return 0
+}
+
 type NetDevice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -585,7 +670,7 @@ type NetDevice struct {
 
 func (x *NetDevice) Reset() {
 	*x = NetDevice{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +682,7 @@ func (x *NetDevice) String() string {
 func (*NetDevice) ProtoMessage() {}
 
 func (x *NetDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +695,7 @@ func (x *NetDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetDevice.ProtoReflect.Descriptor instead.
 func (*NetDevice) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NetDevice) GetIndex() uint32 {
@@ -658,7 +743,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +755,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +768,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sysctl) GetName() string {
@@ -710,7 +795,7 @@ type Tree struct {
 
 func (x *Tree) Reset() {
 	*x = Tree{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +807,7 @@ func (x *Tree) String() string {
 func (*Tree) ProtoMessage() {}
 
 func (x *Tree) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +820,7 @@ func (x *Tree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tree.ProtoReflect.Descriptor instead.
 func (*Tree) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Tree) GetFiles() []*TreeFile {
@@ -765,7 +850,7 @@ type TreeFile struct {
 
 func (x *TreeFile) Reset() {
 	*x = TreeFile{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[11]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +862,7 @@ func (x *TreeFile) String() string {
 func (*TreeFile) ProtoMessage() {}
 
 func (x *TreeFile) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[11]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +875,7 @@ func (x *TreeFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeFile.ProtoReflect.Descriptor instead.
 func (*TreeFile) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TreeFile) GetPath() string {
@@ -887,7 +972,7 @@ type TreeExtent struct {
 
 func (x *TreeExtent) Reset() {
 	*x = TreeExtent{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[12]
+	mi := &file_engine_images_namespaces_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +984,7 @@ func (x *TreeExtent) String() string {
 func (*TreeExtent) ProtoMessage() {}
 
 func (x *TreeExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[12]
+	mi := &file_engine_images_namespaces_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +997,7 @@ func (x *TreeExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeExtent.ProtoReflect.Descriptor instead.
 func (*TreeExtent) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TreeExtent) GetOffset() uint64 {
@@ -949,20 +1034,23 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x0fboottime_offset\x18\t \x01(\x12R\x0eboottimeOffset\x127\n" +
 	"\x06nested\x18\n" +
 	" \x03(\v2\x1f.migrate.images.NestedNamespaceR\x06nested\x12?\n" +
-	"\tprocesses\x18\v \x03(\v2!.migrate.images.ProcessNamespacesR\tprocesses\"S\n" +
+	"\tprocesses\x18\v \x03(\v2!.migrate.images.ProcessNamespacesR\tprocesses\"e\n" +
 	"\x0fNestedNamespace\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x120\n" +
-	"\x05state\x18\x02 \x01(\v2\x1a.migrate.images.NamespacesR\x05state\"7\n" +
+	"\x05state\x18\x02 \x01(\v2\x1a.migrate.images.NamespacesR\x05state\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\"7\n" +
 	"\x11ProcessNamespaces\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
-	"\x03ids\x18\x02 \x03(\rR\x03ids\"\xa1\x01\n" +
+	"\x03ids\x18\x02 \x03(\rR\x03ids\"\xd3\x01\n" +
 	"\x05Mount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x0e\n" +
 	"\x02fs\x18\x02 \x01(\rR\x02fs\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12%\n" +
 	"\x0eshared_outside\x18\x04 \x01(\bR\rsharedOutside\x12#\n" +
 	"\rslave_outside\x18\x05 \x01(\bR\fslaveOutside\x12\x18\n" +
-	"\acovered\x18\x06 \x01(\rR\acovered\"6\n" +
+	"\acovered\x18\x06 \x01(\rR\acovered\x12\x1c\n" +
+	"\tnamespace\x18\a \x01(\rR\tnamespace\x12\x12\n" +
+	"\x04kind\x18\b \x01(\x04R\x04kind\"6\n" +
 	"\fSemaphoreSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06values\x18\x02 \x03(\rR\x06values\"S\n" +
@@ -971,7 +1059,7 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\bmessages\x18\x02 \x03(\v2\x17.migrate.images.MessageR\bmessages\"1\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\x12R\x04type\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xc3\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xec\x01\n" +
 	"\fNetNamespace\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.migrate.images.NetDeviceR\adevices\x12\x16\n" +
 	"\x06routes\x18\x02 \x03(\fR\x06routes\x120\n" +
@@ -979,7 +1067,11 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x05rules\x18\x04 \x03(\fR\x05rules\x12\x1e\n" +
 	"\n" +
 	"neighbours\x18\x05 \x03(\fR\n" +
-	"neighbours\"{\n" +
+	"neighbours\x12'\n" +
+	"\x03ids\x18\x06 \x03(\v2\x15.migrate.images.NetIDR\x03ids\"9\n" +
+	"\x05NetID\x12\x12\n" +
+	"\x04nsid\x18\x01 \x01(\rR\x04nsid\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\rR\tnamespace\"{\n" +
 	"\tNetDevice\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1025,7 +1117,7 @@ func file_engine_images_namespaces_proto_rawDescGZIP() []byte {
 	return file_engine_images_namespaces_proto_rawDescData
 }
 
-var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_engine_images_namespaces_proto_goTypes = []any{
 	(*Namespaces)(nil),        // 0: migrate.images.Namespaces
 	(*NestedNamespace)(nil),   // 1: migrate.images.NestedNamespace
@@ -1035,12 +1127,13 @@ var file_engine_images_namespaces_proto_goTypes = []any{
 	(*MessageQueue)(nil),      // 5: migrate.images.MessageQueue
 	(*Message)(nil),           // 6: migrate.images.Message
 	(*NetNamespace)(nil),      // 7: migrate.images.NetNamespace
-	(*NetDevice)(nil),         // 8: migrate.images.NetDevice
-	(*Sysctl)(nil),            // 9: migrate.images.Sysctl
-	(*Tree)(nil),              // 10: migrate.images.Tree
-	(*TreeFile)(nil),          // 11: migrate.images.TreeFile
-	(*TreeExtent)(nil),        // 12: migrate.images.TreeExtent
-	nil,                       // 13: migrate.images.TreeFile.XattrsEntry
+	(*NetID)(nil),             // 8: migrate.images.NetID
+	(*NetDevice)(nil),         // 9: migrate.images.NetDevice
+	(*Sysctl)(nil),            // 10: migrate.images.Sysctl
+	(*Tree)(nil),              // 11: migrate.images.Tree
+	(*TreeFile)(nil),          // 12: migrate.images.TreeFile
+	(*TreeExtent)(nil),        // 13: migrate.images.TreeExtent
+	nil,                       // 14: migrate.images.TreeFile.XattrsEntry
 }
 var file_engine_images_namespaces_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Namespaces.mounts:type_name -> migrate.images.Mount
@@ -1051,16 +1144,17 @@ var file_engine_images_namespaces_proto_depIdxs = []int32{
 	2,  // 5: migrate.images.Namespaces.processes:type_name -> migrate.images.ProcessNamespaces
 	0,  // 6: migrate.images.NestedNamespace.state:type_name -> migrate.images.Namespaces
 	6,  // 7: migrate.images.MessageQueue.messages:type_name -> migrate.images.Message
-	8,  // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
-	9,  // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
-	11, // 10: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
-	12, // 11: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
-	13, // 12: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	9,  // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
+	10, // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
+	8,  // 10: migrate.images.NetNamespace.ids:type_name -> migrate.images.NetID
+	12, // 11: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
+	13, // 12: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
+	14, // 13: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_namespaces_proto_init() }
@@ -1074,7 +1168,7 @@ func file_engine_images_namespaces_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_namespaces_proto_rawDesc), len(file_engine_images_namespaces_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
