@@ -46,6 +46,7 @@ type live struct {
 	downtimeMS  float64
 	frozenMS    float64
 	connections []*clusterapi.Connection
+	steps       []*clusterapi.Step // of the destination
 	voted       bool
 	silent      map[handoff.Role]string // what an agent that does not take its order says, or why it cannot be reached
 }
@@ -203,7 +204,7 @@ func (s *session) note(e sessionEvent) {
 		v.progress.PredictedDowntimeMs = c.GetPredictedDowntimeMs()
 	}
 	if d := r.GetResumed(); d != nil {
-		v.destPID, v.downtimeMS, v.connections = d.GetPid(), d.GetDowntimeMs(), d.GetConnections()
+		v.destPID, v.downtimeMS, v.connections, v.steps = d.GetPid(), d.GetDowntimeMs(), d.GetConnections(), d.GetSteps()
 	}
 	for _, ms := range []float64{r.GetConfirmed().GetFrozenMs(), r.GetAttemptEnded().GetFrozenMs(), r.GetFailed().GetFrozenMs()} {
 		if ms > 0 {
@@ -246,7 +247,7 @@ func (s *session) propose(e handoff.Entry) error {
 	c.Reason = s.reason
 	s.mu.Lock()
 	c.Progress, c.Pid, c.DestinationPid = s.view.progress, s.view.pid, s.view.destPID
-	c.DowntimeMs, c.FrozenMs, c.Connections = s.view.downtimeMS, s.view.frozenMS, s.view.connections
+	c.DowntimeMs, c.FrozenMs, c.Connections, c.Steps = s.view.downtimeMS, s.view.frozenMS, s.view.connections, s.view.steps
 	s.mu.Unlock()
 	res, err := s.t.s.node.propose(&logpb.Command{Command: &logpb.Command_MigrationEntry{MigrationEntry: c}})
 	if err == nil && res.Err != nil {

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	clusterapi "migrate/coordinator/api"
@@ -65,7 +66,7 @@ func (t *term) migration(m *logpb.Migration) *clusterapi.Migration {
 		SourceInstance: r.Source, DestinationInstance: r.Destination, Epoch: r.Epoch, Pid: m.GetPid(), DestinationPid: m.GetDestinationPid(),
 		Options: withDefaults(m.GetOptions()), BegunUnixNs: m.GetBegunUnixNs(), PhaseUnixNs: m.GetPhaseUnixNs(), EndedUnixNs: m.GetEndedUnixNs(),
 		Progress: m.GetProgress(), Connections: m.GetConnections(), DowntimeMs: m.GetDowntimeMs(), FrozenMs: m.GetFrozenMs(),
-		PredictedDowntimeMs: m.GetPredictedDowntimeMs(), Error: m.GetError(), Cancelled: r.Cancelled, Final: final(m, now)}
+		PredictedDowntimeMs: m.GetPredictedDowntimeMs(), Error: m.GetError(), Cancelled: r.Cancelled, Final: final(m, now), Steps: m.GetSteps()}
 	end := cmp.Or(m.GetEndedUnixNs(), now.UnixNano())
 	out.TotalMs = float64(end-m.GetBegunUnixNs()) / 1e6
 	t.mu.Lock()
@@ -77,6 +78,9 @@ func (t *term) migration(m *logpb.Migration) *clusterapi.Migration {
 	if p := out.GetProgress().GetPredictedDowntimeMs(); p > 0 {
 		out.PredictedDowntimeMs = p
 	}
+	out.Steps = slices.SortedStableFunc(slices.Values(slices.Concat(out.GetProgress().GetSteps(), out.Steps)), func(a, b *clusterapi.Step) int {
+		return cmp.Compare(a.GetStartMs(), b.GetStartMs())
+	})
 	return out
 }
 
@@ -94,6 +98,9 @@ func (s *session) addTo(out *clusterapi.Migration) {
 	out.FrozenMs = cmp.Or(v.frozenMS, out.FrozenMs)
 	if len(v.connections) > 0 {
 		out.Connections = v.connections
+	}
+	if len(v.steps) > 0 {
+		out.Steps = v.steps
 	}
 	if v.voted && out.Phase == clusterapi.Phase_PHASE_SWITCHING {
 		out.Phase = clusterapi.Phase_PHASE_VOTED

@@ -32,6 +32,7 @@ type moveFlags struct {
 	closeTCP    bool
 	files       filesFlags
 	detach      bool
+	explain     bool
 	progress    string
 	output      string
 }
@@ -122,6 +123,7 @@ func newMoveCommand() *cobra.Command {
 	f.BoolVar(&m.closeTCP, "close-tcp", false, "close connections that cannot move, instead of refusing the move")
 	m.files.add(cmd)
 	f.StringVar(&m.progress, "progress", "auto", "auto (live on a terminal, else lines, none with -o json), plain or none")
+	f.BoolVar(&m.explain, "explain", false, "print what the blackout was spent on, step by step (-o json always has it)")
 	f.BoolVar(&m.detach, "detach", false, "print the id of the move and return")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
 	addOutputFlag(cmd, &m.output)
@@ -159,6 +161,14 @@ func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 	return o, m.files.set(o)
 }
 
+func (m *moveFlags) print(w io.Writer, last *clusterapi.Migration) error {
+	err := printMove(w, last)
+	if m.explain && err == nil && last.GetOutcome() == clusterapi.Outcome_OUTCOME_MOVED {
+		err = printSteps(w, last)
+	}
+	return err
+}
+
 func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *agentapi.MoveOptions, args []string) error {
 	what, err := m.target.target(ctx, a, args)
 	if err != nil {
@@ -186,7 +196,7 @@ func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *a
 	if err != nil {
 		return err
 	}
-	if err := printAs(out, m.output, resultOf(last), func(w io.Writer) error { return printMove(w, last) }); err != nil {
+	if err := printAs(out, m.output, resultOf(last), func(w io.Writer) error { return m.print(w, last) }); err != nil {
 		return err
 	}
 	return outcomeError(last)

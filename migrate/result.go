@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
+	"text/tabwriter"
 
 	clusterapi "migrate/coordinator/api"
 )
@@ -30,6 +32,15 @@ type moveResult struct {
 	PagesRemaining      uint64       `json:"pages_remaining"`
 	Error               string       `json:"error"`
 	Obstacles           []obstacle   `json:"obstacles,omitempty"`
+	Steps               []step       `json:"steps,omitempty"`
+}
+
+// step is a part of the blackout. Its start is since the program stopped; parts of a step have its name before theirs.
+type step struct {
+	Name    string  `json:"name"`
+	Host    string  `json:"host"`
+	StartMS float64 `json:"start_ms"`
+	MS      float64 `json:"ms"`
 }
 
 type round struct {
@@ -70,6 +81,9 @@ func resultOf(m *clusterapi.Migration) moveResult {
 	for _, x := range p.GetRounds() {
 		r.Rounds = append(r.Rounds, round{x.GetN(), x.GetPages(), x.GetZeroPages(), x.GetBytesSent(), x.GetMs(), x.GetDirtyPagesAfter()})
 	}
+	for _, x := range m.GetSteps() {
+		r.Steps = append(r.Steps, step{x.GetName(), x.GetHost(), x.GetStartMs(), x.GetMs()})
+	}
 	for _, c := range m.GetConnections() {
 		r.Connections = append(r.Connections, connection{c.GetLocal(), c.GetRemote(), c.GetState(), c.GetUnackedBytes(), c.GetUnreadBytes(), c.GetFramesDelivered(), c.GetRtoDuringMove()})
 	}
@@ -89,4 +103,18 @@ func printMove(w io.Writer, m *clusterapi.Migration) error {
 	_, err := fmt.Fprintf(w, "%s moved from %s to %s (pid %d, epoch %d): blackout %.1f ms, %.0f ms in all, %d rounds, %d pages (%d zero), %s sent, %d connections\n",
 		r.Workload, r.Source, r.Destination, r.DestinationPID, r.Epoch, r.DowntimeMS, r.TotalMS, len(r.Rounds), pages, zero, bytesText(r.BytesSent), len(r.Connections))
 	return err
+}
+
+// printSteps prints what the blackout was spent on, for people: one line a step, those of a step under it.
+func printSteps(w io.Writer, m *clusterapi.Migration) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "AT\tTOOK\tHOST\tSTEP")
+	for _, x := range resultOf(m).Steps {
+		depth := strings.Count(x.Name, "/")
+		_, _ = fmt.Fprintf(t, "%.2f ms\t%.2f ms\t%s\t%s%s\n", x.StartMS, x.MS, x.Host, strings.Repeat("  ", depth), x.Name[strings.LastIndexByte(x.Name, '/')+1:])
+	}
+	if m.GetDowntimeMs() > 0 {
+		_, _ = fmt.Fprintf(t, "%.2f ms\t\t%s\tthe program runs\n", m.GetDowntimeMs(), m.GetDestination())
+	}
+	return t.Flush()
 }

@@ -13,10 +13,11 @@ import (
 
 func newStatusCommand() *cobra.Command {
 	var output string
+	var explain bool
 	cmd := &cobra.Command{
 		Use:     "status [ID]",
 		Short:   "Show migrations that are under way, or one of any time",
-		Example: "  migrate status\n  migrate status m-17 -o json",
+		Example: "  migrate status\n  migrate status m-17 --explain",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
@@ -27,10 +28,17 @@ func newStatusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return printAs(cmd.OutOrStdout(), output, resultOf(m), func(w io.Writer) error { return printMigrations(w, []*clusterapi.Migration{m}) })
+				return printAs(cmd.OutOrStdout(), output, resultOf(m), func(w io.Writer) error {
+					err := printMigrations(w, []*clusterapi.Migration{m})
+					if explain && err == nil {
+						err = printSteps(w, m)
+					}
+					return err
+				})
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&explain, "explain", false, "with ID: print what the blackout was spent on, step by step")
 	addOutputFlag(cmd, &output)
 	return cmd
 }

@@ -302,6 +302,14 @@ type progress struct {
 	bytes    uint64          // on the wire, when the round that runs began
 	earlier  pagexfer.Totals // of page streams that were given up for another
 	started  time.Time
+	steps    []*clusterapi.Step // of the last switch
+}
+
+// took notes the steps of a switch.
+func (p *progress) took(steps []*clusterapi.Step) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.steps = steps
 }
 
 func newProgress(tracker string) *progress { return &progress{tracker: tracker} }
@@ -387,7 +395,7 @@ func (p *progress) message(totals pagexfer.Totals) *clusterapi.Progress {
 	m := &clusterapi.Progress{
 		Rounds: append([]*clusterapi.Round(nil), p.done...), PagesSent: totals.Pages, BytesSent: totals.WireBytes,
 		DirtyPagesPerSecond: p.forecast.DirtyPerSecond, PredictedDowntimeMs: ms(p.forecast.Blackout), Tracker: p.tracker,
-		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages,
+		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages, Steps: p.steps,
 	}
 	expected := p.forecast.Pages
 	if len(p.done) == 0 {

@@ -48,6 +48,7 @@ type destination struct {
 	call     context.CancelFunc // of the peer's call that works on the skeleton; nil when none does
 	called   chan struct{}      // closed when that call has ended
 	stopped  time.Duration
+	steps    *span.Recorder // of the last switch; nil when none was begun
 	quiet    time.Duration
 	arriving frames
 	answer   chan handoff.Hash // of the Finish that waits; nil when none does
@@ -116,6 +117,7 @@ func (d *destination) persist(next handoff.Destination) error {
 	if d.skeleton != nil {
 		rec.Handle = d.skeleton.Handle()
 	}
+	defer d.step("make durable")()
 	d.mu.Unlock()
 	if d.file == nil {
 		f, err := create(recordPath(d.m.cfg.Dir, next.Disk.Ref, handoff.RoleDestination))
@@ -152,6 +154,15 @@ func (d *destination) report(a handoff.Action) {
 	d.link.say(a.String(), req)
 }
 
+// step begins a step of the switch, if one was begun; the function that it returns ends it. The lock must be held.
+func (d *destination) step(name string) (end func()) {
+	if d.steps == nil {
+		return func() {}
+	}
+	rec, start := d.steps, time.Now()
+	return func() { rec.Add(name, start, time.Since(start)) }
+}
+
 func (d *destination) resumed() *clusterapi.Resumed {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -159,11 +170,15 @@ func (d *destination) resumed() *clusterapi.Resumed {
 	if d.skeleton != nil {
 		r.Connections = d.skeleton.Connections()
 	}
+	r.Steps = stepsOf(d.steps, d.m.cfg.Node)
 	return r
 }
 
 // requestCommit brings the vote and waits for the log's decision, again and again until there is one.
 func (d *destination) requestCommit(ctx context.Context, a handoff.Action) {
+	d.mu.Lock()
+	end := d.step("decide")
+	d.mu.Unlock()
 	req := &clusterapi.RequestCommitRequest{Ref: refTo(a.Ref, d.epoch), Node: d.m.cfg.Node, BootId: d.m.cfg.BootID, Hash: []byte(a.Hash)}
 	for wait := 10 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
 		reply, err := d.m.cfg.Cluster.RequestCommit(ctx, req)
@@ -172,6 +187,7 @@ func (d *destination) requestCommit(ctx context.Context, a handoff.Action) {
 			order = decisions[reply.GetDecision()]
 		}
 		if order != handoff.OrderNone {
+			end()
 			d.loop.post(ctx, handoff.DestinationEvent{Kind: handoff.DestinationOrdered, Order: order, Ref: a.Ref})
 			return
 		}
@@ -195,11 +211,11 @@ var decisions = map[clusterapi.Decision]handoff.OrderKind{
 func (d *destination) resume(ctx context.Context) error {
 	d.mu.Lock()
 	sk, port := d.skeleton, d.port
+	end := d.step("resume")
 	d.mu.Unlock()
 	if d.held == nil {
 		return fmt.Errorf("copy %d is not here any more", d.id.Instance)
 	}
-	lap := newLaps(time.Now())
 	d.endFiles()
 	if port != nil {
 		if err := port.OpenEgress(); err != nil {
@@ -213,12 +229,10 @@ func (d *destination) resume(ctx context.Context) error {
 			return err
 		}
 	}
-	lap.mark("sockets")
 	if err := d.held.Thaw(ctx); err != nil {
 		return err
 	}
-	lap.mark("resume")
-	d.log.Info("resumed", "took", lap)
+	end()
 	if d.stopped != 0 {
 		down := monotonic() - d.stopped
 		d.view.set(func(v *view) { v.down = down })
@@ -430,7 +444,13 @@ func (d *destination) finish(ctx context.Context, h *agentapi.FinishHeader, chec
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(h.GetDeadlineNs())-monotonic())
 	defer cancel()
-	digest, err := d.complete(ctx, extra, checkpoint)
+	rec := sinceStop(time.Duration(h.GetStoppedAtNs()))
+	d.mu.Lock()
+	d.steps = rec
+	d.mu.Unlock()
+	in, end := span.Begin(span.With(ctx, rec), "complete")
+	digest, err := d.complete(in, extra, checkpoint)
+	end()
 	if err != nil {
 		// The source ends the attempt. What has become of the copy is not known: the next attempt builds another.
 		d.log.Warn("the copy could not be completed", "error", err)
@@ -457,8 +477,6 @@ func (d *destination) finish(ctx context.Context, h *agentapi.FinishHeader, chec
 }
 
 func (d *destination) complete(ctx context.Context, extra finishExtra, checkpoint []byte) ([]byte, error) {
-	rec := span.New(time.Now())
-	ctx = span.With(ctx, rec)
 	if d.port != nil && len(extra.Neighbours) > 0 {
 		if err := d.port.InstallNeighbours(ctx, extra.Neighbours); err != nil {
 			return nil, err
@@ -467,9 +485,7 @@ func (d *destination) complete(ctx context.Context, extra finishExtra, checkpoin
 	if err := d.skeleton.Finish(ctx, checkpoint); err != nil {
 		return nil, err
 	}
-	digest, err := d.skeleton.Digest(ctx)
-	d.log.Info("completed", "took", rec.Spans())
-	return digest, err
+	return d.skeleton.Digest(ctx)
 }
 
 // answerFinish lets the Finish that waits answer its peer, with the hash of the vote or, when there is none, an error.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -249,19 +248,3 @@ func get[T any](v *view, f func(*view) T) T {
 	defer v.mu.Unlock()
 	return f(v)
 }
-
-// laps is how long the steps of a blackout took, for the log.
-type laps struct {
-	last time.Time
-	text []string
-}
-
-func newLaps(start time.Time) *laps { return &laps{last: start} }
-
-func (l *laps) mark(what string) {
-	now := time.Now()
-	l.text = append(l.text, fmt.Sprintf("%s %.1fms", what, ms(now.Sub(l.last))))
-	l.last = now
-}
-
-func (l *laps) String() string { return strings.Join(l.text, ", ") }

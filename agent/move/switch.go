@@ -124,7 +124,7 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 	start, rec := time.Now(), span.New(s.stopped)
 	rec.Add("freeze", s.stopped, start.Sub(s.stopped))
 	ctx = span.With(ctx, rec)
-	defer func() { s.log.Info("steps", "took", rec.Spans()) }()
+	defer func() { s.copying.progress.took(stepsOf(rec, s.m.cfg.Node)) }()
 	if err := span.Do(ctx, "layout", func(ctx context.Context) error { return s.follow(ctx, attempt) }); err != nil {
 		return "", err
 	}
@@ -179,6 +179,7 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 		return "", fmt.Errorf("%w: here %x, at %s %x", errDigest, digest, s.peerNode.GetName(), reply.GetDigest())
 	}
 	c := s.copying // a later stretch has one of its own
+	c.progress.took(stepsOf(rec, s.m.cfg.Node))
 	s.m.tasks.Go(func() { s.tellOnce(s.ctx, c) })
 	return hash, nil
 }

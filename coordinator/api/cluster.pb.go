@@ -1383,6 +1383,7 @@ type Progress struct {
 	Tracker             string                 `protobuf:"bytes,8,opt,name=tracker,proto3" json:"tracker,omitempty"`                                    // uffd-wp|soft-dirty|hash
 	RoundFraction       float64                `protobuf:"fixed64,9,opt,name=round_fraction,json=roundFraction,proto3" json:"round_fraction,omitempty"` // of the round that runs, 0 to 1
 	Round               uint32                 `protobuf:"varint,10,opt,name=round,proto3" json:"round,omitempty"`                                      // that runs
+	Steps               []*Step                `protobuf:"bytes,11,rep,name=steps,proto3" json:"steps,omitempty"`                                       // of the source's part of the last switch
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1487,6 +1488,82 @@ func (x *Progress) GetRound() uint32 {
 	return 0
 }
 
+func (x *Progress) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// Step is a part of a switch. A step of a step has both names, joined by '/'.
+type Step struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	StartMs       float64                `protobuf:"fixed64,2,opt,name=start_ms,json=startMs,proto3" json:"start_ms,omitempty"` // since the program stopped
+	Ms            float64                `protobuf:"fixed64,3,opt,name=ms,proto3" json:"ms,omitempty"`
+	Host          string                 `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Step) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Step) GetStartMs() float64 {
+	if x != nil {
+		return x.StartMs
+	}
+	return 0
+}
+
+func (x *Step) GetMs() float64 {
+	if x != nil {
+		return x.Ms
+	}
+	return 0
+}
+
+func (x *Step) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
 type Migration struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Id                  string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1516,13 +1593,14 @@ type Migration struct {
 	Error               string                 `protobuf:"bytes,25,opt,name=error,proto3" json:"error,omitempty"` // why it did not move; empty when it did
 	Cancelled           bool                   `protobuf:"varint,26,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	Final               bool                   `protobuf:"varint,27,opt,name=final,proto3" json:"final,omitempty"` // nothing more will happen
+	Steps               []*Step                `protobuf:"bytes,28,rep,name=steps,proto3" json:"steps,omitempty"`  // of the last switch, on both hosts, by their start
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1612,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1625,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{16}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Migration) GetId() string {
@@ -1739,6 +1817,13 @@ func (x *Migration) GetFinal() bool {
 	return false
 }
 
+func (x *Migration) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 type MigrationEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     *Migration             `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
@@ -1750,7 +1835,7 @@ type MigrationEvent struct {
 
 func (x *MigrationEvent) Reset() {
 	*x = MigrationEvent{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1847,7 @@ func (x *MigrationEvent) String() string {
 func (*MigrationEvent) ProtoMessage() {}
 
 func (x *MigrationEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1860,7 @@ func (x *MigrationEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationEvent.ProtoReflect.Descriptor instead.
 func (*MigrationEvent) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{17}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MigrationEvent) GetMigration() *Migration {
@@ -1808,7 +1893,7 @@ type WatchMigrationRequest struct {
 
 func (x *WatchMigrationRequest) Reset() {
 	*x = WatchMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1905,7 @@ func (x *WatchMigrationRequest) String() string {
 func (*WatchMigrationRequest) ProtoMessage() {}
 
 func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1918,7 @@ func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationRequest.ProtoReflect.Descriptor instead.
 func (*WatchMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{18}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchMigrationRequest) GetId() string {
@@ -1852,7 +1937,7 @@ type GetMigrationRequest struct {
 
 func (x *GetMigrationRequest) Reset() {
 	*x = GetMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1949,7 @@ func (x *GetMigrationRequest) String() string {
 func (*GetMigrationRequest) ProtoMessage() {}
 
 func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1962,7 @@ func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMigrationRequest.ProtoReflect.Descriptor instead.
 func (*GetMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{19}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetMigrationRequest) GetId() string {
@@ -1896,7 +1981,7 @@ type ListMigrationsRequest struct {
 
 func (x *ListMigrationsRequest) Reset() {
 	*x = ListMigrationsRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +1993,7 @@ func (x *ListMigrationsRequest) String() string {
 func (*ListMigrationsRequest) ProtoMessage() {}
 
 func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2006,7 @@ func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsRequest.ProtoReflect.Descriptor instead.
 func (*ListMigrationsRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{20}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListMigrationsRequest) GetAll() bool {
@@ -1940,7 +2025,7 @@ type ListMigrationsReply struct {
 
 func (x *ListMigrationsReply) Reset() {
 	*x = ListMigrationsReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2037,7 @@ func (x *ListMigrationsReply) String() string {
 func (*ListMigrationsReply) ProtoMessage() {}
 
 func (x *ListMigrationsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2050,7 @@ func (x *ListMigrationsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsReply.ProtoReflect.Descriptor instead.
 func (*ListMigrationsReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{21}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListMigrationsReply) GetMigrations() []*Migration {
@@ -1985,7 +2070,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2082,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2095,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{22}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -2036,7 +2121,7 @@ type CancelReply struct {
 
 func (x *CancelReply) Reset() {
 	*x = CancelReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2133,7 @@ func (x *CancelReply) String() string {
 func (*CancelReply) ProtoMessage() {}
 
 func (x *CancelReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2146,7 @@ func (x *CancelReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelReply.ProtoReflect.Descriptor instead.
 func (*CancelReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{23}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CancelReply) GetMigration() *Migration {
@@ -2082,7 +2167,7 @@ type RetuneRequest struct {
 
 func (x *RetuneRequest) Reset() {
 	*x = RetuneRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2179,7 @@ func (x *RetuneRequest) String() string {
 func (*RetuneRequest) ProtoMessage() {}
 
 func (x *RetuneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2192,7 @@ func (x *RetuneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetuneRequest.ProtoReflect.Descriptor instead.
 func (*RetuneRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{24}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RetuneRequest) GetId() string {
@@ -2140,7 +2225,7 @@ type RetuneReply struct {
 
 func (x *RetuneReply) Reset() {
 	*x = RetuneReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2237,7 @@ func (x *RetuneReply) String() string {
 func (*RetuneReply) ProtoMessage() {}
 
 func (x *RetuneReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2250,7 @@ func (x *RetuneReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetuneReply.ProtoReflect.Descriptor instead.
 func (*RetuneReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{25}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RetuneReply) GetMigration() *Migration {
@@ -2188,7 +2273,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2285,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2298,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{26}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResolveRequest) GetId() string {
@@ -2260,7 +2345,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2357,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2370,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{27}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResolveReply) GetMigration() *Migration {
@@ -2303,7 +2388,7 @@ type NodesRequest struct {
 
 func (x *NodesRequest) Reset() {
 	*x = NodesRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2400,7 @@ func (x *NodesRequest) String() string {
 func (*NodesRequest) ProtoMessage() {}
 
 func (x *NodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2413,7 @@ func (x *NodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesRequest.ProtoReflect.Descriptor instead.
 func (*NodesRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{28}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 type NodesReply struct {
@@ -2342,7 +2427,7 @@ type NodesReply struct {
 
 func (x *NodesReply) Reset() {
 	*x = NodesReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2439,7 @@ func (x *NodesReply) String() string {
 func (*NodesReply) ProtoMessage() {}
 
 func (x *NodesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2452,7 @@ func (x *NodesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesReply.ProtoReflect.Descriptor instead.
 func (*NodesReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{29}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodesReply) GetNodes() []*Node {
@@ -2406,7 +2491,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2503,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2516,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{30}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Node) GetInfo() *api.NodeInfo {
@@ -2494,7 +2579,7 @@ type RegisterNodeRequest struct {
 
 func (x *RegisterNodeRequest) Reset() {
 	*x = RegisterNodeRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2591,7 @@ func (x *RegisterNodeRequest) String() string {
 func (*RegisterNodeRequest) ProtoMessage() {}
 
 func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2604,7 @@ func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeRequest.ProtoReflect.Descriptor instead.
 func (*RegisterNodeRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{31}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RegisterNodeRequest) GetNode() *api.NodeInfo {
@@ -2541,7 +2626,7 @@ type RegisterNodeReply struct {
 
 func (x *RegisterNodeReply) Reset() {
 	*x = RegisterNodeReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2638,7 @@ func (x *RegisterNodeReply) String() string {
 func (*RegisterNodeReply) ProtoMessage() {}
 
 func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2651,7 @@ func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeReply.ProtoReflect.Descriptor instead.
 func (*RegisterNodeReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{32}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RegisterNodeReply) GetIncarnation() uint64 {
@@ -2609,7 +2694,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2621,7 +2706,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +2719,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{33}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HeartbeatRequest) GetNode() string {
@@ -2675,7 +2760,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2772,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2785,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{34}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *HeartbeatReply) GetIncarnation() uint64 {
@@ -2749,7 +2834,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2846,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2859,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{35}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReportRequest) GetRef() *api.Ref {
@@ -3052,7 +3137,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3149,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3162,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{36}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 type Resumed struct {
@@ -3085,13 +3170,14 @@ type Resumed struct {
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	DowntimeMs    float64                `protobuf:"fixed64,2,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"` // first thread stopped to last thread runs, on one clock
 	Connections   []*Connection          `protobuf:"bytes,3,rep,name=connections,proto3" json:"connections,omitempty"`
+	Steps         []*Step                `protobuf:"bytes,4,rep,name=steps,proto3" json:"steps,omitempty"` // of the destination's part of the switch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Resumed) Reset() {
 	*x = Resumed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3189,7 @@ func (x *Resumed) String() string {
 func (*Resumed) ProtoMessage() {}
 
 func (x *Resumed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3202,7 @@ func (x *Resumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resumed.ProtoReflect.Descriptor instead.
 func (*Resumed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{37}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Resumed) GetPid() int32 {
@@ -3140,6 +3226,13 @@ func (x *Resumed) GetConnections() []*Connection {
 	return nil
 }
 
+func (x *Resumed) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 type Declined struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -3149,7 +3242,7 @@ type Declined struct {
 
 func (x *Declined) Reset() {
 	*x = Declined{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3254,7 @@ func (x *Declined) String() string {
 func (*Declined) ProtoMessage() {}
 
 func (x *Declined) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3267,7 @@ func (x *Declined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Declined.ProtoReflect.Descriptor instead.
 func (*Declined) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{38}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Declined) GetReason() string {
@@ -3192,7 +3285,7 @@ type CopyDestroyed struct {
 
 func (x *CopyDestroyed) Reset() {
 	*x = CopyDestroyed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3297,7 @@ func (x *CopyDestroyed) String() string {
 func (*CopyDestroyed) ProtoMessage() {}
 
 func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3310,7 @@ func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyDestroyed.ProtoReflect.Descriptor instead.
 func (*CopyDestroyed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{39}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{40}
 }
 
 type Prepared struct {
@@ -3229,7 +3322,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3334,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3347,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{40}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Prepared) GetPid() int32 {
@@ -3274,7 +3367,7 @@ type Converged struct {
 
 func (x *Converged) Reset() {
 	*x = Converged{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3286,7 +3379,7 @@ func (x *Converged) String() string {
 func (*Converged) ProtoMessage() {}
 
 func (x *Converged) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3299,7 +3392,7 @@ func (x *Converged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Converged.ProtoReflect.Descriptor instead.
 func (*Converged) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{41}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Converged) GetPredictedDowntimeMs() float64 {
@@ -3324,7 +3417,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3336,7 +3429,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3349,7 +3442,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{42}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{43}
 }
 
 type Vote struct {
@@ -3361,7 +3454,7 @@ type Vote struct {
 
 func (x *Vote) Reset() {
 	*x = Vote{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3466,7 @@ func (x *Vote) String() string {
 func (*Vote) ProtoMessage() {}
 
 func (x *Vote) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3479,7 @@ func (x *Vote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vote.ProtoReflect.Descriptor instead.
 func (*Vote) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{43}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Vote) GetHash() []byte {
@@ -3407,7 +3500,7 @@ type AttemptEnded struct {
 
 func (x *AttemptEnded) Reset() {
 	*x = AttemptEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3512,7 @@ func (x *AttemptEnded) String() string {
 func (*AttemptEnded) ProtoMessage() {}
 
 func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3525,7 @@ func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptEnded.ProtoReflect.Descriptor instead.
 func (*AttemptEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{44}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AttemptEnded) GetReason() string {
@@ -3465,7 +3558,7 @@ type Confirmed struct {
 
 func (x *Confirmed) Reset() {
 	*x = Confirmed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3477,7 +3570,7 @@ func (x *Confirmed) String() string {
 func (*Confirmed) ProtoMessage() {}
 
 func (x *Confirmed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3490,7 +3583,7 @@ func (x *Confirmed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirmed.ProtoReflect.Descriptor instead.
 func (*Confirmed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Confirmed) GetFrozenMs() float64 {
@@ -3508,7 +3601,7 @@ type Released struct {
 
 func (x *Released) Reset() {
 	*x = Released{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3520,7 +3613,7 @@ func (x *Released) String() string {
 func (*Released) ProtoMessage() {}
 
 func (x *Released) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3533,7 +3626,7 @@ func (x *Released) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Released.ProtoReflect.Descriptor instead.
 func (*Released) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
 }
 
 type Failed struct {
@@ -3546,7 +3639,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3558,7 +3651,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3571,7 +3664,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Failed) GetReason() string {
@@ -3598,7 +3691,7 @@ type LostCopy struct {
 
 func (x *LostCopy) Reset() {
 	*x = LostCopy{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3610,7 +3703,7 @@ func (x *LostCopy) String() string {
 func (*LostCopy) ProtoMessage() {}
 
 func (x *LostCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3623,7 +3716,7 @@ func (x *LostCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostCopy.ProtoReflect.Descriptor instead.
 func (*LostCopy) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LostCopy) GetReason() string {
@@ -3650,7 +3743,7 @@ type WorkloadEnded struct {
 
 func (x *WorkloadEnded) Reset() {
 	*x = WorkloadEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +3755,7 @@ func (x *WorkloadEnded) String() string {
 func (*WorkloadEnded) ProtoMessage() {}
 
 func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +3768,7 @@ func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadEnded.ProtoReflect.Descriptor instead.
 func (*WorkloadEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WorkloadEnded) GetWorkload() string {
@@ -3703,7 +3796,7 @@ type ReportReply struct {
 
 func (x *ReportReply) Reset() {
 	*x = ReportReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3715,7 +3808,7 @@ func (x *ReportReply) String() string {
 func (*ReportReply) ProtoMessage() {}
 
 func (x *ReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3728,7 +3821,7 @@ func (x *ReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
 func (*ReportReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReportReply) GetStale() bool {
@@ -3764,7 +3857,7 @@ type RequestCommitRequest struct {
 
 func (x *RequestCommitRequest) Reset() {
 	*x = RequestCommitRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +3869,7 @@ func (x *RequestCommitRequest) String() string {
 func (*RequestCommitRequest) ProtoMessage() {}
 
 func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +3882,7 @@ func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitRequest.ProtoReflect.Descriptor instead.
 func (*RequestCommitRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RequestCommitRequest) GetRef() *api.Ref {
@@ -3832,7 +3925,7 @@ type RequestCommitReply struct {
 
 func (x *RequestCommitReply) Reset() {
 	*x = RequestCommitReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3844,7 +3937,7 @@ func (x *RequestCommitReply) String() string {
 func (*RequestCommitReply) ProtoMessage() {}
 
 func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3857,7 +3950,7 @@ func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitReply.ProtoReflect.Descriptor instead.
 func (*RequestCommitReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RequestCommitReply) GetDecision() Decision {
@@ -3897,7 +3990,7 @@ type ReadMigrationRequest struct {
 
 func (x *ReadMigrationRequest) Reset() {
 	*x = ReadMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +4002,7 @@ func (x *ReadMigrationRequest) String() string {
 func (*ReadMigrationRequest) ProtoMessage() {}
 
 func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +4015,7 @@ func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationRequest.ProtoReflect.Descriptor instead.
 func (*ReadMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReadMigrationRequest) GetId() string {
@@ -3958,7 +4051,7 @@ type ReadMigrationReply struct {
 
 func (x *ReadMigrationReply) Reset() {
 	*x = ReadMigrationReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3970,7 +4063,7 @@ func (x *ReadMigrationReply) String() string {
 func (*ReadMigrationReply) ProtoMessage() {}
 
 func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3983,7 +4076,7 @@ func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationReply.ProtoReflect.Descriptor instead.
 func (*ReadMigrationReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReadMigrationReply) GetId() string {
@@ -4200,7 +4293,7 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\runacked_bytes\x18\x04 \x01(\x04R\funackedBytes\x12!\n" +
 	"\funread_bytes\x18\x05 \x01(\x04R\vunreadBytes\x12)\n" +
 	"\x10frames_delivered\x18\x06 \x01(\x04R\x0fframesDelivered\x12&\n" +
-	"\x0frto_during_move\x18\a \x01(\x04R\rrtoDuringMove\"\x8e\x03\n" +
+	"\x0frto_during_move\x18\a \x01(\x04R\rrtoDuringMove\"\xbe\x03\n" +
 	"\bProgress\x121\n" +
 	"\x06rounds\x18\x01 \x03(\v2\x19.migrate.cluster.v1.RoundR\x06rounds\x12\x1d\n" +
 	"\n" +
@@ -4214,7 +4307,13 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\atracker\x18\b \x01(\tR\atracker\x12%\n" +
 	"\x0eround_fraction\x18\t \x01(\x01R\rroundFraction\x12\x14\n" +
 	"\x05round\x18\n" +
-	" \x01(\rR\x05round\"\xdb\a\n" +
+	" \x01(\rR\x05round\x12.\n" +
+	"\x05steps\x18\v \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"Y\n" +
+	"\x04Step\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bstart_ms\x18\x02 \x01(\x01R\astartMs\x12\x0e\n" +
+	"\x02ms\x18\x03 \x01(\x01R\x02ms\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\"\x8b\b\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x16\n" +
@@ -4245,7 +4344,8 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x15predicted_downtime_ms\x18\x18 \x01(\x01R\x13predictedDowntimeMs\x12\x14\n" +
 	"\x05error\x18\x19 \x01(\tR\x05error\x12\x1c\n" +
 	"\tcancelled\x18\x1a \x01(\bR\tcancelled\x12\x14\n" +
-	"\x05final\x18\x1b \x01(\bR\x05final\"\x80\x01\n" +
+	"\x05final\x18\x1b \x01(\bR\x05final\x12.\n" +
+	"\x05steps\x18\x1c \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"\x80\x01\n" +
 	"\x0eMigrationEvent\x12;\n" +
 	"\tmigration\x18\x01 \x01(\v2\x1d.migrate.cluster.v1.MigrationR\tmigration\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x17\n" +
@@ -4331,12 +4431,13 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\tlost_copy\x18\x1f \x01(\v2\x1c.migrate.cluster.v1.LostCopyH\x00R\blostCopy\x12J\n" +
 	"\x0eworkload_ended\x18  \x01(\v2!.migrate.cluster.v1.WorkloadEndedH\x00R\rworkloadEndedB\a\n" +
 	"\x05event\"\a\n" +
-	"\x05Ready\"~\n" +
+	"\x05Ready\"\xae\x01\n" +
 	"\aResumed\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x1f\n" +
 	"\vdowntime_ms\x18\x02 \x01(\x01R\n" +
 	"downtimeMs\x12@\n" +
-	"\vconnections\x18\x03 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\"\"\n" +
+	"\vconnections\x18\x03 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\x12.\n" +
+	"\x05steps\x18\x04 \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"\"\n" +
 	"\bDeclined\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x0f\n" +
 	"\rCopyDestroyed\"\x1c\n" +
@@ -4471,7 +4572,7 @@ func file_coordinator_api_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_coordinator_api_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_coordinator_api_cluster_proto_goTypes = []any{
 	(WorkloadState)(0),            // 0: migrate.cluster.v1.WorkloadState
 	(Phase)(0),                    // 1: migrate.cluster.v1.Phase
@@ -4493,150 +4594,154 @@ var file_coordinator_api_cluster_proto_goTypes = []any{
 	(*Round)(nil),                 // 17: migrate.cluster.v1.Round
 	(*Connection)(nil),            // 18: migrate.cluster.v1.Connection
 	(*Progress)(nil),              // 19: migrate.cluster.v1.Progress
-	(*Migration)(nil),             // 20: migrate.cluster.v1.Migration
-	(*MigrationEvent)(nil),        // 21: migrate.cluster.v1.MigrationEvent
-	(*WatchMigrationRequest)(nil), // 22: migrate.cluster.v1.WatchMigrationRequest
-	(*GetMigrationRequest)(nil),   // 23: migrate.cluster.v1.GetMigrationRequest
-	(*ListMigrationsRequest)(nil), // 24: migrate.cluster.v1.ListMigrationsRequest
-	(*ListMigrationsReply)(nil),   // 25: migrate.cluster.v1.ListMigrationsReply
-	(*CancelRequest)(nil),         // 26: migrate.cluster.v1.CancelRequest
-	(*CancelReply)(nil),           // 27: migrate.cluster.v1.CancelReply
-	(*RetuneRequest)(nil),         // 28: migrate.cluster.v1.RetuneRequest
-	(*RetuneReply)(nil),           // 29: migrate.cluster.v1.RetuneReply
-	(*ResolveRequest)(nil),        // 30: migrate.cluster.v1.ResolveRequest
-	(*ResolveReply)(nil),          // 31: migrate.cluster.v1.ResolveReply
-	(*NodesRequest)(nil),          // 32: migrate.cluster.v1.NodesRequest
-	(*NodesReply)(nil),            // 33: migrate.cluster.v1.NodesReply
-	(*Node)(nil),                  // 34: migrate.cluster.v1.Node
-	(*RegisterNodeRequest)(nil),   // 35: migrate.cluster.v1.RegisterNodeRequest
-	(*RegisterNodeReply)(nil),     // 36: migrate.cluster.v1.RegisterNodeReply
-	(*HeartbeatRequest)(nil),      // 37: migrate.cluster.v1.HeartbeatRequest
-	(*HeartbeatReply)(nil),        // 38: migrate.cluster.v1.HeartbeatReply
-	(*ReportRequest)(nil),         // 39: migrate.cluster.v1.ReportRequest
-	(*Ready)(nil),                 // 40: migrate.cluster.v1.Ready
-	(*Resumed)(nil),               // 41: migrate.cluster.v1.Resumed
-	(*Declined)(nil),              // 42: migrate.cluster.v1.Declined
-	(*CopyDestroyed)(nil),         // 43: migrate.cluster.v1.CopyDestroyed
-	(*Prepared)(nil),              // 44: migrate.cluster.v1.Prepared
-	(*Converged)(nil),             // 45: migrate.cluster.v1.Converged
-	(*Frozen)(nil),                // 46: migrate.cluster.v1.Frozen
-	(*Vote)(nil),                  // 47: migrate.cluster.v1.Vote
-	(*AttemptEnded)(nil),          // 48: migrate.cluster.v1.AttemptEnded
-	(*Confirmed)(nil),             // 49: migrate.cluster.v1.Confirmed
-	(*Released)(nil),              // 50: migrate.cluster.v1.Released
-	(*Failed)(nil),                // 51: migrate.cluster.v1.Failed
-	(*LostCopy)(nil),              // 52: migrate.cluster.v1.LostCopy
-	(*WorkloadEnded)(nil),         // 53: migrate.cluster.v1.WorkloadEnded
-	(*ReportReply)(nil),           // 54: migrate.cluster.v1.ReportReply
-	(*RequestCommitRequest)(nil),  // 55: migrate.cluster.v1.RequestCommitRequest
-	(*RequestCommitReply)(nil),    // 56: migrate.cluster.v1.RequestCommitReply
-	(*ReadMigrationRequest)(nil),  // 57: migrate.cluster.v1.ReadMigrationRequest
-	(*ReadMigrationReply)(nil),    // 58: migrate.cluster.v1.ReadMigrationReply
-	(*api.WorkloadSpec)(nil),      // 59: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),       // 60: migrate.agent.v1.MoveOptions
-	(*api.Obstacle)(nil),          // 61: migrate.agent.v1.Obstacle
-	(*api.PlanFigures)(nil),       // 62: migrate.agent.v1.PlanFigures
-	(*api.NodeInfo)(nil),          // 63: migrate.agent.v1.NodeInfo
-	(*api.CopyInfo)(nil),          // 64: migrate.agent.v1.CopyInfo
-	(*api.Ref)(nil),               // 65: migrate.agent.v1.Ref
-	(api.Role)(0),                 // 66: migrate.agent.v1.Role
-	(*api.LogsChunk)(nil),         // 67: migrate.agent.v1.LogsChunk
+	(*Step)(nil),                  // 20: migrate.cluster.v1.Step
+	(*Migration)(nil),             // 21: migrate.cluster.v1.Migration
+	(*MigrationEvent)(nil),        // 22: migrate.cluster.v1.MigrationEvent
+	(*WatchMigrationRequest)(nil), // 23: migrate.cluster.v1.WatchMigrationRequest
+	(*GetMigrationRequest)(nil),   // 24: migrate.cluster.v1.GetMigrationRequest
+	(*ListMigrationsRequest)(nil), // 25: migrate.cluster.v1.ListMigrationsRequest
+	(*ListMigrationsReply)(nil),   // 26: migrate.cluster.v1.ListMigrationsReply
+	(*CancelRequest)(nil),         // 27: migrate.cluster.v1.CancelRequest
+	(*CancelReply)(nil),           // 28: migrate.cluster.v1.CancelReply
+	(*RetuneRequest)(nil),         // 29: migrate.cluster.v1.RetuneRequest
+	(*RetuneReply)(nil),           // 30: migrate.cluster.v1.RetuneReply
+	(*ResolveRequest)(nil),        // 31: migrate.cluster.v1.ResolveRequest
+	(*ResolveReply)(nil),          // 32: migrate.cluster.v1.ResolveReply
+	(*NodesRequest)(nil),          // 33: migrate.cluster.v1.NodesRequest
+	(*NodesReply)(nil),            // 34: migrate.cluster.v1.NodesReply
+	(*Node)(nil),                  // 35: migrate.cluster.v1.Node
+	(*RegisterNodeRequest)(nil),   // 36: migrate.cluster.v1.RegisterNodeRequest
+	(*RegisterNodeReply)(nil),     // 37: migrate.cluster.v1.RegisterNodeReply
+	(*HeartbeatRequest)(nil),      // 38: migrate.cluster.v1.HeartbeatRequest
+	(*HeartbeatReply)(nil),        // 39: migrate.cluster.v1.HeartbeatReply
+	(*ReportRequest)(nil),         // 40: migrate.cluster.v1.ReportRequest
+	(*Ready)(nil),                 // 41: migrate.cluster.v1.Ready
+	(*Resumed)(nil),               // 42: migrate.cluster.v1.Resumed
+	(*Declined)(nil),              // 43: migrate.cluster.v1.Declined
+	(*CopyDestroyed)(nil),         // 44: migrate.cluster.v1.CopyDestroyed
+	(*Prepared)(nil),              // 45: migrate.cluster.v1.Prepared
+	(*Converged)(nil),             // 46: migrate.cluster.v1.Converged
+	(*Frozen)(nil),                // 47: migrate.cluster.v1.Frozen
+	(*Vote)(nil),                  // 48: migrate.cluster.v1.Vote
+	(*AttemptEnded)(nil),          // 49: migrate.cluster.v1.AttemptEnded
+	(*Confirmed)(nil),             // 50: migrate.cluster.v1.Confirmed
+	(*Released)(nil),              // 51: migrate.cluster.v1.Released
+	(*Failed)(nil),                // 52: migrate.cluster.v1.Failed
+	(*LostCopy)(nil),              // 53: migrate.cluster.v1.LostCopy
+	(*WorkloadEnded)(nil),         // 54: migrate.cluster.v1.WorkloadEnded
+	(*ReportReply)(nil),           // 55: migrate.cluster.v1.ReportReply
+	(*RequestCommitRequest)(nil),  // 56: migrate.cluster.v1.RequestCommitRequest
+	(*RequestCommitReply)(nil),    // 57: migrate.cluster.v1.RequestCommitReply
+	(*ReadMigrationRequest)(nil),  // 58: migrate.cluster.v1.ReadMigrationRequest
+	(*ReadMigrationReply)(nil),    // 59: migrate.cluster.v1.ReadMigrationReply
+	(*api.WorkloadSpec)(nil),      // 60: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),       // 61: migrate.agent.v1.MoveOptions
+	(*api.Obstacle)(nil),          // 62: migrate.agent.v1.Obstacle
+	(*api.PlanFigures)(nil),       // 63: migrate.agent.v1.PlanFigures
+	(*api.NodeInfo)(nil),          // 64: migrate.agent.v1.NodeInfo
+	(*api.CopyInfo)(nil),          // 65: migrate.agent.v1.CopyInfo
+	(*api.Ref)(nil),               // 66: migrate.agent.v1.Ref
+	(api.Role)(0),                 // 67: migrate.agent.v1.Role
+	(*api.LogsChunk)(nil),         // 68: migrate.agent.v1.LogsChunk
 }
 var file_coordinator_api_cluster_proto_depIdxs = []int32{
-	59, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	60, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
 	11, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
 	11, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
 	0,  // 3: migrate.cluster.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	59, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	60, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
 	4,  // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
-	60, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	61, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	62, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	61, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	62, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	63, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
 	4,  // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
-	60, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	61, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	62, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	61, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	62, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	63, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
 	17, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
-	1,  // 14: migrate.cluster.v1.Migration.phase:type_name -> migrate.cluster.v1.Phase
-	2,  // 15: migrate.cluster.v1.Migration.outcome:type_name -> migrate.cluster.v1.Outcome
-	60, // 16: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	19, // 17: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	18, // 18: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	20, // 19: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
-	20, // 20: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
-	20, // 21: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
-	20, // 22: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
-	20, // 23: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
-	34, // 24: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
-	63, // 25: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	63, // 26: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
-	58, // 27: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
-	11, // 28: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
-	64, // 29: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
-	65, // 30: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
-	66, // 31: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
-	40, // 32: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
-	41, // 33: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
-	42, // 34: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
-	43, // 35: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
-	44, // 36: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
-	19, // 37: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
-	45, // 38: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
-	46, // 39: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
-	47, // 40: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
-	48, // 41: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
-	49, // 42: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
-	50, // 43: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
-	51, // 44: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
-	52, // 45: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
-	53, // 46: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
-	18, // 47: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
-	58, // 48: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
-	65, // 49: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
-	3,  // 50: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
-	1,  // 51: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
-	2,  // 52: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
-	5,  // 53: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
-	7,  // 54: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
-	9,  // 55: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
-	12, // 56: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
-	13, // 57: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
-	15, // 58: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
-	22, // 59: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
-	23, // 60: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
-	24, // 61: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
-	26, // 62: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
-	28, // 63: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
-	30, // 64: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
-	32, // 65: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
-	35, // 66: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
-	37, // 67: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
-	39, // 68: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
-	55, // 69: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
-	57, // 70: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
-	6,  // 71: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
-	8,  // 72: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
-	10, // 73: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
-	67, // 74: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
-	14, // 75: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
-	16, // 76: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
-	21, // 77: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
-	20, // 78: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
-	25, // 79: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
-	27, // 80: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
-	29, // 81: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
-	31, // 82: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
-	33, // 83: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
-	36, // 84: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
-	38, // 85: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
-	54, // 86: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
-	56, // 87: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
-	58, // 88: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
-	71, // [71:89] is the sub-list for method output_type
-	53, // [53:71] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	20, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
+	1,  // 15: migrate.cluster.v1.Migration.phase:type_name -> migrate.cluster.v1.Phase
+	2,  // 16: migrate.cluster.v1.Migration.outcome:type_name -> migrate.cluster.v1.Outcome
+	61, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	19, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	18, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	20, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	21, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
+	21, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
+	21, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
+	21, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
+	21, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
+	35, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
+	64, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	64, // 28: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
+	59, // 29: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
+	11, // 30: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
+	65, // 31: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
+	66, // 32: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
+	67, // 33: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
+	41, // 34: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
+	42, // 35: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
+	43, // 36: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
+	44, // 37: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
+	45, // 38: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
+	19, // 39: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
+	46, // 40: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
+	47, // 41: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
+	48, // 42: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
+	49, // 43: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
+	50, // 44: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
+	51, // 45: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
+	52, // 46: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
+	53, // 47: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
+	54, // 48: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
+	18, // 49: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
+	20, // 50: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
+	59, // 51: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
+	66, // 52: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
+	3,  // 53: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
+	1,  // 54: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
+	2,  // 55: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
+	5,  // 56: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
+	7,  // 57: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
+	9,  // 58: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
+	12, // 59: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
+	13, // 60: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
+	15, // 61: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
+	23, // 62: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
+	24, // 63: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
+	25, // 64: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
+	27, // 65: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
+	29, // 66: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
+	31, // 67: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
+	33, // 68: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
+	36, // 69: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
+	38, // 70: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
+	40, // 71: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
+	56, // 72: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
+	58, // 73: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
+	6,  // 74: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
+	8,  // 75: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
+	10, // 76: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
+	68, // 77: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
+	14, // 78: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
+	16, // 79: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
+	22, // 80: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
+	21, // 81: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
+	26, // 82: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
+	28, // 83: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
+	30, // 84: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
+	32, // 85: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
+	34, // 86: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
+	37, // 87: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
+	39, // 88: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
+	55, // 89: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
+	57, // 90: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
+	59, // 91: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
+	74, // [74:92] is the sub-list for method output_type
+	56, // [56:74] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_api_cluster_proto_init() }
@@ -4648,7 +4753,7 @@ func file_coordinator_api_cluster_proto_init() {
 		(*Target_Workload)(nil),
 		(*Target_Pid)(nil),
 	}
-	file_coordinator_api_cluster_proto_msgTypes[35].OneofWrappers = []any{
+	file_coordinator_api_cluster_proto_msgTypes[36].OneofWrappers = []any{
 		(*ReportRequest_Ready)(nil),
 		(*ReportRequest_Resumed)(nil),
 		(*ReportRequest_Declined)(nil),
@@ -4671,7 +4776,7 @@ func file_coordinator_api_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_api_cluster_proto_rawDesc), len(file_coordinator_api_cluster_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   55,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -230,6 +230,9 @@ func known(m *logpb.Migration, c *logpb.MigrationEntry) {
 	if len(c.GetConnections()) > 0 {
 		m.Connections = c.GetConnections()
 	}
+	if len(c.GetSteps()) > 0 {
+		m.Steps = c.GetSteps()
+	}
 }
 
 // why is what people read as the reason of the state that the entry leads to. What happens while the outcome is open

@@ -670,6 +670,7 @@ type MigrationEntry struct {
 	DowntimeMs     float64            `protobuf:"fixed64,23,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
 	FrozenMs       float64            `protobuf:"fixed64,24,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
 	Connections    []*api1.Connection `protobuf:"bytes,25,rep,name=connections,proto3" json:"connections,omitempty"`
+	Steps          []*api1.Step       `protobuf:"bytes,26,rep,name=steps,proto3" json:"steps,omitempty"` // of the destination
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -812,6 +813,13 @@ func (x *MigrationEntry) GetFrozenMs() float64 {
 func (x *MigrationEntry) GetConnections() []*api1.Connection {
 	if x != nil {
 		return x.Connections
+	}
+	return nil
+}
+
+func (x *MigrationEntry) GetSteps() []*api1.Step {
+	if x != nil {
+		return x.Steps
 	}
 	return nil
 }
@@ -1081,6 +1089,7 @@ type Migration struct {
 	FrozenMs            float64                `protobuf:"fixed64,17,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
 	Connections         []*api1.Connection     `protobuf:"bytes,18,rep,name=connections,proto3" json:"connections,omitempty"`
 	PredictedDowntimeMs float64                `protobuf:"fixed64,19,opt,name=predicted_downtime_ms,json=predictedDowntimeMs,proto3" json:"predicted_downtime_ms,omitempty"`
+	Steps               []*api1.Step           `protobuf:"bytes,20,rep,name=steps,proto3" json:"steps,omitempty"` // of the destination
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1246,6 +1255,13 @@ func (x *Migration) GetPredictedDowntimeMs() float64 {
 		return x.PredictedDowntimeMs
 	}
 	return 0
+}
+
+func (x *Migration) GetSteps() []*api1.Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
 }
 
 // Record is handoff.Record.
@@ -1521,7 +1537,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x122\n" +
-	"\x15predicted_downtime_ms\x18\a \x01(\x01R\x13predictedDowntimeMs\"\x84\x04\n" +
+	"\x15predicted_downtime_ms\x18\a \x01(\x01R\x13predictedDowntimeMs\"\xb4\x04\n" +
 	"\x0eMigrationEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x18\n" +
@@ -1541,7 +1557,8 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\vdowntime_ms\x18\x17 \x01(\x01R\n" +
 	"downtimeMs\x12\x1b\n" +
 	"\tfrozen_ms\x18\x18 \x01(\x01R\bfrozenMs\x12@\n" +
-	"\vconnections\x18\x19 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\"}\n" +
+	"\vconnections\x18\x19 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\x12.\n" +
+	"\x05steps\x18\x1a \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"}\n" +
 	"\x06Retune\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12;\n" +
@@ -1564,7 +1581,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"waitStatus\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\v \x01(\tR\trequestId\x12\x14\n" +
-	"\x05error\x18\f \x01(\tR\x05error\"\xea\x05\n" +
+	"\x05error\x18\f \x01(\tR\x05error\"\x9a\x06\n" +
 	"\tMigration\x12.\n" +
 	"\x06record\x18\x01 \x01(\v2\x16.migrate.log.v1.RecordR\x06record\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x16\n" +
@@ -1587,7 +1604,8 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"downtimeMs\x12\x1b\n" +
 	"\tfrozen_ms\x18\x11 \x01(\x01R\bfrozenMs\x12@\n" +
 	"\vconnections\x18\x12 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\x122\n" +
-	"\x15predicted_downtime_ms\x18\x13 \x01(\x01R\x13predictedDowntimeMs\"\xfc\x02\n" +
+	"\x15predicted_downtime_ms\x18\x13 \x01(\x01R\x13predictedDowntimeMs\x12.\n" +
+	"\x05steps\x18\x14 \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"\xfc\x02\n" +
 	"\x06Record\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1c\n" +
 	"\tmigration\x18\x02 \x01(\tR\tmigration\x12\x14\n" +
@@ -1649,7 +1667,8 @@ var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*api.MoveOptions)(nil),  // 17: migrate.agent.v1.MoveOptions
 	(*api1.Progress)(nil),    // 18: migrate.cluster.v1.Progress
 	(*api1.Connection)(nil),  // 19: migrate.cluster.v1.Connection
-	(api1.WorkloadState)(0),  // 20: migrate.cluster.v1.WorkloadState
+	(*api1.Step)(nil),        // 20: migrate.cluster.v1.Step
+	(api1.WorkloadState)(0),  // 21: migrate.cluster.v1.WorkloadState
 }
 var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	1,  // 0: migrate.log.v1.Command.set_incarnation:type_name -> migrate.log.v1.SetIncarnation
@@ -1666,21 +1685,23 @@ var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	17, // 11: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
 	18, // 12: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
 	19, // 13: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
-	15, // 14: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	16, // 15: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	20, // 16: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	13, // 17: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
-	17, // 18: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	18, // 19: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	19, // 20: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	10, // 21: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
-	11, // 22: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
-	12, // 23: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	20, // 14: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
+	15, // 15: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	16, // 16: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	21, // 17: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
+	13, // 18: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
+	17, // 19: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	18, // 20: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	19, // 21: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	20, // 22: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	10, // 23: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
+	11, // 24: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
+	12, // 25: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_fsm_logpb_log_proto_init() }
