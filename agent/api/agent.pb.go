@@ -3157,7 +3157,8 @@ type PrepareFilesRequest struct {
 	Volumes []string               `protobuf:"bytes,3,rep,name=volumes,proto3" json:"volumes,omitempty"` // of the order, as the source has it
 	// probe is the name of a file that the source has made in each volume for the time of this call: a destination that sees
 	// it has the same storage.
-	Probe         string `protobuf:"bytes,4,opt,name=probe,proto3" json:"probe,omitempty"`
+	Probe         string     `protobuf:"bytes,4,opt,name=probe,proto3" json:"probe,omitempty"`
+	Dirs          []*DirNeed `protobuf:"bytes,5,rep,name=dirs,proto3" json:"dirs,omitempty"` // that these are in: how to make them where they are missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3220,6 +3221,82 @@ func (x *PrepareFilesRequest) GetProbe() string {
 	return ""
 }
 
+func (x *PrepareFilesRequest) GetDirs() []*DirNeed {
+	if x != nil {
+		return x.Dirs
+	}
+	return nil
+}
+
+// DirNeed is a directory as the source has it.
+type DirNeed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"` // permissions, with sticky and set-id bits
+	Uid           uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirNeed) Reset() {
+	*x = DirNeed{}
+	mi := &file_agent_api_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirNeed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirNeed) ProtoMessage() {}
+
+func (x *DirNeed) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirNeed.ProtoReflect.Descriptor instead.
+func (*DirNeed) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DirNeed) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DirNeed) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *DirNeed) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *DirNeed) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
 type PrepareFilesReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PagesAddress  string                 `protobuf:"bytes,1,opt,name=pages_address,json=pagesAddress,proto3" json:"pages_address,omitempty"` // host:port to dial; empty: there is nothing to bring
@@ -3232,7 +3309,7 @@ type PrepareFilesReply struct {
 
 func (x *PrepareFilesReply) Reset() {
 	*x = PrepareFilesReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[38]
+	mi := &file_agent_api_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3321,7 @@ func (x *PrepareFilesReply) String() string {
 func (*PrepareFilesReply) ProtoMessage() {}
 
 func (x *PrepareFilesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[38]
+	mi := &file_agent_api_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3334,7 @@ func (x *PrepareFilesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareFilesReply.ProtoReflect.Descriptor instead.
 func (*PrepareFilesReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrepareFilesReply) GetPagesAddress() string {
@@ -3301,7 +3378,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[39]
+	mi := &file_agent_api_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3390,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[39]
+	mi := &file_agent_api_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3403,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PrepareRequest) GetSession() *Session {
@@ -3376,7 +3453,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[40]
+	mi := &file_agent_api_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3465,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[40]
+	mi := &file_agent_api_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3478,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PrepareReply) GetPagesAddress() string {
@@ -3442,7 +3519,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[41]
+	mi := &file_agent_api_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3531,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[41]
+	mi := &file_agent_api_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3544,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FollowRequest) GetSession() *Session {
@@ -3492,7 +3569,7 @@ type FollowReply struct {
 
 func (x *FollowReply) Reset() {
 	*x = FollowReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[42]
+	mi := &file_agent_api_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3581,7 @@ func (x *FollowReply) String() string {
 func (*FollowReply) ProtoMessage() {}
 
 func (x *FollowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[42]
+	mi := &file_agent_api_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3594,7 @@ func (x *FollowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowReply.ProtoReflect.Descriptor instead.
 func (*FollowReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{43}
 }
 
 // FinishPart is a part of images.Checkpoint. The first part has the header and may have data; parts are at most
@@ -3532,7 +3609,7 @@ type FinishPart struct {
 
 func (x *FinishPart) Reset() {
 	*x = FinishPart{}
-	mi := &file_agent_api_agent_proto_msgTypes[43]
+	mi := &file_agent_api_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3621,7 @@ func (x *FinishPart) String() string {
 func (*FinishPart) ProtoMessage() {}
 
 func (x *FinishPart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[43]
+	mi := &file_agent_api_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3634,7 @@ func (x *FinishPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishPart.ProtoReflect.Descriptor instead.
 func (*FinishPart) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FinishPart) GetHeader() *FinishHeader {
@@ -3588,7 +3665,7 @@ type FinishHeader struct {
 
 func (x *FinishHeader) Reset() {
 	*x = FinishHeader{}
-	mi := &file_agent_api_agent_proto_msgTypes[44]
+	mi := &file_agent_api_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3677,7 @@ func (x *FinishHeader) String() string {
 func (*FinishHeader) ProtoMessage() {}
 
 func (x *FinishHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[44]
+	mi := &file_agent_api_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3690,7 @@ func (x *FinishHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishHeader.ProtoReflect.Descriptor instead.
 func (*FinishHeader) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FinishHeader) GetSession() *Session {
@@ -3669,7 +3746,7 @@ type FinishReply struct {
 
 func (x *FinishReply) Reset() {
 	*x = FinishReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[45]
+	mi := &file_agent_api_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3681,7 +3758,7 @@ func (x *FinishReply) String() string {
 func (*FinishReply) ProtoMessage() {}
 
 func (x *FinishReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[45]
+	mi := &file_agent_api_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3694,7 +3771,7 @@ func (x *FinishReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishReply.ProtoReflect.Descriptor instead.
 func (*FinishReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FinishReply) GetDigest() []byte {
@@ -3728,7 +3805,7 @@ type FrameBatch struct {
 
 func (x *FrameBatch) Reset() {
 	*x = FrameBatch{}
-	mi := &file_agent_api_agent_proto_msgTypes[46]
+	mi := &file_agent_api_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3817,7 @@ func (x *FrameBatch) String() string {
 func (*FrameBatch) ProtoMessage() {}
 
 func (x *FrameBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[46]
+	mi := &file_agent_api_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3830,7 @@ func (x *FrameBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrameBatch.ProtoReflect.Descriptor instead.
 func (*FrameBatch) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *FrameBatch) GetSession() *Session {
@@ -3779,7 +3856,7 @@ type FramesReply struct {
 
 func (x *FramesReply) Reset() {
 	*x = FramesReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[47]
+	mi := &file_agent_api_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3791,7 +3868,7 @@ func (x *FramesReply) String() string {
 func (*FramesReply) ProtoMessage() {}
 
 func (x *FramesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[47]
+	mi := &file_agent_api_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3804,7 +3881,7 @@ func (x *FramesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FramesReply.ProtoReflect.Descriptor instead.
 func (*FramesReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FramesReply) GetFrames() uint64 {
@@ -3822,7 +3899,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[48]
+	mi := &file_agent_api_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3834,7 +3911,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[48]
+	mi := &file_agent_api_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3847,7 +3924,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type ClockReply struct {
@@ -3861,7 +3938,7 @@ type ClockReply struct {
 
 func (x *ClockReply) Reset() {
 	*x = ClockReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[49]
+	mi := &file_agent_api_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +3950,7 @@ func (x *ClockReply) String() string {
 func (*ClockReply) ProtoMessage() {}
 
 func (x *ClockReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[49]
+	mi := &file_agent_api_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +3963,7 @@ func (x *ClockReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockReply.ProtoReflect.Descriptor instead.
 func (*ClockReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ClockReply) GetMonotonicNs() int64 {
@@ -3920,7 +3997,7 @@ type PeerAbortRequest struct {
 
 func (x *PeerAbortRequest) Reset() {
 	*x = PeerAbortRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[50]
+	mi := &file_agent_api_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +4009,7 @@ func (x *PeerAbortRequest) String() string {
 func (*PeerAbortRequest) ProtoMessage() {}
 
 func (x *PeerAbortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[50]
+	mi := &file_agent_api_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +4022,7 @@ func (x *PeerAbortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAbortRequest.ProtoReflect.Descriptor instead.
 func (*PeerAbortRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PeerAbortRequest) GetSession() *Session {
@@ -3970,7 +4047,7 @@ type PeerAbortReply struct {
 
 func (x *PeerAbortReply) Reset() {
 	*x = PeerAbortReply{}
-	mi := &file_agent_api_agent_proto_msgTypes[51]
+	mi := &file_agent_api_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4059,7 @@ func (x *PeerAbortReply) String() string {
 func (*PeerAbortReply) ProtoMessage() {}
 
 func (x *PeerAbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[51]
+	mi := &file_agent_api_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4072,7 @@ func (x *PeerAbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerAbortReply.ProtoReflect.Descriptor instead.
 func (*PeerAbortReply) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{52}
 }
 
 // AttachInput is what comes from the terminal of whoever is attached. The first message has start, others have not.
@@ -4011,7 +4088,7 @@ type AttachInput struct {
 
 func (x *AttachInput) Reset() {
 	*x = AttachInput{}
-	mi := &file_agent_api_agent_proto_msgTypes[52]
+	mi := &file_agent_api_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4023,7 +4100,7 @@ func (x *AttachInput) String() string {
 func (*AttachInput) ProtoMessage() {}
 
 func (x *AttachInput) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[52]
+	mi := &file_agent_api_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4036,7 +4113,7 @@ func (x *AttachInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInput.ProtoReflect.Descriptor instead.
 func (*AttachInput) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AttachInput) GetStart() *AttachStart {
@@ -4080,7 +4157,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_agent_api_agent_proto_msgTypes[53]
+	mi := &file_agent_api_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4092,7 +4169,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[53]
+	mi := &file_agent_api_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4182,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AttachStart) GetWorkload() string {
@@ -4156,7 +4233,7 @@ type AttachOutput struct {
 
 func (x *AttachOutput) Reset() {
 	*x = AttachOutput{}
-	mi := &file_agent_api_agent_proto_msgTypes[54]
+	mi := &file_agent_api_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4168,7 +4245,7 @@ func (x *AttachOutput) String() string {
 func (*AttachOutput) ProtoMessage() {}
 
 func (x *AttachOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[54]
+	mi := &file_agent_api_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4181,7 +4258,7 @@ func (x *AttachOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOutput.ProtoReflect.Descriptor instead.
 func (*AttachOutput) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AttachOutput) GetHello() *AttachHello {
@@ -4232,7 +4309,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_agent_api_agent_proto_msgTypes[55]
+	mi := &file_agent_api_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4244,7 +4321,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[55]
+	mi := &file_agent_api_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4257,7 +4334,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AttachHello) GetTerminal() bool {
@@ -4305,7 +4382,7 @@ type AttachEnded struct {
 
 func (x *AttachEnded) Reset() {
 	*x = AttachEnded{}
-	mi := &file_agent_api_agent_proto_msgTypes[56]
+	mi := &file_agent_api_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4317,7 +4394,7 @@ func (x *AttachEnded) String() string {
 func (*AttachEnded) ProtoMessage() {}
 
 func (x *AttachEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[56]
+	mi := &file_agent_api_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4330,7 +4407,7 @@ func (x *AttachEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachEnded.ProtoReflect.Descriptor instead.
 func (*AttachEnded) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AttachEnded) GetWaitStatus() int32 {
@@ -4565,12 +4642,18 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\tmigration\x18\x02 \x01(\tR\tmigration\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12'\n" +
 	"\x0fsource_instance\x18\x04 \x01(\x04R\x0esourceInstance\x121\n" +
-	"\x14destination_instance\x18\x05 \x01(\x04R\x13destinationInstance\"\xac\x01\n" +
+	"\x14destination_instance\x18\x05 \x01(\x04R\x13destinationInstance\"\xdb\x01\n" +
 	"\x13PrepareFilesRequest\x123\n" +
 	"\asession\x18\x01 \x01(\v2\x19.migrate.agent.v1.SessionR\asession\x120\n" +
 	"\x05files\x18\x02 \x03(\v2\x1a.migrate.agent.v1.FileNeedR\x05files\x12\x18\n" +
 	"\avolumes\x18\x03 \x03(\tR\avolumes\x12\x14\n" +
-	"\x05probe\x18\x04 \x01(\tR\x05probe\"\xa0\x01\n" +
+	"\x05probe\x18\x04 \x01(\tR\x05probe\x12-\n" +
+	"\x04dirs\x18\x05 \x03(\v2\x19.migrate.agent.v1.DirNeedR\x04dirs\"U\n" +
+	"\aDirNeed\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\"\xa0\x01\n" +
 	"\x11PrepareFilesReply\x12#\n" +
 	"\rpages_address\x18\x01 \x01(\tR\fpagesAddress\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x128\n" +
@@ -4728,7 +4811,7 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_api_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_agent_api_agent_proto_goTypes = []any{
 	(Role)(0),                      // 0: migrate.agent.v1.Role
 	(Strategy)(0),                  // 1: migrate.agent.v1.Strategy
@@ -4774,29 +4857,30 @@ var file_agent_api_agent_proto_goTypes = []any{
 	(*CopyInfo)(nil),               // 41: migrate.agent.v1.CopyInfo
 	(*Session)(nil),                // 42: migrate.agent.v1.Session
 	(*PrepareFilesRequest)(nil),    // 43: migrate.agent.v1.PrepareFilesRequest
-	(*PrepareFilesReply)(nil),      // 44: migrate.agent.v1.PrepareFilesReply
-	(*PrepareRequest)(nil),         // 45: migrate.agent.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 46: migrate.agent.v1.PrepareReply
-	(*FollowRequest)(nil),          // 47: migrate.agent.v1.FollowRequest
-	(*FollowReply)(nil),            // 48: migrate.agent.v1.FollowReply
-	(*FinishPart)(nil),             // 49: migrate.agent.v1.FinishPart
-	(*FinishHeader)(nil),           // 50: migrate.agent.v1.FinishHeader
-	(*FinishReply)(nil),            // 51: migrate.agent.v1.FinishReply
-	(*FrameBatch)(nil),             // 52: migrate.agent.v1.FrameBatch
-	(*FramesReply)(nil),            // 53: migrate.agent.v1.FramesReply
-	(*ClockRequest)(nil),           // 54: migrate.agent.v1.ClockRequest
-	(*ClockReply)(nil),             // 55: migrate.agent.v1.ClockReply
-	(*PeerAbortRequest)(nil),       // 56: migrate.agent.v1.PeerAbortRequest
-	(*PeerAbortReply)(nil),         // 57: migrate.agent.v1.PeerAbortReply
-	(*AttachInput)(nil),            // 58: migrate.agent.v1.AttachInput
-	(*AttachStart)(nil),            // 59: migrate.agent.v1.AttachStart
-	(*AttachOutput)(nil),           // 60: migrate.agent.v1.AttachOutput
-	(*AttachHello)(nil),            // 61: migrate.agent.v1.AttachHello
-	(*AttachEnded)(nil),            // 62: migrate.agent.v1.AttachEnded
-	nil,                            // 63: migrate.agent.v1.WorkloadSpec.LabelsEntry
+	(*DirNeed)(nil),                // 44: migrate.agent.v1.DirNeed
+	(*PrepareFilesReply)(nil),      // 45: migrate.agent.v1.PrepareFilesReply
+	(*PrepareRequest)(nil),         // 46: migrate.agent.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 47: migrate.agent.v1.PrepareReply
+	(*FollowRequest)(nil),          // 48: migrate.agent.v1.FollowRequest
+	(*FollowReply)(nil),            // 49: migrate.agent.v1.FollowReply
+	(*FinishPart)(nil),             // 50: migrate.agent.v1.FinishPart
+	(*FinishHeader)(nil),           // 51: migrate.agent.v1.FinishHeader
+	(*FinishReply)(nil),            // 52: migrate.agent.v1.FinishReply
+	(*FrameBatch)(nil),             // 53: migrate.agent.v1.FrameBatch
+	(*FramesReply)(nil),            // 54: migrate.agent.v1.FramesReply
+	(*ClockRequest)(nil),           // 55: migrate.agent.v1.ClockRequest
+	(*ClockReply)(nil),             // 56: migrate.agent.v1.ClockReply
+	(*PeerAbortRequest)(nil),       // 57: migrate.agent.v1.PeerAbortRequest
+	(*PeerAbortReply)(nil),         // 58: migrate.agent.v1.PeerAbortReply
+	(*AttachInput)(nil),            // 59: migrate.agent.v1.AttachInput
+	(*AttachStart)(nil),            // 60: migrate.agent.v1.AttachStart
+	(*AttachOutput)(nil),           // 61: migrate.agent.v1.AttachOutput
+	(*AttachHello)(nil),            // 62: migrate.agent.v1.AttachHello
+	(*AttachEnded)(nil),            // 63: migrate.agent.v1.AttachEnded
+	nil,                            // 64: migrate.agent.v1.WorkloadSpec.LabelsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	63, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
+	64, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
 	9,  // 1: migrate.agent.v1.WorkloadSpec.terminal:type_name -> migrate.agent.v1.Terminal
 	1,  // 2: migrate.agent.v1.MoveOptions.strategy:type_name -> migrate.agent.v1.Strategy
 	2,  // 3: migrate.agent.v1.MoveOptions.on_timeout:type_name -> migrate.agent.v1.OnTimeout
@@ -4841,55 +4925,56 @@ var file_agent_api_agent_proto_depIdxs = []int32{
 	5,  // 42: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
 	42, // 43: migrate.agent.v1.PrepareFilesRequest.session:type_name -> migrate.agent.v1.Session
 	13, // 44: migrate.agent.v1.PrepareFilesRequest.files:type_name -> migrate.agent.v1.FileNeed
-	7,  // 45: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	42, // 46: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
-	7,  // 47: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	42, // 48: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
-	50, // 49: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
-	42, // 50: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
-	42, // 51: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
-	42, // 52: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
-	59, // 53: migrate.agent.v1.AttachInput.start:type_name -> migrate.agent.v1.AttachStart
-	9,  // 54: migrate.agent.v1.AttachInput.size:type_name -> migrate.agent.v1.Terminal
-	61, // 55: migrate.agent.v1.AttachOutput.hello:type_name -> migrate.agent.v1.AttachHello
-	62, // 56: migrate.agent.v1.AttachOutput.ended:type_name -> migrate.agent.v1.AttachEnded
-	15, // 57: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
-	18, // 58: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
-	20, // 59: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
-	22, // 60: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
-	24, // 61: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
-	58, // 62: migrate.agent.v1.Agent.Attach:input_type -> migrate.agent.v1.AttachInput
-	26, // 63: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
-	39, // 64: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
-	43, // 65: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
-	45, // 66: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
-	47, // 67: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
-	49, // 68: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
-	52, // 69: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
-	54, // 70: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
-	56, // 71: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
-	58, // 72: migrate.agent.v1.Peer.Attach:input_type -> migrate.agent.v1.AttachInput
-	16, // 73: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
-	19, // 74: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
-	21, // 75: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
-	23, // 76: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
-	25, // 77: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
-	60, // 78: migrate.agent.v1.Agent.Attach:output_type -> migrate.agent.v1.AttachOutput
-	38, // 79: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
-	40, // 80: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
-	44, // 81: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
-	46, // 82: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
-	48, // 83: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
-	51, // 84: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
-	53, // 85: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
-	55, // 86: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
-	57, // 87: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
-	60, // 88: migrate.agent.v1.Peer.Attach:output_type -> migrate.agent.v1.AttachOutput
-	73, // [73:89] is the sub-list for method output_type
-	57, // [57:73] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	44, // 45: migrate.agent.v1.PrepareFilesRequest.dirs:type_name -> migrate.agent.v1.DirNeed
+	7,  // 46: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	42, // 47: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
+	7,  // 48: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	42, // 49: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
+	51, // 50: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
+	42, // 51: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
+	42, // 52: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
+	42, // 53: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
+	60, // 54: migrate.agent.v1.AttachInput.start:type_name -> migrate.agent.v1.AttachStart
+	9,  // 55: migrate.agent.v1.AttachInput.size:type_name -> migrate.agent.v1.Terminal
+	62, // 56: migrate.agent.v1.AttachOutput.hello:type_name -> migrate.agent.v1.AttachHello
+	63, // 57: migrate.agent.v1.AttachOutput.ended:type_name -> migrate.agent.v1.AttachEnded
+	15, // 58: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
+	18, // 59: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
+	20, // 60: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
+	22, // 61: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
+	24, // 62: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
+	59, // 63: migrate.agent.v1.Agent.Attach:input_type -> migrate.agent.v1.AttachInput
+	26, // 64: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
+	39, // 65: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
+	43, // 66: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
+	46, // 67: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
+	48, // 68: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
+	50, // 69: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
+	53, // 70: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
+	55, // 71: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
+	57, // 72: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
+	59, // 73: migrate.agent.v1.Peer.Attach:input_type -> migrate.agent.v1.AttachInput
+	16, // 74: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
+	19, // 75: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
+	21, // 76: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
+	23, // 77: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
+	25, // 78: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
+	61, // 79: migrate.agent.v1.Agent.Attach:output_type -> migrate.agent.v1.AttachOutput
+	38, // 80: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
+	40, // 81: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
+	45, // 82: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
+	47, // 83: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
+	49, // 84: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
+	52, // 85: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
+	54, // 86: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
+	56, // 87: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
+	58, // 88: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
+	61, // 89: migrate.agent.v1.Peer.Attach:output_type -> migrate.agent.v1.AttachOutput
+	74, // [74:90] is the sub-list for method output_type
+	58, // [58:74] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -4920,7 +5005,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -83,6 +83,7 @@ func (s *source) bringFiles(ctx context.Context) error {
 	if len(units) == 0 && len(req.Files) == 0 {
 		return nil
 	}
+	req.Dirs = dirsAround(volumes, req.Files)
 	reply, err := s.askForFiles(ctx, volumes, req)
 	if err != nil {
 		return err
@@ -99,6 +100,27 @@ func (s *source) bringFiles(ctx context.Context) error {
 	st, err := s.fileRound(ctx)
 	s.log.Info("files are brought over", "units", len(units), "entries", st.Entries, "changed", st.Changed, "bytes", st.Sent, "took", st.Took, "error", err)
 	return err
+}
+
+// dirsAround describes the directories that volumes and files are in.
+func dirsAround(volumes []string, list []*agentapi.FileNeed) (out []*agentapi.DirNeed) {
+	seen := map[string]bool{"/": true}
+	around := func(p string) {
+		for d := filepath.Dir(p); !seen[d]; d = filepath.Dir(d) {
+			seen[d] = true
+			var st unix.Stat_t
+			if err := unix.Lstat(d, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				out = append(out, &agentapi.DirNeed{Path: d, Mode: st.Mode & 0o7777, Uid: st.Uid, Gid: st.Gid})
+			}
+		}
+	}
+	for _, v := range volumes {
+		around(v)
+	}
+	for _, f := range list {
+		around(f.GetPath())
+	}
+	return out
 }
 
 // askForFiles makes the call, with a file in each volume by which storage that both hosts see is known.
@@ -327,7 +349,7 @@ func (d *destination) prepareFiles(ctx context.Context, req *agentapi.PrepareFil
 		if len(reply.Obstacles) > 0 {
 			break
 		}
-		if err := d.m.cfg.Store.Claim(u, d.id.Instance, d.id.Migration, d.options.GetOverwrite()); err != nil {
+		if err := d.m.cfg.Store.Claim(u, d.id.Instance, d.id.Migration, d.options.GetOverwrite(), likeOf(req.GetDirs())); err != nil {
 			block("volume", u.Path(), err.Error())
 		}
 	}
@@ -335,6 +357,17 @@ func (d *destination) prepareFiles(ctx context.Context, req *agentapi.PrepareFil
 		reply.PagesAddress, reply.Token = d.m.cfg.PagesAddress, d.expectFiles(units)
 	}
 	return reply, nil
+}
+
+// likeOf looks directories up.
+func likeOf(list []*agentapi.DirNeed) func(dir string) (volume.Entry, bool) {
+	return func(dir string) (volume.Entry, bool) {
+		i := slices.IndexFunc(list, func(n *agentapi.DirNeed) bool { return n.GetPath() == dir })
+		if i < 0 {
+			return volume.Entry{}, false
+		}
+		return volume.Entry{Path: dir, Type: volume.TypeDir, Mode: list[i].GetMode(), UID: list[i].GetUid(), GID: list[i].GetGid()}, true
+	}
 }
 
 const (

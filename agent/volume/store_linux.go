@@ -198,8 +198,9 @@ func (s *Store) Check(u Unit, overwrite bool) error {
 }
 
 // Claim makes room for a unit that arrives for a copy. What is there and was not left behind by an earlier move is put aside
-// with overwrite, and refused (ErrOccupied) without. A unit that was claimed for the same copy stays as it is.
-func (s *Store) Claim(u Unit, instance uint64, owner string, overwrite bool) error {
+// with overwrite, and refused (ErrOccupied) without. A unit that was claimed for the same copy stays as it is. Directories
+// that have to be made become what like says of them; nil, or false, is root's, with mode 755.
+func (s *Store) Claim(u Unit, instance uint64, owner string, overwrite bool, like func(dir string) (Entry, bool)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r, err := s.read(u); err != nil || r != nil && r.State == Arriving && r.Instance == instance {
@@ -237,7 +238,7 @@ func (s *Store) Claim(u Unit, instance uint64, owner string, overwrite bool) err
 			return fmt.Errorf("%s: extended attribute %s: %w", u.Path(), markName, err)
 		}
 	}
-	if err := s.place(r); err != nil {
+	if err := s.place(r, like); err != nil {
 		return errors.Join(err, s.undo(r))
 	}
 	return nil
@@ -268,7 +269,7 @@ func missingDirs(u Unit) ([]string, error) {
 }
 
 // place does what the record says.
-func (s *Store) place(r *Record) error {
+func (s *Store) place(r *Record, like func(dir string) (Entry, bool)) error {
 	if r.Parked != "" {
 		err := unix.Renameat2(unix.AT_FDCWD, r.Unit.Path(), unix.AT_FDCWD, r.Parked, unix.RENAME_NOREPLACE)
 		if r.Unit.Name == "" && (errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EXDEV)) { // a mount point, or part of a lower layer
@@ -286,7 +287,7 @@ func (s *Store) place(r *Record) error {
 		}
 	}
 	for _, d := range r.Made {
-		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := makeDir(d, like); err != nil {
 			return err
 		}
 		if err := syncDir(path.Dir(d)); err != nil {
@@ -294,6 +295,23 @@ func (s *Store) place(r *Record) error {
 		}
 	}
 	return syncDir(r.Unit.Dir)
+}
+
+// makeDir makes a directory, as the source has it.
+func makeDir(dir string, like func(dir string) (Entry, bool)) error {
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if like == nil {
+		return nil
+	}
+	e, ok := like(dir)
+	if !ok {
+		return nil
+	}
+	return errors.Join(os.Lchown(dir, int(e.UID), int(e.GID)), unix.Chmod(dir, e.Mode&0o7777))
 }
 
 // parkInside moves all that is in a directory into one of its own.

@@ -48,9 +48,17 @@ const gone = "(no such file or directory)"
 func TestAbortLeavesNothing(t *testing.T) {
 	s, dir := newStore(t)
 	u, f := Unit{Dir: filepath.Join(dir, "a/b/db")}, UnitOf(filepath.Join(dir, "x/y/log"), false)
-	ok(t, s.Claim(u, 1, "m1", false))
-	ok(t, s.Claim(f, 1, "m1", false))
-	ok(t, s.Claim(u, 1, "m1", false)) // again
+	like := func(dir string) (Entry, bool) {
+		return Entry{Mode: 0o1750, UID: 7, GID: 8}, filepath.Base(dir) == "b"
+	}
+	ok(t, s.Claim(u, 1, "m1", false, like))
+	var st unix.Stat_t
+	ok(t, unix.Stat(filepath.Dir(u.Dir), &st))
+	if st.Mode&0o7777 != 0o1750 || st.Uid != 7 || st.Gid != 8 {
+		t.Errorf("the directory around it has mode %o and belongs to %d:%d", st.Mode, st.Uid, st.Gid)
+	}
+	ok(t, s.Claim(f, 1, "m1", false, nil))
+	ok(t, s.Claim(u, 1, "m1", false, nil)) // again
 	put(t, filepath.Join(u.Dir, "sub/file"), "arrived")
 	put(t, f.Path(), "arrived")
 	ok(t, s.Abort(2)) // another copy's
@@ -71,13 +79,13 @@ func TestOccupied(t *testing.T) {
 	put(t, filepath.Join(u.Dir, "file"), "precious")
 	put(t, f.Path(), "precious")
 	for _, x := range []Unit{u, f} {
-		for _, err := range []error{s.Check(x, false), s.Claim(x, 1, "m1", false)} {
+		for _, err := range []error{s.Check(x, false), s.Claim(x, 1, "m1", false, nil)} {
 			if !errors.Is(err, ErrOccupied) {
 				t.Errorf("%s: %v", x.Path(), err)
 			}
 		}
 		ok(t, s.Check(x, true))
-		ok(t, s.Claim(x, 1, "m1", true))
+		ok(t, s.Claim(x, 1, "m1", true, nil))
 	}
 	put(t, filepath.Join(u.Dir, "file"), "new")
 	put(t, f.Path(), "new")
@@ -86,7 +94,7 @@ func TestOccupied(t *testing.T) {
 		t.Error("what had to make room did not return")
 	}
 	for _, x := range []Unit{u, f} {
-		ok(t, s.Claim(x, 2, "m2", true))
+		ok(t, s.Claim(x, 2, "m2", true, nil))
 	}
 	put(t, filepath.Join(u.Dir, "other"), "new")
 	put(t, f.Path(), "new")
@@ -105,14 +113,14 @@ func TestMountPoint(t *testing.T) {
 	ok(t, os.Mkdir(u.Dir, 0o755))
 	ok(t, unix.Mount("none", u.Dir, "tmpfs", 0, ""))
 	t.Cleanup(func() { ok(t, unix.Unmount(u.Dir, 0)) })
-	ok(t, s.Claim(u, 1, "m1", false)) // it is empty
+	ok(t, s.Claim(u, 1, "m1", false, nil)) // it is empty
 	put(t, filepath.Join(u.Dir, "file"), "new")
 	ok(t, s.Abort(1))
 	if text(filepath.Join(u.Dir, "file")) != gone {
 		t.Error("it stays behind")
 	}
 	put(t, filepath.Join(u.Dir, "file"), "precious")
-	ok(t, s.Claim(u, 2, "m2", true))
+	ok(t, s.Claim(u, 2, "m2", true, nil))
 	put(t, filepath.Join(u.Dir, "file"), "new")
 	ok(t, s.Abort(2))
 	names, err := os.ReadDir(u.Dir)
@@ -134,7 +142,7 @@ func TestStale(t *testing.T) {
 		t.Errorf("mark %q, %v", mark[:max(n, 0)], err)
 	}
 	for _, x := range both {
-		ok(t, s.Claim(x, 2, "m2", false))
+		ok(t, s.Claim(x, 2, "m2", false, nil))
 	}
 	if text(filepath.Join(u.Dir, "sub/file")) != "left" {
 		t.Error("what was left is not used")
@@ -148,7 +156,7 @@ func TestStale(t *testing.T) {
 	put(t, filepath.Join(u.Dir, "sub/file"), "somebody's")
 	put(t, f.Path(), "somebody's")
 	for _, x := range both {
-		if err := s.Claim(x, 3, "m4", false); !errors.Is(err, ErrOccupied) {
+		if err := s.Claim(x, 3, "m4", false, nil); !errors.Is(err, ErrOccupied) {
 			t.Errorf("%s was changed and is taken: %v", x.Path(), err)
 		}
 	}

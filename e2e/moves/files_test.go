@@ -146,3 +146,26 @@ func TestVolumeRules(t *testing.T) {
 		t.Errorf("host1 has %q", got)
 	}
 }
+
+// TestSharedStorage moves a program that writes to storage that both hosts see: its files are the same, and nothing is
+// brought over, least of all onto themselves.
+func TestSharedStorage(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	recorder, err := cluster.Build(s.Ctx, "migrate/e2e/workloads/recorder", "recorder")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := cluster.Disk + "/records"
+	s.Run("sharing", nil, recorder, "write", dir)
+	s.someFlushed("sharing")
+	s.mention(s.Fails(1, "host1", cluster.Migrate, "move", "sharing", "--to", "host2", "--volume", dir, "--overwrite"), dir, "--files shared")
+	s.Move("sharing", "host2")
+	s.someFlushed("sharing")
+	s.Move("sharing", "host1", "--files", "shared")
+	flushed := s.someFlushed("sharing")
+	s.On("host1", cluster.Migrate, "stop", "sharing", "--grace", "10s")
+	n, err := strconv.ParseUint(strings.TrimSpace(s.On("host1", recorder, "check", dir)), 10, 64)
+	if err != nil || n <= flushed {
+		t.Errorf("%d records are there, %d were flushed (%v)", n, flushed, err)
+	}
+}
