@@ -73,7 +73,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newRunCommand(), newPsCommand(), newLogsCommand(), newAttachCommand(), newStopCommand(),
 		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newHistoryCommand(),
-		newAgentCommand(), newNodesCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
+		newAgentCommand(), newNodesCommand(), newCheckCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
 	)
 	return root
 }
