@@ -15,7 +15,7 @@ import (
 	"migrate/engine/images/imagespb"
 )
 
-const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside of the tree, with their addresses, flags and masters; routes, rules, permanent neighbours and all sysctls; not with firewall rules, queueing disciplines or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) are lost"
+const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside of the tree, with their addresses, flags and masters; routes, rules, permanent neighbours, all sysctls, and the tables of nftables with counters; not with queueing disciplines or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) are lost"
 
 // Sizes of the fixed parts of messages (rtnetlink(7)).
 const (
@@ -163,7 +163,10 @@ func (n *liveNet) rest() error {
 			return fmt.Errorf("device %s: %w", d.GetName(), err)
 		}
 	}
-	return restoreRoutes(n.GetRoutes())
+	if err := restoreRoutes(n.GetRoutes()); err != nil {
+		return err
+	}
+	return restoreFirewall(n.GetFirewall())
 }
 
 // restoreRoutes makes the routes those of the record: addresses and devices have brought some along. A route by a gateway

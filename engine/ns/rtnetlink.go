@@ -45,8 +45,9 @@ func sendNetlink(what uint16, flags int, message []byte) error {
 
 // attr is an attribute of a netlink message (struct rtattr).
 type attr struct {
-	kind uint16
-	data []byte
+	kind   uint16
+	data   []byte
+	nested uint16 // NLA_F_NESTED, if it was marked so
 }
 
 // attrs takes the attributes apart that follow the fixed part of a message.
@@ -60,7 +61,8 @@ func attrs(message []byte, head int) ([]attr, error) {
 		if size < unix.SizeofRtAttr || size > len(b) {
 			return nil, fmt.Errorf("an attribute of %d bytes in the %d that are left of a netlink message", size, len(b))
 		}
-		out = append(out, attr{binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:size]})
+		kind := binary.NativeEndian.Uint16(b[2:])
+		out = append(out, attr{kind &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:size], kind & unix.NLA_F_NESTED})
 		b = b[min((size+3)&^3, len(b)):]
 	}
 	return out, nil

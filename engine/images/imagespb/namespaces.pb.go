@@ -527,6 +527,7 @@ type NetNamespace struct {
 	Sysctls       []*Sysctl              `protobuf:"bytes,3,rep,name=sysctls,proto3" json:"sysctls,omitempty"`       // below /proc/sys/net
 	Rules         [][]byte               `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`           // RTM_NEWRULE
 	Neighbours    [][]byte               `protobuf:"bytes,5,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // RTM_NEWNEIGH
+	Firewall      []*FirewallObject      `protobuf:"bytes,7,rep,name=firewall,proto3" json:"firewall,omitempty"`     // of nftables, in an order in which they can be made
 	Ids           []*NetID               `protobuf:"bytes,6,rep,name=ids,proto3" json:"ids,omitempty"`               // by which it knows other network namespaces of the tree
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -597,9 +598,69 @@ func (x *NetNamespace) GetNeighbours() [][]byte {
 	return nil
 }
 
+func (x *NetNamespace) GetFirewall() []*FirewallObject {
+	if x != nil {
+		return x.Firewall
+	}
+	return nil
+}
+
 func (x *NetNamespace) GetIds() []*NetID {
 	if x != nil {
 		return x.Ids
+	}
+	return nil
+}
+
+// FirewallObject is a table, chain, set, some elements of a set, object or rule of nftables.
+type FirewallObject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          uint32                 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`      // NFT_MSG_NEW* (include/uapi/linux/netfilter/nf_tables.h)
+	Message       []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"` // struct nfgenmsg and the attributes with which it can be made
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirewallObject) Reset() {
+	*x = FirewallObject{}
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirewallObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirewallObject) ProtoMessage() {}
+
+func (x *FirewallObject) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirewallObject.ProtoReflect.Descriptor instead.
+func (*FirewallObject) Descriptor() ([]byte, []int) {
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FirewallObject) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *FirewallObject) GetMessage() []byte {
+	if x != nil {
+		return x.Message
 	}
 	return nil
 }
@@ -615,7 +676,7 @@ type NetID struct {
 
 func (x *NetID) Reset() {
 	*x = NetID{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +688,7 @@ func (x *NetID) String() string {
 func (*NetID) ProtoMessage() {}
 
 func (x *NetID) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +701,7 @@ func (x *NetID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetID.ProtoReflect.Descriptor instead.
 func (*NetID) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NetID) GetNsid() uint32 {
@@ -670,7 +731,7 @@ type NetDevice struct {
 
 func (x *NetDevice) Reset() {
 	*x = NetDevice{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +743,7 @@ func (x *NetDevice) String() string {
 func (*NetDevice) ProtoMessage() {}
 
 func (x *NetDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +756,7 @@ func (x *NetDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetDevice.ProtoReflect.Descriptor instead.
 func (*NetDevice) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NetDevice) GetIndex() uint32 {
@@ -743,7 +804,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +816,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +829,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Sysctl) GetName() string {
@@ -795,7 +856,7 @@ type Tree struct {
 
 func (x *Tree) Reset() {
 	*x = Tree{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[11]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +868,7 @@ func (x *Tree) String() string {
 func (*Tree) ProtoMessage() {}
 
 func (x *Tree) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[11]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +881,7 @@ func (x *Tree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tree.ProtoReflect.Descriptor instead.
 func (*Tree) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Tree) GetFiles() []*TreeFile {
@@ -850,7 +911,7 @@ type TreeFile struct {
 
 func (x *TreeFile) Reset() {
 	*x = TreeFile{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[12]
+	mi := &file_engine_images_namespaces_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +923,7 @@ func (x *TreeFile) String() string {
 func (*TreeFile) ProtoMessage() {}
 
 func (x *TreeFile) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[12]
+	mi := &file_engine_images_namespaces_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +936,7 @@ func (x *TreeFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeFile.ProtoReflect.Descriptor instead.
 func (*TreeFile) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TreeFile) GetPath() string {
@@ -972,7 +1033,7 @@ type TreeExtent struct {
 
 func (x *TreeExtent) Reset() {
 	*x = TreeExtent{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[13]
+	mi := &file_engine_images_namespaces_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1045,7 @@ func (x *TreeExtent) String() string {
 func (*TreeExtent) ProtoMessage() {}
 
 func (x *TreeExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[13]
+	mi := &file_engine_images_namespaces_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1058,7 @@ func (x *TreeExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeExtent.ProtoReflect.Descriptor instead.
 func (*TreeExtent) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{13}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TreeExtent) GetOffset() uint64 {
@@ -1059,7 +1120,7 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\bmessages\x18\x02 \x03(\v2\x17.migrate.images.MessageR\bmessages\"1\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\x12R\x04type\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xec\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xa8\x02\n" +
 	"\fNetNamespace\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.migrate.images.NetDeviceR\adevices\x12\x16\n" +
 	"\x06routes\x18\x02 \x03(\fR\x06routes\x120\n" +
@@ -1067,8 +1128,12 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x05rules\x18\x04 \x03(\fR\x05rules\x12\x1e\n" +
 	"\n" +
 	"neighbours\x18\x05 \x03(\fR\n" +
-	"neighbours\x12'\n" +
-	"\x03ids\x18\x06 \x03(\v2\x15.migrate.images.NetIDR\x03ids\"9\n" +
+	"neighbours\x12:\n" +
+	"\bfirewall\x18\a \x03(\v2\x1e.migrate.images.FirewallObjectR\bfirewall\x12'\n" +
+	"\x03ids\x18\x06 \x03(\v2\x15.migrate.images.NetIDR\x03ids\">\n" +
+	"\x0eFirewallObject\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\rR\x04type\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\"9\n" +
 	"\x05NetID\x12\x12\n" +
 	"\x04nsid\x18\x01 \x01(\rR\x04nsid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\rR\tnamespace\"{\n" +
@@ -1117,7 +1182,7 @@ func file_engine_images_namespaces_proto_rawDescGZIP() []byte {
 	return file_engine_images_namespaces_proto_rawDescData
 }
 
-var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_engine_images_namespaces_proto_goTypes = []any{
 	(*Namespaces)(nil),        // 0: migrate.images.Namespaces
 	(*NestedNamespace)(nil),   // 1: migrate.images.NestedNamespace
@@ -1127,13 +1192,14 @@ var file_engine_images_namespaces_proto_goTypes = []any{
 	(*MessageQueue)(nil),      // 5: migrate.images.MessageQueue
 	(*Message)(nil),           // 6: migrate.images.Message
 	(*NetNamespace)(nil),      // 7: migrate.images.NetNamespace
-	(*NetID)(nil),             // 8: migrate.images.NetID
-	(*NetDevice)(nil),         // 9: migrate.images.NetDevice
-	(*Sysctl)(nil),            // 10: migrate.images.Sysctl
-	(*Tree)(nil),              // 11: migrate.images.Tree
-	(*TreeFile)(nil),          // 12: migrate.images.TreeFile
-	(*TreeExtent)(nil),        // 13: migrate.images.TreeExtent
-	nil,                       // 14: migrate.images.TreeFile.XattrsEntry
+	(*FirewallObject)(nil),    // 8: migrate.images.FirewallObject
+	(*NetID)(nil),             // 9: migrate.images.NetID
+	(*NetDevice)(nil),         // 10: migrate.images.NetDevice
+	(*Sysctl)(nil),            // 11: migrate.images.Sysctl
+	(*Tree)(nil),              // 12: migrate.images.Tree
+	(*TreeFile)(nil),          // 13: migrate.images.TreeFile
+	(*TreeExtent)(nil),        // 14: migrate.images.TreeExtent
+	nil,                       // 15: migrate.images.TreeFile.XattrsEntry
 }
 var file_engine_images_namespaces_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Namespaces.mounts:type_name -> migrate.images.Mount
@@ -1144,17 +1210,18 @@ var file_engine_images_namespaces_proto_depIdxs = []int32{
 	2,  // 5: migrate.images.Namespaces.processes:type_name -> migrate.images.ProcessNamespaces
 	0,  // 6: migrate.images.NestedNamespace.state:type_name -> migrate.images.Namespaces
 	6,  // 7: migrate.images.MessageQueue.messages:type_name -> migrate.images.Message
-	9,  // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
-	10, // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
-	8,  // 10: migrate.images.NetNamespace.ids:type_name -> migrate.images.NetID
-	12, // 11: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
-	13, // 12: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
-	14, // 13: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	10, // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
+	11, // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
+	8,  // 10: migrate.images.NetNamespace.firewall:type_name -> migrate.images.FirewallObject
+	9,  // 11: migrate.images.NetNamespace.ids:type_name -> migrate.images.NetID
+	13, // 12: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
+	14, // 13: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
+	15, // 14: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_namespaces_proto_init() }
@@ -1168,7 +1235,7 @@ func file_engine_images_namespaces_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_namespaces_proto_rawDesc), len(file_engine_images_namespaces_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
