@@ -16,12 +16,15 @@ import (
 // Commands and types of bpf(2) (include/uapi/linux/bpf.h).
 const (
 	bpfProgLoad        = 5
+	bpfProgTestRun     = 10
 	bpfLinkCreate      = 28
 	bpfIterCreate      = 33
 	bpfProgTypeTracing = 26
 	bpfTraceIter       = 28
 	bpfProgTypeCls     = 3
 	bpfTCXIngress      = 46
+	bpfProgTypeSyscall = 31
+	bpfSleepable       = 1 << 4 // BPF_F_SLEEPABLE, which programs of this type must have
 )
 
 func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
@@ -34,10 +37,10 @@ func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 
 // LoadIterator loads a BPF program that iterates over what the kernel function with this type id walks.
 func LoadIterator(btfID uint32, program []byte) (int, error) {
-	return load(program, bpfProgTypeTracing, bpfTraceIter, btfID, "migrate_thread")
+	return load(program, bpfProgTypeTracing, 0, bpfTraceIter, btfID, "migrate_iter")
 }
 
-func load(program []byte, progType, attachType, attachTo uint32, name string) (int, error) {
+func load(program []byte, progType, flags, attachType, attachTo uint32, name string) (int, error) {
 	license := []byte("GPL\x00") // bpf_probe_read_kernel and others are offered to GPL programs alone
 	var attr struct {
 		progType, insnCount       uint32
@@ -54,7 +57,7 @@ func load(program []byte, progType, attachType, attachTo uint32, name string) (i
 		lineInfoCount, attachToID uint32
 		attachProgFD, coreCount   uint32
 	}
-	attr.progType, attr.attachType, attr.attachToID = progType, attachType, attachTo
+	attr.progType, attr.flags, attr.attachType, attr.attachToID = progType, flags, attachType, attachTo
 	attr.insnCount = uint32(len(program) / 8)
 	var pin runtime.Pinner // the kernel is given addresses as numbers, and a goroutine's stack moves when it grows
 	defer pin.Unpin()
@@ -64,6 +67,29 @@ func load(program []byte, progType, attachType, attachTo uint32, name string) (i
 	copy(attr.name[:15], name)
 	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return fd, err
+}
+
+// LoadCallable loads a program that runs when RunCallable is called (BPF_PROG_TYPE_SYSCALL, Linux 5.14).
+func LoadCallable(program []byte) (int, error) {
+	return load(program, bpfProgTypeSyscall, bpfSleepable, 0, 0, "migrate_peek")
+}
+
+// RunCallable runs such a program once; it reads and writes ctx.
+func RunCallable(prog int, ctx []byte) error {
+	var attr struct {
+		prog, retval, inSize, outSize uint32
+		in, out                       uint64
+		repeat, duration              uint32
+		ctxIn, ctxOut                 uint32
+		ctx, ctxBack                  uint64
+		flags, cpu, batch, pad        uint32
+	}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&ctx[0])
+	attr.prog, attr.ctxIn, attr.ctx = uint32(prog), uint32(len(ctx)), uint64(uintptr(unsafe.Pointer(&ctx[0])))
+	_, err := bpf(bpfProgTestRun, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
 }
 
 // attachIngress runs a program on what an interface of this thread's network namespace receives, until the link is closed.

@@ -14,22 +14,51 @@ import (
 
 // Types is what is needed of the kernel's type information (Documentation/bpf/btf.rst).
 type Types struct {
-	structs map[string]uint32            // sizes in bytes
-	members map[string]map[string]uint32 // of wanted structs: offsets in bytes
-	funcs   map[string]uint32            // ids
+	structs map[string]*Struct
+	funcs   map[string]uint32 // ids
+}
+
+// Struct is a struct of the kernel. Members of a nested struct or union without a type name are its own: plainly where the member
+// has no name either, else named with a dot ("flow.stopped").
+type Struct struct {
+	Name   string
+	Size   uint32 // in bytes
+	fields map[string]Field
+}
+
+// A Field is where a member stands in its struct.
+type Field struct {
+	Bit  uint32 // from the start of the struct
+	Bits uint32 // of a bit field; 0 for all others
+}
+
+// Field finds a member.
+func (s *Struct) Field(name string) (Field, error) {
+	f, ok := s.fields[name]
+	if !ok {
+		return f, fmt.Errorf("struct %s has no member %s in this kernel", s.Name, name)
+	}
+	return f, nil
+}
+
+// Struct finds a struct among those that were asked for.
+func (t *Types) Struct(name string) (*Struct, error) {
+	s := t.structs[name]
+	if s == nil {
+		return nil, fmt.Errorf("this kernel has no struct %s, or nobody asked for it", name)
+	}
+	return s, nil
 }
 
 // Member returns the offset of a struct's member in bytes.
 func (t *Types) Member(structure, name string) (uint32, error) {
-	off, ok := t.members[structure][name]
-	if !ok {
-		return 0, fmt.Errorf("struct %s has no member %s in this kernel", structure, name)
+	s, err := t.Struct(structure)
+	if err != nil {
+		return 0, err
 	}
-	return off, nil
+	f, err := s.Field(name)
+	return f.Bit / 8, err
 }
-
-// Size returns the size of a struct in bytes, 0 if the kernel has none of the name.
-func (t *Types) Size(structure string) uint32 { return t.structs[structure] }
 
 // Func returns the type id of a function, 0 if the kernel has none of the name.
 func (t *Types) Func(name string) uint32 { return t.funcs[name] }
@@ -50,10 +79,13 @@ var btfSizes = map[uint32]struct{ fixed, each int }{
 }
 
 const (
-	btfStruct = 4
-	btfFunc   = 12
-	btfMagic  = 0xeb9f
-	maxBTF    = 64 << 20
+	btfStruct, btfUnion, btfFunc = 4, 5, 12
+
+	btfMagic = 0xeb9f
+	maxBTF   = 64 << 20
+	// Bounds of one struct: how deep its unnamed parts nest, and how many members are looked at.
+	maxDepth   = 8
+	maxMembers = 1 << 14
 )
 
 var errBTF = errors.New("not in BTF as this program knows it")
@@ -83,78 +115,120 @@ func readBTF(path string, names []string) (_ *Types, err error) {
 	return parseBTF(b, names)
 }
 
-// parseBTF walks all types once and keeps the few that are of use.
+// btf is the type information, with where each type begins.
+type btf struct {
+	types, strs []byte
+	at          []uint32
+}
+
+// parseBTF keeps the few types that are asked for. Nothing of b is kept.
 func parseBTF(b []byte, names []string) (*Types, error) {
-	le := binary.LittleEndian
-	if len(b) < 24 || len(b) > maxBTF || le.Uint16(b) != btfMagic {
-		return nil, errBTF
-	}
-	hdr := uint64(le.Uint32(b[4:]))
-	section := func(at int) ([]byte, error) {
-		off, size := hdr+uint64(le.Uint32(b[at:])), uint64(le.Uint32(b[at+4:]))
-		if off+size > uint64(len(b)) {
-			return nil, errBTF
-		}
-		return b[off : off+size], nil
-	}
-	types, err := section(8)
-	if err != nil {
-		return nil, err
-	}
-	strs, err := section(16)
+	t, err := indexBTF(b)
 	if err != nil {
 		return nil, err
 	}
 	// Every string stands there once, so a type is known by the place of its name.
 	wanted := map[uint32]string{}
 	for _, nm := range names {
-		if at := bytes.Index(strs, append(append([]byte{0}, nm...), 0)); at >= 0 {
+		if at := bytes.Index(t.strs, append(append([]byte{0}, nm...), 0)); at >= 0 {
 			wanted[uint32(at)+1] = nm
 		}
 	}
-	name := func(off uint32) string {
-		if uint64(off) >= uint64(len(strs)) {
-			return ""
+	out := &Types{structs: map[string]*Struct{}, funcs: map[string]uint32{}}
+	for id, off := range t.at[1:] {
+		b := t.types[off:]
+		name, ok := wanted[binary.LittleEndian.Uint32(b)]
+		if !ok {
+			continue
 		}
-		s, _, _ := bytes.Cut(strs[off:], []byte{0})
-		return string(s)
-	}
-	t := &Types{structs: map[string]uint32{}, members: map[string]map[string]uint32{}, funcs: map[string]uint32{}}
-	for id := uint32(1); len(types) > 0; id++ {
-		if len(types) < 12 {
-			return nil, errBTF
-		}
-		info, size := le.Uint32(types[4:]), le.Uint32(types[8:])
-		kind, vlen := info>>24&0x1f, int(info&0xffff)
-		s, ok := btfSizes[kind]
-		n := 12 + s.fixed + vlen*s.each
-		if !ok || n > len(types) {
-			return nil, errBTF
-		}
-		switch kind {
+		switch t.kind(off) {
 		case btfStruct:
-			if nm, ok := wanted[le.Uint32(types)]; ok {
-				t.structs[nm] = size
-				t.members[nm] = btfMembers(types[12:n], info>>31 != 0, name)
-			}
+			s := &Struct{Name: name, Size: binary.LittleEndian.Uint32(b[8:]), fields: map[string]Field{}}
+			left := maxMembers
+			t.members(s, off, "", 0, 0, &left)
+			out.structs[name] = s
 		case btfFunc:
-			if nm, ok := wanted[le.Uint32(types)]; ok {
-				t.funcs[nm] = id
-			}
+			out.funcs[name] = uint32(id) + 1
 		}
-		types = types[n:]
+	}
+	return out, nil
+}
+
+// indexBTF finds where each type begins.
+func indexBTF(b []byte) (*btf, error) {
+	le := binary.LittleEndian
+	if len(b) < 24 || len(b) > maxBTF || le.Uint16(b) != btfMagic {
+		return nil, errBTF
+	}
+	hdr := uint64(le.Uint32(b[4:]))
+	section := func(at int) []byte {
+		off, size := hdr+uint64(le.Uint32(b[at:])), uint64(le.Uint32(b[at+4:]))
+		if off+size > uint64(len(b)) {
+			return nil
+		}
+		return b[off : off+size]
+	}
+	t := &btf{types: section(8), strs: section(16), at: []uint32{0}} // type 0 is void
+	if t.types == nil || t.strs == nil {
+		return nil, errBTF
+	}
+	for off := 0; off < len(t.types); {
+		if len(t.types)-off < 12 {
+			return nil, errBTF
+		}
+		info := le.Uint32(t.types[off+4:])
+		s, ok := btfSizes[info>>24&0x1f]
+		n := 12 + s.fixed + int(info&0xffff)*s.each
+		if !ok || n > len(t.types)-off {
+			return nil, errBTF
+		}
+		t.at = append(t.at, uint32(off))
+		off += n
 	}
 	return t, nil
 }
 
-func btfMembers(b []byte, bitfields bool, name func(uint32) string) map[string]uint32 {
-	out := map[string]uint32{}
-	for ; len(b) >= 12; b = b[12:] {
-		bits := binary.LittleEndian.Uint32(b[8:])
-		if bitfields {
-			bits &= 1<<24 - 1
-		}
-		out[name(binary.LittleEndian.Uint32(b))] = bits / 8
+func (t *btf) kind(off uint32) uint32 {
+	return binary.LittleEndian.Uint32(t.types[off+4:]) >> 24 & 0x1f
+}
+
+func (t *btf) name(off uint32) string {
+	if uint64(off) >= uint64(len(t.strs)) {
+		return ""
 	}
-	return out
+	s, _, _ := bytes.Cut(t.strs[off:], []byte{0})
+	return string(s)
+}
+
+// members adds those of the struct or union at off, which itself stands at bit base, as long as some are left.
+func (t *btf) members(s *Struct, off uint32, prefix string, base uint32, depth int, left *int) {
+	le := binary.LittleEndian
+	b := t.types[off:]
+	info := le.Uint32(b[4:])
+	for i := range int(info & 0xffff) {
+		if *left--; *left < 0 {
+			return
+		}
+		m := b[12+12*i:]
+		name, typ, f := t.name(le.Uint32(m)), le.Uint32(m[4:]), Field{Bit: le.Uint32(m[8:])}
+		if info>>31 != 0 { // the struct has bit fields
+			f.Bit, f.Bits = f.Bit&(1<<24-1), f.Bit>>24
+		}
+		f.Bit += base
+		if name != "" {
+			s.fields[prefix+name] = f
+		}
+		if typ == 0 || uint64(typ) >= uint64(len(t.at)) || depth > maxDepth {
+			continue
+		}
+		inner := t.at[typ]
+		if kind := t.kind(inner); kind != btfStruct && kind != btfUnion || t.name(le.Uint32(t.types[inner:])) != "" {
+			continue
+		}
+		p := prefix
+		if name != "" {
+			p += name + "."
+		}
+		t.members(s, inner, p, f.Bit, depth+1, left)
+	}
 }

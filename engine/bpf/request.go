@@ -43,7 +43,7 @@ func OpenRequests() (*Requests, error) {
 		return nil, errors.New("this kernel has no way into a listener's queue (bpf_sk_assign_tcp_reqsk, Linux 6.9)")
 	}
 	r := &Requests{kfunc: int32(id)}
-	fd, err := load(r.program(&Request{Local: netip.MustParseAddrPort("127.0.0.1:1"), Remote: netip.MustParseAddrPort("127.0.0.1:2")}), bpfProgTypeCls, 0, 0, "migrate_request")
+	fd, err := load(r.program(&Request{Local: netip.MustParseAddrPort("127.0.0.1:1"), Remote: netip.MustParseAddrPort("127.0.0.1:2")}), bpfProgTypeCls, 0, 0, 0, "migrate_request")
 	if err != nil {
 		return nil, fmt.Errorf("loading the BPF program that fills a listener's queue: %w", err)
 	}
@@ -53,7 +53,7 @@ func OpenRequests() (*Requests, error) {
 // With runs fn, which sends the segment over the loopback interface, while the request stands. It must be called on a thread in the
 // listener's network namespace.
 func (r *Requests) With(req *Request, fn func() error) (err error) {
-	prog, err := load(r.program(req), bpfProgTypeCls, 0, 0, "migrate_request")
+	prog, err := load(r.program(req), bpfProgTypeCls, 0, 0, 0, "migrate_request")
 	if err != nil {
 		return fmt.Errorf("loading the BPF program that fills a listener's queue: %w", err)
 	}

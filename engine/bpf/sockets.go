@@ -135,7 +135,7 @@ func socketProgram(t *Types) ([]byte, error) {
 	emit(Insn(load, 8, fp, sockPointer-sockRecord, 0))
 	read(8, at("sock", "sk_err"), 4, sockError)
 	read(8, at("sock", "sk_shutdown"), 1, sockShutdown)
-	read(8, at("sock_common", "skc_cookie")+8, 8, sockFlags) // skc_flags, in a union without a name
+	read(8, at("sock_common", "skc_flags"), 8, sockFlags)
 	read(8, at("sock", "__sk_common"), commonSize, sockCommon)
 	read(8, at("sock_common", "skc_v6_daddr"), 16, sockV6)
 	read(8, at("tcp_sock", "urg_data"), 2, sockUrgent)

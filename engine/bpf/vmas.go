@@ -32,18 +32,20 @@ func OpenVMAs() (*VMAs, error) {
 	if iterator == 0 {
 		return nil, errors.New("this kernel has no BPF iterator over mappings (Linux 5.12 has)")
 	}
-	// vm_start and vm_end come first, and vm_flags after vm_page_prot: both are in unions without names since Linux 6.3.
-	prot, err := t.Member("vm_area_struct", "vm_page_prot")
-	if err != nil {
-		return nil, err
+	var at [3]int32
+	for i, name := range []string{"vm_start", "vm_end", "vm_flags"} {
+		off, err := t.Member("vm_area_struct", name)
+		if err != nil {
+			return nil, err
+		}
+		at[i] = int32(off)
 	}
-	prog, err := LoadIterator(iterator, vmaProgram(int32(prot)+8))
+	prog, err := LoadIterator(iterator, vmaProgram(at))
 	if err != nil {
 		return nil, fmt.Errorf("loading the BPF program for mappings: %w", err)
 	}
 	v := &VMAs{prog}
-	// A kernel before 6.1 takes the thread's id for padding and would visit all threads. One that lays the struct out
-	// otherwise is found out, too.
+	// A kernel before 6.1 takes the thread's id for padding and would visit all threads.
 	list, err := v.Read(unix.Gettid())
 	for i := 0; err == nil && i < len(list); i++ {
 		if m := list[i]; m.Start >= m.End || m.Start%4096 != 0 || m.End%4096 != 0 || i > 0 && m.Start < list[i-1].End {
@@ -82,12 +84,12 @@ func (v *VMAs) Read(tid int) ([]VMA, error) {
 //		u64 record[3];
 //		if (!ctx->vma)
 //			return 0;
-//		bpf_probe_read_kernel(record, 16, ctx->vma);
-//		bpf_probe_read_kernel(record + 2, 8, (char *)ctx->vma + flags);
+//		for (int i = 0; i < 3; i++) // unrolled
+//			bpf_probe_read_kernel(record + i, 8, (char *)ctx->vma + at[i]);
 //		bpf_seq_write(ctx->meta->seq, record, sizeof record);
 //		return 0;
 //	}
-func vmaProgram(flags int32) []byte {
+func vmaProgram(at [3]int32) []byte {
 	const (
 		load, mov, movImm, addImm, jneImm, call, exit = 0x79, 0xbf, 0xb7, 0x07, 0x55, 0x85, 0x95
 		probeRead, seqWrite                           = 113, 127 // BPF_FUNC_*, include/uapi/linux/bpf.h
@@ -99,14 +101,12 @@ func vmaProgram(flags int32) []byte {
 			p = append(p, i...)
 		}
 	}
-	read := func(from, size, to int32) {
-		emit(Insn(mov, 3, 7, 0, 0), Insn(addImm, 3, 0, 0, from), Insn(movImm, 2, 0, 0, size),
-			Insn(mov, 1, fp, 0, 0), Insn(addImm, 1, 0, 0, to-vmaRecord), Insn(call, 0, 0, 0, probeRead))
-	}
 	emit(Insn(mov, 6, 1, 0, 0), Insn(load, 7, 6, 16, 0)) // r7 = ctx->vma
 	emit(Insn(jneImm, 7, 0, 2, 0), Insn(movImm, 0, 0, 0, 0), Insn(exit, 0, 0, 0, 0))
-	read(0, 16, 0)
-	read(flags, 8, 16)
+	for i, off := range at {
+		emit(Insn(mov, 3, 7, 0, 0), Insn(addImm, 3, 0, 0, off), Insn(movImm, 2, 0, 0, 8),
+			Insn(mov, 1, fp, 0, 0), Insn(addImm, 1, 0, 0, int32(8*i)-vmaRecord), Insn(call, 0, 0, 0, probeRead))
+	}
 	emit(Insn(load, 1, 6, 0, 0), Insn(load, 1, 1, 0, 0)) // ctx->meta->seq
 	emit(Insn(mov, 2, fp, 0, 0), Insn(addImm, 2, 0, 0, -vmaRecord), Insn(movImm, 3, 0, 0, vmaRecord), Insn(call, 0, 0, 0, seqWrite))
 	emit(Insn(movImm, 0, 0, 0, 0), Insn(exit, 0, 0, 0, 0))

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/bpf"
 )
 
 // A Kernel reads the memory of the running kernel.
@@ -33,13 +35,7 @@ var wanted = []string{
 }
 
 // types never change while the kernel runs.
-var types = sync.OnceValues(func() (map[string]*structure, error) {
-	b, err := readBTF("/sys/kernel/btf/vmlinux")
-	if err != nil {
-		return nil, fmt.Errorf("types of the kernel: %w", err)
-	}
-	return b.structures(wanted...)
-})
+var types = sync.OnceValues(func() (*bpf.Types, error) { return bpf.Kernel(wanted...) })
 
 // Open loads the program. An error means that this kernel cannot be read, and why. The first call takes some 50 ms.
 func Open() (_ *Kernel, err error) {
@@ -47,7 +43,7 @@ func Open() (_ *Kernel, err error) {
 		return nil, err
 	}
 	k := &Kernel{}
-	if k.prog, err = load(program()); err != nil {
+	if k.prog, err = bpf.LoadCallable(program()); err != nil {
 		return nil, fmt.Errorf("loading a BPF program that reads the kernel (Linux 5.19, CAP_BPF, CAP_PERFMON): %w", err)
 	}
 	if err := k.findTable(); err != nil {
@@ -81,24 +77,24 @@ func program() []byte {
 			p = append(p, i...)
 		}
 	}
-	emit(insn(mov, 6, 1, 0, 0), insn(load8, 3, 6, ctxAddr, 0), insn(jneImm, 3, 0, 4, 0),
-		insn(call, 0, 0, 0, currentTask), insn(store8, 6, 0, ctxData, 0), insn(movImm, 0, 0, 0, 0), insn(exit, 0, 0, 0, 0))
-	emit(insn(load8, 2, 6, ctxLen, 0), insn(movImm, 0, 0, 0, 1), insn(jgtImm, 2, 0, 1, chunk), insn(jneImm, 2, 0, 1, 0), insn(exit, 0, 0, 0, 0))
+	emit(bpf.Insn(mov, 6, 1, 0, 0), bpf.Insn(load8, 3, 6, ctxAddr, 0), bpf.Insn(jneImm, 3, 0, 4, 0),
+		bpf.Insn(call, 0, 0, 0, currentTask), bpf.Insn(store8, 6, 0, ctxData, 0), bpf.Insn(movImm, 0, 0, 0, 0), bpf.Insn(exit, 0, 0, 0, 0))
+	emit(bpf.Insn(load8, 2, 6, ctxLen, 0), bpf.Insn(movImm, 0, 0, 0, 1), bpf.Insn(jgtImm, 2, 0, 1, chunk), bpf.Insn(jneImm, 2, 0, 1, 0), bpf.Insn(exit, 0, 0, 0, 0))
 	for at := int16(0); at < chunk; at += 8 {
-		emit(insn(storeImm, fp, 0, at-chunk, 0))
+		emit(bpf.Insn(storeImm, fp, 0, at-chunk, 0))
 	}
-	emit(insn(mov, 1, fp, 0, 0), insn(addImm, 1, 0, 0, -chunk), insn(call, 0, 0, 0, probeRead), insn(store8, 6, 0, ctxLen, 0))
+	emit(bpf.Insn(mov, 1, fp, 0, 0), bpf.Insn(addImm, 1, 0, 0, -chunk), bpf.Insn(call, 0, 0, 0, probeRead), bpf.Insn(store8, 6, 0, ctxLen, 0))
 	for at := int16(0); at < chunk; at += 8 {
-		emit(insn(load8, 1, fp, at-chunk, 0), insn(store8, 6, 1, ctxData+at, 0))
+		emit(bpf.Insn(load8, 1, fp, at-chunk, 0), bpf.Insn(store8, 6, 1, ctxData+at, 0))
 	}
-	emit(insn(movImm, 0, 0, 0, 0), insn(exit, 0, 0, 0, 0))
+	emit(bpf.Insn(movImm, 0, 0, 0, 0), bpf.Insn(exit, 0, 0, 0, 0))
 	return p
 }
 
 // findTable finds this program's descriptor table, which all its threads share.
 func (k *Kernel) findTable() error {
 	ctx := make([]byte, ctxData+chunk)
-	if err := run(k.prog, ctx); err != nil {
+	if err := bpf.RunCallable(k.prog, ctx); err != nil {
 		return fmt.Errorf("running a BPF program: %w", err)
 	}
 	task, err := k.Load("task_struct", binary.LittleEndian.Uint64(ctx[ctxData:]))
@@ -119,7 +115,7 @@ func (k *Kernel) Read(addr uint64, buf []byte) error {
 		if addr == 0 {
 			return errors.New("reading the kernel at address 0")
 		}
-		if err := run(k.prog, ctx); err != nil {
+		if err := bpf.RunCallable(k.prog, ctx); err != nil {
 			return fmt.Errorf("running a BPF program: %w", err)
 		}
 		if e := int64(binary.LittleEndian.Uint64(ctx[ctxLen:])); e != 0 {
@@ -134,8 +130,7 @@ func (k *Kernel) Read(addr uint64, buf []byte) error {
 // A View is a copy of a struct of the kernel.
 type View struct {
 	Addr uint64 // where it stands
-	name string
-	s    *structure
+	s    *bpf.Struct
 	data []byte
 }
 
@@ -145,11 +140,11 @@ func (k *Kernel) Load(structure string, addr uint64) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := all[structure]
-	if s == nil {
-		return nil, fmt.Errorf("struct %s is not among those that are known", structure)
+	s, err := all.Struct(structure)
+	if err != nil {
+		return nil, err
 	}
-	v := &View{Addr: addr, name: structure, s: s, data: make([]byte, s.size)}
+	v := &View{Addr: addr, s: s, data: make([]byte, s.Size)}
 	if err := k.Read(addr, v.data); err != nil {
 		return nil, fmt.Errorf("struct %s: %w", structure, err)
 	}
@@ -158,11 +153,8 @@ func (k *Kernel) Load(structure string, addr uint64) (*View, error) {
 
 // Offset is where a member stands, in bytes from the start of the struct.
 func (v *View) Offset(name string) (uint64, error) {
-	f, ok := v.s.fields[name]
-	if !ok {
-		return 0, fmt.Errorf("struct %s has no member %s in this kernel", v.name, name)
-	}
-	return uint64(f.bit / 8), nil
+	f, err := v.s.Field(name)
+	return uint64(f.Bit / 8), err
 }
 
 // Bytes is n bytes of a member.
@@ -172,7 +164,7 @@ func (v *View) Bytes(name string, n int) ([]byte, error) {
 		return nil, err
 	}
 	if off+uint64(n) > uint64(len(v.data)) {
-		return nil, fmt.Errorf("struct %s: member %s has fewer than %d bytes", v.name, name, n)
+		return nil, fmt.Errorf("struct %s: member %s has fewer than %d bytes", v.s.Name, name, n)
 	}
 	return v.data[off : off+uint64(n)], nil
 }
@@ -201,8 +193,8 @@ func (v *View) Bool(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if f := v.s.fields[name]; f.size > 0 {
-		return b[0]>>(f.bit%8)&(1<<f.size-1) != 0, nil
+	if f, err := v.s.Field(name); err == nil && f.Bits > 0 {
+		return b[0]>>(f.Bit%8)&(1<<f.Bits-1) != 0, nil
 	}
 	return b[0] != 0, nil
 }

@@ -156,8 +156,12 @@ func readKernelFacts() (*kernelFacts, error) {
 	if err != nil {
 		return nil, err
 	}
-	if size := types.Size("restart_block"); size != restartBlockSize {
-		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", size, restartBlockSize)
+	block, err := types.Struct("restart_block")
+	if err != nil {
+		return nil, err
+	}
+	if block.Size != restartBlockSize {
+		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", block.Size, restartBlockSize)
 	}
 	f := &kernelFacts{program: threadProgram(task, cred), iterator: types.Func("bpf_iter_task")}
 	_, err = types.Member("task_struct", "seccomp")
