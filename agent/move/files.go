@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -59,7 +60,9 @@ type filesOut struct {
 	units  []volume.Unit
 	sender *volume.Sender
 	dial   func(ctx context.Context) (net.Conn, error)
-	failed bool // the connection has
+	log    *slog.Logger
+	failed bool      // the connection has
+	broken time.Time // when; zero while there is one
 	last   volume.Stats
 }
 
@@ -184,7 +187,7 @@ func (s *source) openFiles(units []volume.Unit, reply *agentapi.PrepareFilesRepl
 		return err
 	}
 	dial, address, token := s.peer.dialPages(reply.GetPagesAddress()), reply.GetPagesAddress(), reply.GetToken()
-	s.files = &filesOut{units: units, sender: sender, failed: true, dial: func(ctx context.Context) (net.Conn, error) {
+	s.files = &filesOut{log: s.log, units: units, sender: sender, failed: true, dial: func(ctx context.Context) (net.Conn, error) {
 		conns, err := pagexfer.Dial(ctx, dial, 1, token)
 		if err != nil {
 			return nil, fmt.Errorf("the connection for files to %s: %w", address, err)
@@ -235,11 +238,14 @@ func (s *source) lastFiles(ctx context.Context) (wait func() error, err error) {
 	}, nil
 }
 
-// patience is how long broken connections for files are replaced without one round that succeeds.
-const patience = 20 * time.Second
+const (
+	// patience is for how long it is tried to replace a connection for files that has broken.
+	patience = 20 * time.Second
+	// dialTime bounds one try: what was lost on the way is sent again by TCP after a second, and after three.
+	dialTime = 4 * time.Second
+)
 
 func (f *filesOut) round(ctx context.Context, mapped func(string) bool) (volume.Stats, error) {
-	begun := time.Now()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		st, err := f.once(ctx, mapped)
 		if err == nil {
@@ -250,8 +256,11 @@ func (f *filesOut) round(ctx context.Context, mapped func(string) bool) (volume.
 		switch {
 		case ctx.Err() != nil:
 			return st, errors.Join(context.Cause(ctx), err)
-		case errors.As(err, &remote), errors.Is(err, volume.ErrCorrupt), !f.failed, time.Since(begun) > patience:
+		case errors.As(err, &remote), errors.Is(err, volume.ErrCorrupt), !f.failed, !f.broken.IsZero() && time.Since(f.broken) > patience:
 			return st, fmt.Errorf("bringing files over: %w", err)
+		case f.broken.IsZero():
+			f.broken = time.Now()
+			f.log.Warn("the connection for files has broken; it goes on over another one", "error", err)
 		}
 		if !pause(ctx, wait) {
 			return st, context.Cause(ctx)
@@ -262,10 +271,13 @@ func (f *filesOut) round(ctx context.Context, mapped func(string) bool) (volume.
 // once makes a round, over a new connection if the one before has failed.
 func (f *filesOut) once(ctx context.Context, mapped func(string) bool) (volume.Stats, error) {
 	if f.failed {
-		c, err := f.dial(ctx)
+		dctx, cancel := context.WithTimeout(ctx, dialTime)
+		c, err := f.dial(dctx)
+		cancel()
 		if err != nil {
 			return volume.Stats{}, err
 		}
+		f.broken = time.Time{}
 		if err := f.sender.Attach(c); err != nil {
 			return volume.Stats{}, err
 		}
