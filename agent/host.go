@@ -268,9 +268,11 @@ func (h *host) Owned(_ context.Context, hd move.Handle, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	vpid, err := innerID(hd.PID)
-	if err != nil {
-		return err
+	vpid := hd.VPID // it runs, and may have ended already
+	if vpid == 0 {
+		if vpid, err = innerID(hd.PID); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(env.SetProgram(hd.PID, vpid), env.SetEpoch(epoch)); err != nil {
 		return err

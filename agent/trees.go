@@ -283,7 +283,7 @@ func (s *skeleton) Handle() move.Handle {
 	}
 	for _, p := range s.sk.Processes() {
 		if hd.PID == 0 {
-			hd.PID = p.PID
+			hd.PID, hd.VPID = p.PID, p.VPID
 		}
 		hd.PIDs = append(hd.PIDs, p.PID)
 	}

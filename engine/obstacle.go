@@ -12,6 +12,8 @@ type Obstacle struct {
 	Where  string // such as "fd 7", "mapping 0x7f12..-0x7f13..", "thread 12"
 	Reason string // what it is and why it is not carried
 	Remedy string // what the operator can do about it; may be empty
+	// Passing says that it is, as a rule, over in a moment, so that it is worth another look.
+	Passing bool
 }
 
 func (o Obstacle) String() string {

@@ -19,6 +19,7 @@ import (
 type Handle struct {
 	Instance uint64   `json:"instance"`
 	PID      int      `json:"pid"`             // root of the tree, on this host
+	VPID     int      `json:"vpid,omitzero"`   // the same as the tree knows it; 0 when not known
 	PIDs     []int    `json:"pids"`            // all of it, when it was claimed
 	Cgroup   string   `json:"cgroup"`          // that holds it, below the v2 mount
 	Port     string   `json:"port"`            // empty for none

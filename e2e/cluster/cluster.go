@@ -40,7 +40,7 @@ func Main(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		return m.Run() // every test says so itself
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	state, err := os.MkdirTemp("/var/lib", "migrate-e2e-*")
 	if err != nil {

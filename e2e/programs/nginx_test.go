@@ -112,7 +112,7 @@ func TestNginx(t *testing.T) {
 	defer end()
 	s.progress(getters)
 	for _, to := range []string{"host2", "host3"} {
-		s.Move("nginx", to, "--max-downtime", "1s")
+		s.Move("nginx", to, "--max-downtime", "5s")
 		s.progress(getters)
 	}
 	end()

@@ -53,7 +53,7 @@ func TestNode(t *testing.T) {
 	progress(state())
 	for _, to := range []string{"host2", "host3"} {
 		before := state()
-		s.Move("node", to, "--max-downtime", "1s")
+		s.Move("node", to, "--max-downtime", "5s")
 		progress(before)
 		progress(state())
 	}

@@ -113,7 +113,7 @@ func TestPostgres(t *testing.T) {
 	}
 	p.transactions(100)
 	for _, to := range []string{"host2", "host3"} {
-		p.Move("postgres", to, "--max-downtime", "3s") // each of its processes costs some milliseconds
+		p.Move("postgres", to, "--files", "shared", "--max-downtime", "5s") // each of its processes costs some milliseconds
 		p.transactions(p.number("select count(*) from pgbench_history") + 100)
 	}
 	// The signal by which it learns that its time is over. It completes what it has begun and sums up.

@@ -77,7 +77,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.memory = newMemory(s)
 	s.memory.objects.In(s.procs[0].PID)
-	s.files = files.NewDumper(files.Options{Init: o.Init, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost,
+	s.files = files.NewDumper(files.Options{Init: o.Init, Young: s.young, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost,
 		Terminals: o.Terminals, NewTerminals: o.NewTerminals})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
@@ -94,13 +94,22 @@ func (s *Source) list() (err error) {
 // Processes lists the tree as it was last seen, parents first.
 func (s *Source) Processes() []*engine.Process { return s.procs }
 
+// passingTime is how long something that passes is waited for.
+const passingTime = 2 * time.Second
+
 // Obstacles names everything of the tree that is not carried. The tree is not touched.
 func (s *Source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
+	began := time.Now()
 	for range maxListings {
 		if err := s.list(); err != nil {
 			return nil, err
 		}
 		all, err := s.obstacles(ctx)
+		passing := slices.ContainsFunc(all, func(o engine.Obstacle) bool { return o.Passing })
+		if err == nil && passing && time.Since(began) < passingTime && ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond) // there is no event of it
+			continue
+		}
 		if err == nil || !ended(err) {
 			return all, err
 		}

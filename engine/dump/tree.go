@@ -199,6 +199,18 @@ const minAge = 200 * time.Millisecond
 // clockTick is the unit of times in /proc/PID/stat (USER_HZ, proc_pid_stat(5)), the same on all processors that are supported.
 const clockTick = 10 * time.Millisecond
 
+// young tells a process that is not old enough, or has ended.
+func (s *Source) young(p *engine.Process) bool {
+	_, now, err := ns.Clocks()
+	st, err2 := s.fs.Stat(p.PID)
+	return p.VPPID > 1 && err == nil && (err2 != nil || tooYoung(st, now))
+}
+
+// tooYoung compares a process's birth with the time since boot.
+func tooYoung(st *procfs.Stat, now time.Duration) bool {
+	return now-time.Duration(st.StartTime)*clockTick < minAge
+}
+
 // leaveOutYoung takes the youngest processes, and what they have born, from the list of the tree. Its roots stay.
 func (s *Source) leaveOutYoung() error {
 	_, now, err := ns.Clocks()
@@ -219,7 +231,7 @@ func (s *Source) leaveOutYoung() error {
 		if err != nil {
 			return err
 		}
-		if root || now-time.Duration(st.StartTime)*clockTick >= minAge {
+		if root || !tooYoung(st, now) {
 			kept = append(kept, p)
 			here[p.VPID] = true
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
@@ -35,6 +36,9 @@ type Options struct {
 	External map[FileID]string
 	// Init is the pid 1 of a workload, on this host: the tree is all that runs under it. 0: there is none.
 	Init int
+	// Young tells processes that may well have ended before the tree is stopped: what only they have open is not looked for at the
+	// destination beforehand. nil: there are none.
+	Young func(*engine.Process) bool
 	// SameHost tells that the tree will come back on this host: what it uses of other processes is still there.
 	SameHost bool
 	// LockConnections keeps the peers of TCP connections from noticing that the tree is gone (sock.Lock): for a dump to disk, where
@@ -71,6 +75,7 @@ type Dumper struct {
 	requests *bpf.Requests            // nil if there is no way to fill a queue again, or none is needed
 	barriers map[*sock.Diag]*connLock // before the connections of each network namespace, from Dump until Resume or Drop
 	outsider map[pipeKey][]int        // while Check runs: who else holds a pipe, by inode
+	newborn  map[pipeKey]bool         // the same of processes that were born of the tree since it was listed
 }
 
 type pausedConn struct {
@@ -155,18 +160,31 @@ func (d *Dumper) Check(ctx context.Context, procs []*engine.Process) ([]engine.O
 	for _, desc := range snap.list {
 		h := desc.holders[0]
 		for _, p := range d.problems(ctx, snap, desc) {
-			out = append(out, engine.Obstacle{PID: h.proc.PID, Kind: desc.kind.Name, Where: h.where(), Reason: p.reason, Remedy: p.remedy})
+			ended := func(h holder) bool { return hasEnded(h.proc.PID) }
+			if slices.ContainsFunc(desc.holders, ended) {
+				p.passing = true // what was asked by way of that process may say so only for that
+			}
+			if !slices.ContainsFunc(desc.holders, func(h holder) bool { return !ended(h) }) {
+				continue // it is closed
+			}
+			out = append(out, engine.Obstacle{PID: h.proc.PID, Kind: desc.kind.Name, Where: h.where(), Reason: p.reason, Remedy: p.remedy, Passing: p.passing})
 		}
 	}
 	d.needed = d.neededOf(snap)
-	d.outsider, d.current, d.locked, d.kernel = nil, nil, nil, nil
+	d.outsider, d.newborn, d.current, d.locked, d.kernel = nil, nil, nil, nil, nil
 	return out, snap.close()
+}
+
+// hasEnded tells a process that has no descriptors any more.
+func hasEnded(pid int) bool {
+	st, err := procfs.Host.Stat(pid)
+	return err != nil || st.State == 'Z' || st.State == 'X'
 }
 
 // problems lists why a description is not carried.
 func (d *Dumper) problems(ctx context.Context, snap *snapshot, desc *description) []problem {
 	if !desc.kind.Carried {
-		return []problem{{desc.kind.Note + named(desc), desc.kind.Remedy}}
+		return []problem{{reason: desc.kind.Note + named(desc), remedy: desc.kind.Remedy}}
 	}
 	var out []problem
 	d.current = snap

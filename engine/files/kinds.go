@@ -39,7 +39,10 @@ type Kind struct {
 }
 
 // A problem is one reason why a description is not carried.
-type problem struct{ reason, remedy string }
+type problem struct {
+	reason, remedy string
+	passing        bool // see engine.Obstacle
+}
 
 // Errors of Dump that callers match with errors.Is.
 var (

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -164,6 +165,9 @@ func (d *Dumper) neededOf(s *snapshot) []Needed {
 	seen := map[string]bool{}
 	var out []Needed
 	for _, desc := range s.list {
+		if d.opts.Young != nil && !slices.ContainsFunc(desc.holders, func(h holder) bool { return !d.opts.Young(h.proc) }) {
+			continue
+		}
 		if n, ok := d.neededService(desc); ok && !seen[n.Path] {
 			seen[n.Path] = true
 			out = append(out, n)

@@ -76,11 +76,15 @@ func checkPipe(_ context.Context, dm *Dumper, d *description) []problem {
 	if missing == "" {
 		return []problem{{reason: fmt.Sprintf("pipe %d is also held by process %v outside of the tree", d.stat.Ino, who)}}
 	}
+	if key := (pipeKey{d.stat.Dev, d.stat.Ino}); len(who) == 0 && dm.newborn[key] {
+		return nil // the next process of a pipeline, say
+	}
 	by := ""
 	if len(who) > 0 {
 		by = fmt.Sprintf(", by process %v", who)
 	}
-	return []problem{{reason: fmt.Sprintf("the %s end of pipe %d is held outside of the tree%s", missing, d.stat.Ino, by),
+	// Where nobody is seen to hold it, it may have been a process that has been born and has ended since the tree was listed.
+	return []problem{{passing: len(who) == 0, reason: fmt.Sprintf("the %s end of pipe %d is held outside of the tree%s", missing, d.stat.Ino, by),
 		remedy: "redirect it to a file, or start the program with migrate run"}}
 }
 
@@ -113,15 +117,15 @@ func (d *Dumper) outsiders(key pipeKey) []int {
 		return nil
 	}
 	if d.outsider == nil {
-		d.outsider = map[pipeKey][]int{}
+		d.outsider, d.newborn = map[pipeKey][]int{}, map[pipeKey]bool{}
 		ours := map[int]bool{os.Getpid(): true} // the duplicates
 		for k := range d.current.byFD {
 			ours[k.pid] = true
 		}
 		pids, _ := procfs.Host.PIDs()
 		for _, pid := range pids {
-			if !ours[pid] && !procfs.Host.Descends(pid, d.rootOrOurs) {
-				d.pipesOf(pid)
+			if !ours[pid] {
+				d.pipesOf(pid, procfs.Host.Descends(pid, d.rootOrOurs))
 			}
 		}
 	}
@@ -133,7 +137,8 @@ func (d *Dumper) rootOrOurs(pid int) bool {
 	return pid == d.opts.Init || slices.ContainsFunc(d.procs, func(p *engine.Process) bool { return p.PID == pid })
 }
 
-func (d *Dumper) pipesOf(pid int) {
+// pipesOf notes which pipes a process holds that is not in the list of the tree. born: it was born of the tree since.
+func (d *Dumper) pipesOf(pid int, born bool) {
 	dir := "/proc/" + strconv.Itoa(pid) + "/fd/"
 	fds, _ := procfs.Host.FDs(pid) // a process that ended meanwhile holds nothing
 	for _, fd := range fds {
@@ -142,6 +147,10 @@ func (d *Dumper) pipesOf(pid int) {
 			continue
 		}
 		key := pipeKey{st.Dev, st.Ino}
+		if born {
+			d.newborn[key] = true
+			continue
+		}
 		if known := d.outsider[key]; len(known) == 0 || known[len(known)-1] != pid {
 			d.outsider[key] = append(known, pid)
 		}

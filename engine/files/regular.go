@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"migrate/engine/procfs"
+	"migrate/engine/remote"
 )
 
 // Magic numbers of file systems that x/sys lacks or names otherwise (include/uapi/linux/magic.h).
@@ -89,6 +90,9 @@ func (d *Dumper) rootOfPID(pid int) (int, error) {
 		return fd, nil
 	}
 	fd, err := openRoot(procfs.Host.OuterRoot(pid))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return -1, fmt.Errorf("process %d: %w", pid, remote.ErrGone)
+	}
 	if err == nil {
 		d.current.roots[pid] = fd
 	}

@@ -86,7 +86,7 @@ func checkTCP(_ context.Context, dm *Dumper, d *description) []problem {
 	}
 	var refused *tcprepair.NotCarriedError
 	if errors.As(err, &refused) {
-		return []problem{{refused.Socket + ": " + refused.What, refused.Remedy}}
+		return []problem{{reason: refused.Socket + ": " + refused.What, remedy: refused.Remedy}}
 	}
 	if err != nil {
 		return []problem{{reason: err.Error()}}
