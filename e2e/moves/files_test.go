@@ -45,7 +45,7 @@ func TestVolume(t *testing.T) {
 	s.Run("recorder", []string{"--volume", dir}, recorder, "write", dir)
 	for _, to := range []string{"host2", "host3", "host1"} {
 		s.someFlushed("recorder")
-		s.Move("recorder", to)
+		s.Move("recorder", to, "--max-downtime", "5s")
 	}
 	flushed := s.someFlushed("recorder")
 	s.On("host1", cluster.Migrate, "stop", "recorder", "--grace", "10s")
@@ -91,21 +91,21 @@ func TestFilesModes(t *testing.T) {
 	s.refused([]string{"differs"}, "host2", "another content", differs, "host2")
 	s.mention(s.Fails(0, "host1", cluster.Migrate, "move", "differs", "--to", "host2", "--files", "copy"), differs, "--overwrite")
 	s.unmoved(before)
-	s.Move("differs", "host2", "--files", "copy", "--overwrite")
+	s.Move("differs", "host2", "--files", "copy", "--overwrite", "--max-downtime", "5s")
 	if got := s.On("host2", "cat", differs); got != "what host1 has\n" {
 		t.Errorf("host2 has %q", got)
 	}
-	s.Move("differs", "host1", "--files", "shared") // still there, and trusted
+	s.Move("differs", "host1", "--files", "shared", "--max-downtime", "5s") // still there, and trusted
 
 	s.Workload("missing", "", opener(missing, log)...)
 	s.Logs("missing", "up\n")
 	s.refused([]string{"missing"}, "host2", "missing", missing, "host2")
-	s.Move("missing", "host2", "--files", "copy")
+	s.Move("missing", "host2", "--files", "copy", "--max-downtime", "5s")
 	if got := s.On("host2", "cat", missing, log); got != "only on host1\nfrom "+log+"\n" {
 		t.Errorf("host2 has %q", got)
 	}
-	s.On("host2", "sh", "-c", "echo later >> "+log) // as the program may
-	s.Move("missing", "host1", "--files", "copy")   // over what it left there
+	s.On("host2", "sh", "-c", "echo later >> "+log)                       // as the program may
+	s.Move("missing", "host1", "--files", "copy", "--max-downtime", "5s") // over what it left there
 	if got := s.On("host1", "cat", log); got != "from "+log+"\nlater\n" {
 		t.Errorf("host1 has %q", got)
 	}
@@ -135,13 +135,13 @@ func TestVolumeRules(t *testing.T) {
 		}
 	}
 	s.unmoved(before)
-	s.Move("rules", "host2", "--volume", dir, "--overwrite")
+	s.Move("rules", "host2", "--volume", dir, "--overwrite", "--max-downtime", "5s")
 	if got := s.On("host2", "sh", "-c", "cat "+dir+"/data/file; ls -A "+dir+"; ls -A /srv"); strings.Contains(got, "precious") || !strings.HasPrefix(got, "host1's\n") || strings.Contains(got, ".migrate-") {
 		t.Errorf("on host2: %s", got)
 	}
 	s.On("host1", "sh", "-c", "echo changed > "+dir+"/data/file")
 	s.mention(s.Fails(0, "host1", cluster.Migrate, "move", "rules", "--to", "host1", "--volume", dir), dir, "--overwrite")
-	s.Move("rules", "host1", "--volume", dir, "--overwrite")
+	s.Move("rules", "host1", "--volume", dir, "--overwrite", "--max-downtime", "5s")
 	if got := s.On("host1", "cat", dir+"/data/file"); got != "host1's\n" {
 		t.Errorf("host1 has %q", got)
 	}
@@ -159,9 +159,9 @@ func TestSharedStorage(t *testing.T) {
 	s.Run("sharing", nil, recorder, "write", dir)
 	s.someFlushed("sharing")
 	s.mention(s.Fails(1, "host1", cluster.Migrate, "move", "sharing", "--to", "host2", "--volume", dir, "--overwrite"), dir, "--files shared")
-	s.Move("sharing", "host2")
+	s.Move("sharing", "host2", "--max-downtime", "5s")
 	s.someFlushed("sharing")
-	s.Move("sharing", "host1", "--files", "shared")
+	s.Move("sharing", "host1", "--files", "shared", "--max-downtime", "5s")
 	flushed := s.someFlushed("sharing")
 	s.On("host1", cluster.Migrate, "stop", "sharing", "--grace", "10s")
 	n, err := strconv.ParseUint(strings.TrimSpace(s.On("host1", recorder, "check", dir)), 10, 64)

@@ -20,7 +20,7 @@ func (s *scope) slowVolume(name, dir string) string {
 	s.On("host1", "sh", "-c", "mkdir -p "+dir+" && echo text > "+dir+"/text && head -c 25165824 /dev/urandom > "+dir+"/ballast")
 	s.Workload(name, "", opener(dir+"/text")...)
 	s.Logs(name, "up\n")
-	id := strings.TrimSpace(s.On("host1", cluster.Migrate, "move", name, "--to", "host2", "--detach", "--volume", dir, "--bandwidth", "4MiB"))
+	id := strings.TrimSpace(s.On("host1", cluster.Migrate, "move", name, "--to", "host2", "--detach", "--volume", dir, "--bandwidth", "4MiB", "--max-downtime", "5s"))
 	s.until("content on host2", func() bool {
 		out, err := cluster.Hosts.Host("host2").Exec(s.Ctx, "du", "-s", dir+"/ballast")
 		return err == nil && !strings.HasPrefix(out, "0\t")
