@@ -170,8 +170,10 @@ func validateNamespaces(n *Namespaces, h *imagespb.Header) error {
 	return n.validateNested(x)
 }
 
+const cloneNewTime = 0x80 // CLONE_NEWTIME
+
 // kindsOfNamespaces are CLONE_NEW* of clone(2).
-const kindsOfNamespaces = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
+const kindsOfNamespaces = cloneNewTime | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
 
 // validateNested checks the nested namespaces, and that a process is in one of a kind.
 func (n *Namespaces) validateNested(x *imagespb.Namespaces) error {
@@ -208,6 +210,9 @@ func (n *Namespaces) validateNested(x *imagespb.Namespaces) error {
 				return fmt.Errorf("migrate.img: header.namespaces.processes[%d].ids: %d is no nested namespace, or a second one of its kind", i, id)
 			}
 			in |= kinds[id]
+		}
+		if id := p.GetTimeForChildren(); id != 0 && kinds[id] != cloneNewTime {
+			return fmt.Errorf("migrate.img: header.namespaces.processes[%d].time_for_children: %d is no nested time namespace", i, id)
 		}
 	}
 	return nil

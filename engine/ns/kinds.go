@@ -33,12 +33,14 @@ type kind struct {
 	dump func(d *dumper) error
 	// restore fills the namespace, which the root of the skeleton is in, alone.
 	restore func(r *restorer) error
+	// inner: that of the root is not made by its birth, as the others are.
+	inner bool
 	// nests tells that processes of a tree may have one that its root is not in.
 	nests bool
 }
 
 // nesting are the kinds (CLONE_NEW*) of which processes of a tree may have one that its root is not in.
-const nesting = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET
+const nesting = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET | unix.CLONE_NEWTIME
 
 const nestingNote = "; on a dump to disk also those that only some processes of the tree are in"
 
@@ -59,6 +61,8 @@ func init() {
 		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls; System V semaphores and message queues with ids, values, contents and owners, not the times and process ids of their last use, and not what SEM_UNDO would undo; shared memory, attached or not; POSIX message queues are refused", dumpIPC, restoreIPC),
 		carried(unix.CLONE_NEWNET, "net", aboutNet, dumpNet, nil),
 		carried(unix.CLONE_NEWNS, "mnt", aboutMounts, dumpMounts, restoreMounts),
+		{Kind: Kind{"time namespace", "in which only some processes of the tree are, or into which their children are to be born, on a dump to disk; that of the tree itself: its clocks go on, on any host", true},
+			flag: unix.CLONE_NEWTIME, link: timeLink, dump: dumpTime, inner: true, nests: true},
 		carried(unix.CLONE_NEWCGROUP, "cgroup", "the root of the tree is at its root, as it is in the cgroups where it is restored", dumpCgroupNS, nil),
 	}
 }
@@ -76,6 +80,9 @@ func Kinds() []Kind {
 func Own(fs procfs.FS, pid int) (int, error) {
 	own := 0
 	for _, k := range kinds {
+		if k.inner {
+			continue
+		}
 		theirs, err := fs.Link(pid, "ns", k.link)
 		if err != nil {
 			return 0, err
@@ -175,7 +182,7 @@ func read(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, ne
 			return nil, err
 		}
 	}
-	if err := d.readNested(tree[0], list, members); err != nil {
+	if err := d.readNested(tree, list, members); err != nil {
 		return nil, err
 	}
 	return d, d.mounts.marshal(d.out.Trees)
@@ -220,7 +227,7 @@ func (r *restorer) inside(kind int, fn func() error) error {
 func Flags(header *imagespb.Namespaces) uint64 {
 	flags := uint64(0)
 	for _, k := range kinds {
-		if k.Carried {
+		if k.Carried && !k.inner {
 			flags |= header.GetOwn() & uint64(k.flag)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
+	"migrate/engine/procfs"
 	"migrate/engine/remote"
 )
 
@@ -27,7 +28,10 @@ type Live struct {
 	wanted map[int]map[int]uint32 // nested ones of each process, by kind (CLONE_NEW*)
 	base   map[int]*handle        // of the root, by kind, of which there are nested ones
 	made   map[uint32]*handle     // nested ones
-	early  bool                   // those that can be made before there are processes for them have been
+	later  map[int]uint32         // time namespaces for the children of processes
+	// offsets are those of the root's time namespace.
+	offsets procfs.ClockOffset
+	early   bool // those that can be made before there are processes for them have been
 }
 
 // earlyKinds are made by the first process of the tree: network namespaces lead to each other, and all may be mounted.
@@ -54,7 +58,7 @@ func openHandle(pid int, link string) (*handle, error) {
 // NewLive prepares the namespaces of a record that has been validated. It makes nothing yet.
 func NewLive(in *images.Namespaces, header *imagespb.Namespaces) *Live {
 	l := &Live{in: in, header: header, mounts: newMountMaker(), nested: map[uint32]*imagespb.NestedNamespace{}, wanted: map[int]map[int]uint32{},
-		base: map[int]*handle{}, made: map[uint32]*handle{}}
+		later: map[int]uint32{}, base: map[int]*handle{}, made: map[uint32]*handle{}}
 	for _, n := range header.GetNested() {
 		l.nested[n.GetId()] = n
 	}
@@ -64,6 +68,9 @@ func NewLive(in *images.Namespaces, header *imagespb.Namespaces) *Live {
 			of[int(l.nested[id].GetState().GetOwn())] = id
 		}
 		l.wanted[int(p.GetPid())] = of
+		if id := p.GetTimeForChildren(); id != 0 {
+			l.later[int(p.GetPid())] = id
+		}
 	}
 	return l
 }
@@ -167,6 +174,11 @@ func (l *Live) Base(pid int) error {
 			return err
 		}
 		l.base[k.flag] = h
+		if k.flag == unix.CLONE_NEWTIME {
+			if l.offsets, err = procfs.Host.ClockOffsets(pid); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -190,6 +202,12 @@ func (l *Live) Enter(ctx context.Context, p remote.Caller, vpid int) error {
 		k := &kinds[i]
 		base := l.base[k.flag]
 		if base == nil {
+			continue
+		}
+		if k.flag == unix.CLONE_NEWTIME {
+			if err := l.enterTime(ctx, p, vpid, k); err != nil {
+				return fmt.Errorf("%s: %w", k.Name, err)
+			}
 			continue
 		}
 		id, want := l.wanted[vpid][k.flag], base

@@ -48,7 +48,7 @@ func findNested(fs procfs.FS, tree []*engine.Process, nets []*os.File) (list []*
 	in := map[*engine.Process]*imagespb.ProcessNamespaces{}
 	for i := range kinds {
 		k := &kinds[i]
-		if !k.nests {
+		if !k.nests || k.flag == unix.CLONE_NEWTIME { // see timeFinder
 			continue
 		}
 		base, err := fs.Link(tree[0].PID, "ns", k.link)
@@ -82,8 +82,18 @@ func findNested(fs procfs.FS, tree []*engine.Process, nets []*os.File) (list []*
 			in[p].Ids = append(in[p].Ids, ids[link])
 		}
 	}
-	list, err = addHandles(fs, tree[0], list, nets)
-	return list, members, err
+	if list, err = addHandles(fs, tree[0], list, nets); err != nil {
+		return nil, nil, err
+	}
+	t := &timeFinder{fs: fs, list: list, in: func(p *engine.Process) *imagespb.ProcessNamespaces {
+		if in[p] == nil {
+			in[p] = &imagespb.ProcessNamespaces{Pid: uint32(p.VPID)}
+			members = append(members, in[p])
+		}
+		return in[p]
+	}}
+	err = t.find(tree)
+	return t.list, members, err
 }
 
 // nsNumber is the inode number in a text such as "net:[4026531840]".
@@ -183,8 +193,20 @@ func (d *dumper) handleOf(root *engine.Process, text string) (id uint32, flag in
 }
 
 // readNested reads the nested namespaces.
-func (d *dumper) readNested(root *engine.Process, list []*nested, members []*imagespb.ProcessNamespaces) error {
+func (d *dumper) readNested(tree []*engine.Process, list []*nested, members []*imagespb.ProcessNamespaces) error {
 	d.header.Processes = members
+	for _, p := range tree {
+		i := slices.IndexFunc(members, func(m *imagespb.ProcessNamespaces) bool { return int(m.GetPid()) == p.VPID })
+		if i < 0 || members[i].GetTimeForChildren() == 0 && len(members[i].GetIds()) == 0 {
+			continue
+		}
+		sub := &dumper{fs: d.fs, root: p}
+		if err := sub.checkTime(p, members[i]); err != nil && !errors.Is(err, procfs.ErrGone) {
+			return err
+		}
+		d.found = append(d.found, sub.found...)
+	}
+	root := tree[0]
 	for _, n := range list {
 		sub := &dumper{ctx: d.ctx, fs: d.fs, root: root, first: root, file: n.file, content: d.content, own: n.kind.flag, mounts: d.mounts, nets: d.nets, list: d.list, nested: true, ownNet: d.ownNet,
 			out: &images.Namespaces{}, header: &imagespb.Namespaces{Own: uint64(n.kind.flag)}}
@@ -212,10 +234,13 @@ func (d *dumper) checkOwner(root *engine.Process, n *nested) error {
 	if err := unix.Stat(d.fs.Path(root.PID, "ns", "user"), &user); err != nil {
 		return err
 	}
-	f := n.file
+	f, link := n.file, n.kind.link
+	if n.kind.flag == unix.CLONE_NEWTIME {
+		link = timeLinkLater
+	}
 	if f == nil {
 		var err error
-		if f, err = d.fs.Open(d.root.PID, "ns", n.kind.link); err != nil {
+		if f, err = d.fs.Open(d.root.PID, "ns", link); err != nil {
 			return err
 		}
 		defer func() { _ = f.Close() }() // a namespace's handle: nothing is lost

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -84,9 +85,35 @@ func (p FS) BootID() (string, error) {
 // A ClockOffset is what a time namespace adds to a clock of the host (time_namespaces(7)).
 type ClockOffset struct{ Monotonic, Boottime time.Duration }
 
-// ClockOffsets reads /proc/PID/timens_offsets: the offsets of the namespace into which the children of the process
-// are born, which is the process's own unless it has called unshare(CLONE_NEWTIME).
+// ClockOffsets are those of a process's time namespace. /proc/PID/timens_offsets tells of the one into which its children are born,
+// which is its own unless it has called unshare(CLONE_NEWTIME).
 func (p FS) ClockOffsets(pid int) (ClockOffset, error) {
+	now, err := p.Link(pid, "ns", "time")
+	if err != nil {
+		return ClockOffset{}, err
+	}
+	later, err := p.Link(pid, "ns", "time_for_children")
+	if err != nil {
+		return ClockOffset{}, err
+	}
+	if now == later {
+		return p.LaterOffsets(pid)
+	}
+	// Only another process can tell, whose children are born where this one is.
+	pids, err := p.PIDs()
+	if err != nil {
+		return ClockOffset{}, err
+	}
+	for _, other := range append([]int{os.Getpid()}, pids...) {
+		if its, err := p.Link(other, "ns", "time_for_children"); err == nil && its == now {
+			return p.LaterOffsets(other)
+		}
+	}
+	return ClockOffset{}, fmt.Errorf("process %d: the offsets of its time namespace cannot be read, since its children are to be born into another one", pid)
+}
+
+// LaterOffsets are those of the namespace into which the children of a process are born.
+func (p FS) LaterOffsets(pid int) (ClockOffset, error) {
 	return parse(p, ParseClockOffsets, pid, "timens_offsets")
 }
 

@@ -72,7 +72,10 @@ func (s *Skeleton) bearRoot(ctx context.Context, tree []*pstree.PstreeEntry) err
 	if err := trap.Run(ctx, &b); err != nil {
 		return fmt.Errorf("the root of the tree: its descriptors, session and group: %w", err)
 	}
-	return s.fillNamespaces(ctx, trap)
+	if err := s.fillNamespaces(ctx, trap); err != nil {
+		return err
+	}
+	return s.enterNamespaces(ctx, p)
 }
 
 // fillNamespaces fills the namespaces into which the root was born.

@@ -59,7 +59,7 @@ func TestCheckRefusesByName(t *testing.T) {
 		"vm":        "",
 		"namespace": "another pid namespace",
 		"thread":    "",
-		"uts":       "uts namespace",
+		"uts":       "", // carried (package ns)
 	} {
 		t.Run(what, func(t *testing.T) {
 			g := start(t, "refused")

@@ -212,11 +212,12 @@ func (x *NestedNamespace) GetIno() uint64 {
 
 // ProcessNamespaces are the nested namespaces that a process is in, one of a kind; for the others it is where the root is.
 type ProcessNamespaces struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the tree sees it
-	Ids           []uint32               `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Pid             uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the tree sees it
+	Ids             []uint32               `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	TimeForChildren uint32                 `protobuf:"varint,3,opt,name=time_for_children,json=timeForChildren,proto3" json:"time_for_children,omitempty"` // into which its children are born, if that is not its own; 0: its own
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ProcessNamespaces) Reset() {
@@ -261,6 +262,13 @@ func (x *ProcessNamespaces) GetIds() []uint32 {
 		return x.Ids
 	}
 	return nil
+}
+
+func (x *ProcessNamespaces) GetTimeForChildren() uint32 {
+	if x != nil {
+		return x.TimeForChildren
+	}
+	return 0
 }
 
 // Mount goes with the MntEntry of the same id.
@@ -1099,10 +1107,11 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x0fNestedNamespace\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x120\n" +
 	"\x05state\x18\x02 \x01(\v2\x1a.migrate.images.NamespacesR\x05state\x12\x10\n" +
-	"\x03ino\x18\x03 \x01(\x04R\x03ino\"7\n" +
+	"\x03ino\x18\x03 \x01(\x04R\x03ino\"c\n" +
 	"\x11ProcessNamespaces\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
-	"\x03ids\x18\x02 \x03(\rR\x03ids\"\xd3\x01\n" +
+	"\x03ids\x18\x02 \x03(\rR\x03ids\x12*\n" +
+	"\x11time_for_children\x18\x03 \x01(\rR\x0ftimeForChildren\"\xd3\x01\n" +
 	"\x05Mount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x0e\n" +
 	"\x02fs\x18\x02 \x01(\rR\x02fs\x12\x12\n" +
