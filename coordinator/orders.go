@@ -132,11 +132,8 @@ func (s *session) order(a handoff.Action) *agentapi.OrderRequest {
 	case handoff.OrderCopy:
 		o.Order = &agentapi.OrderRequest_Copy{Copy: &agentapi.Copy{}}
 	case handoff.OrderSwitch:
-		limit := opt.GetMaxDowntimeNs()
-		if opt.GetOnTimeout() == onTimeoutForce {
-			limit = opt.GetHardLimitNs()
-		}
-		o.Order = &agentapi.OrderRequest_Switch{Switch: &agentapi.Switch{MaxDowntimeNs: limit}}
+		// As it is now: an operator may have changed it. The limit of a forced switch is the agent's to apply.
+		o.Order = &agentapi.OrderRequest_Switch{Switch: &agentapi.Switch{MaxDowntimeNs: opt.GetMaxDowntimeNs()}}
 	case handoff.OrderEndAttempt:
 		o.Order = &agentapi.OrderRequest_EndAttempt{EndAttempt: &agentapi.EndAttempt{Reason: s.m.GetError()}}
 	case handoff.OrderAbort:

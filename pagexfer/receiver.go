@@ -19,15 +19,46 @@ type Sink interface {
 }
 
 // A Receiver writes what arrives on its connections to a Sink. Each connection is served by the goroutine that
-// calls Serve. The lock guards the totals only.
+// calls Serve.
 type Receiver struct {
-	sink Sink
-	mu   sync.Mutex
-	sum  Totals
+	sink    Sink
+	ending  context.Context // ends with Close
+	end     context.CancelFunc
+	serving sync.WaitGroup
+
+	mu     sync.Mutex // of what follows
+	sum    Totals
+	closed bool
 }
 
-// NewReceiver returns a receiver for the connections of one Sender.
-func NewReceiver(sink Sink) *Receiver { return &Receiver{sink: sink} }
+// NewReceiver returns a receiver for the connections of one Sender. It ends with Close.
+func NewReceiver(sink Sink) *Receiver {
+	r := &Receiver{sink: sink}
+	r.ending, r.end = context.WithCancel(context.Background())
+	return r
+}
+
+// ErrReceiverClosed is the error of Serve after Close.
+var ErrReceiverClosed = errors.New("no more pages are taken")
+
+// Close ends the connections that are served, and takes no more. When it returns, the sink is not called any more.
+func (r *Receiver) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.end()
+	r.serving.Wait()
+}
+
+// enter counts a connection, unless the receiver is closed.
+func (r *Receiver) enter() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.serving.Add(1)
+	}
+	return !r.closed
+}
 
 // Stats says what was received and written so far, on all connections.
 func (r *Receiver) Stats() Totals {
@@ -40,6 +71,13 @@ func (r *Receiver) Stats() Totals {
 // fails: the sink, the stream, or the connection, as when the sending host dies. It closes the connection. An error
 // of the sink is told to the sender.
 func (r *Receiver) Serve(ctx context.Context, c net.Conn) error {
+	if !r.enter() {
+		return errors.Join(ErrReceiverClosed, closeQuietly(c))
+	}
+	defer r.serving.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(r.ending, func() { cancel(ErrReceiverClosed) })()
 	err := within(ctx, c, func() error {
 		in := &inbound{r: r, conn: c, frames: newFrameReader(c), seq: 1}
 		in.frames.seq = 1

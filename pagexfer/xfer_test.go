@@ -62,8 +62,9 @@ func (discard) WritePages(uint32, uint64, []byte) error { return nil }
 func (discard) ZeroPages(uint32, uint64, uint32) error  { return nil }
 
 type rig struct {
-	sender *Sender
-	served chan error // one per connection
+	sender   *Sender
+	receiver *Receiver
+	served   chan error // one per connection
 }
 
 // pair connects a sender with a receiver over n loopback connections.
@@ -109,7 +110,7 @@ func pair(t testing.TB, n int, conf *tls.Config, opts Options, sink Sink) *rig {
 		cancel()
 		_ = l.Close()
 	})
-	return &rig{s, served}
+	return &rig{s, r, served}
 }
 
 func dialer(addr net.Addr, conf *tls.Config) func(context.Context) (net.Conn, error) {
@@ -273,6 +274,43 @@ func TestFlushWaitsForASlowSink(t *testing.T) {
 		if n != (round+1)*40 {
 			t.Fatalf("after flush %d the sink holds %d pages", round, n)
 		}
+	}
+}
+
+// TestClosedReceiver: after Close the sink is not called any more, whatever the sender sends.
+func TestClosedReceiver(t *testing.T) {
+	got := &memory{}
+	r := pair(t, 3, nil, Options{}, got)
+	rng := mrand.NewChaCha8([32]byte{3})
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for i := range uint64(1000) {
+			runs, data := fill(r.sender, rng, i*BatchBytes, 4, false)
+			if err := r.sender.Send(t.Context(), 1, runs, data); err != nil {
+				return
+			}
+		}
+		_, _ = r.sender.Flush(t.Context())
+	}()
+	count := func() int {
+		got.mu.Lock()
+		defer got.mu.Unlock()
+		return len(got.pages[1])
+	}
+	for count() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	r.receiver.Close()
+	n := count()
+	for range 3 {
+		if err := <-r.served; !errors.Is(err, ErrReceiverClosed) {
+			t.Errorf("a connection ended with %v", err)
+		}
+	}
+	<-sent
+	if more := count(); more != n {
+		t.Errorf("%d pages were written after the receiver was closed", more-n)
 	}
 }
 

@@ -79,6 +79,10 @@ func (s *source) stretch(outer context.Context, c *copier) error {
 	ctx, cancel := context.WithCancel(outer)
 	defer cancel()
 	c.sender = s.sender
+	// Of an attempt that has ended, pages may be under way; the layout changes only when none are.
+	if _, err := s.sender.Flush(outer); err != nil {
+		return err
+	}
 	var told sync.WaitGroup
 	told.Go(func() { // a link that dies between two rounds must not wait for the next one
 		select {

@@ -286,7 +286,11 @@ func (d *destination) destroy(ctx context.Context) error {
 	d.interrupt()
 	d.mu.Lock()
 	d.token = nil // no page connection is accepted any more
+	pages := d.receiver
 	d.mu.Unlock()
+	if pages != nil {
+		pages.Close() // nor does one that was write to the copy
+	}
 	d.endFiles()
 	if d.held != nil {
 		if err := d.held.Destroy(ctx); err != nil {
@@ -392,8 +396,12 @@ func (d *destination) prepare(ctx context.Context, req *agentapi.PrepareRequest)
 // phase says that it does not run and has not been voted for.
 func (d *destination) removeOld(ctx context.Context) error {
 	d.mu.Lock()
+	old := d.receiver
 	d.skeleton, d.port, d.token, d.receiver = nil, nil, nil, nil
 	d.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
 	d.arriving.take()
 	if d.held == nil {
 		return nil

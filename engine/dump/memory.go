@@ -161,8 +161,8 @@ func (m *memory) tracker(sp *space) mem.Tracker {
 		if err == nil {
 			err = fn()
 		}
-		for _, st := range stops {
-			err = errors.Join(err, m.source.tracer.Detach(ctx, st.TID, 0))
+		for _, st := range stops { // also when the time is up
+			err = errors.Join(err, m.source.tracer.Detach(context.WithoutCancel(ctx), st.TID, 0))
 		}
 		return err
 	})

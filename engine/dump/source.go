@@ -151,8 +151,11 @@ func (s *Source) Thaw(ctx context.Context) error {
 		return err
 	}
 	if s.held {
+		if err := s.opts.Cgroup.Thaw(); err != nil {
+			return err // the tree stands still, and this can be tried again
+		}
 		s.held, s.frozen = false, nil
-		return s.opts.Cgroup.Thaw()
+		return nil
 	}
 	var errs []error
 	for _, f := range s.frozen {
@@ -173,11 +176,11 @@ func (s *Source) Hold(ctx context.Context) error {
 	if err := s.opts.Cgroup.Freeze(ctx); err != nil {
 		return err
 	}
+	s.held = true // from here on only a thawed cgroup lets the tree run
 	var errs []error
 	for _, f := range s.frozen {
 		errs = append(errs, s.letGo(ctx, f))
 	}
-	s.held = true
 	return errors.Join(errs...)
 }
 
@@ -187,8 +190,11 @@ func (s *Source) Destroy(ctx context.Context) error {
 	for _, f := range s.frozen {
 		errs = append(errs, f.close())
 	}
-	for _, p := range s.procs {
-		errs = append(errs, kill(ctx, p.Group()))
+	for len(s.procs) > 0 { // each is killed once: its id may be another's when this is tried again
+		if err := kill(ctx, s.procs[0].Group()); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		s.procs = s.procs[1:]
 	}
 	s.memory.objects.KeepLinks()
 	s.frozen = nil

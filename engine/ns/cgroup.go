@@ -145,7 +145,11 @@ func (c *Cgroup) setFrozen(ctx context.Context, want bool) error {
 	if err := c.write("cgroup.freeze", value); err != nil {
 		return err
 	}
-	return c.await(ctx, "frozen", want)
+	err := c.await(ctx, "frozen", want)
+	if err != nil && want { // else it would stop whenever it can
+		err = errors.Join(err, c.write("cgroup.freeze", "0"))
+	}
+	return err
 }
 
 // await returns when the field of cgroup.events has the value wanted, reading it anew each time the kernel

@@ -20,7 +20,10 @@ func (t *Tracer) Seize(ctx context.Context, tid, options int) error {
 
 func (t *Tracer) seize(tid, options int) error {
 	options |= unix.PTRACE_O_TRACESYSGOOD
-	if te := t.tracees[tid]; te != nil && !te.ended {
+	if te := t.tracees[tid]; te != nil && te.unwanted {
+		te.unwanted = false
+		return nil
+	} else if te != nil && !te.ended {
 		return fmt.Errorf("seizing thread %d: already traced by this tracer", tid)
 	}
 	err := ptrace(unix.PTRACE_SEIZE, tid, 0, uintptr(options))
@@ -67,9 +70,19 @@ func taskState(tid int) (state byte, tracer int, err error) {
 // SeizeAll seizes and stops every thread of a process, also those that are born meanwhile, and returns their stops,
 // the leader first, all of kind EventStop or GroupStop. Threads that this tracer has already are only stopped.
 // Signals that arrive meanwhile are delivered. A leader that has ended while other threads live is left out.
-// On an error some threads may be left seized and stopped; Detach lets them go.
-func (t *Tracer) SeizeAll(ctx context.Context, pid, options int) ([]Stop, error) {
+// On an error all that it has seized run on: a thread that cannot be stopped at the moment, as one that waits for a disk, is let
+// go when it stops.
+func (t *Tracer) SeizeAll(ctx context.Context, pid, options int) (_ []Stop, err error) {
 	stops := map[int]Stop{}
+	had, err := t.traced(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.giveUp(context.WithoutCancel(ctx), pid, had))
+		}
+	}()
 	for {
 		tids, err := Threads(pid)
 		if err != nil {
@@ -99,6 +112,46 @@ func inOrder(tids []int, stops map[int]Stop) []Stop {
 		}
 	}
 	return out
+}
+
+// traced lists the threads that somebody wants to be traced.
+func (t *Tracer) traced(ctx context.Context) (map[int]bool, error) {
+	out := map[int]bool{}
+	return out, t.do(ctx, func() error {
+		for tid, te := range t.tracees {
+			if !te.ended && !te.unwanted {
+				out[tid] = true
+			}
+		}
+		return nil
+	})
+}
+
+// giveUp lets the threads of a process go that are traced and were not before: at once where they are stopped, else when they
+// stop, as they have been asked to.
+func (t *Tracer) giveUp(ctx context.Context, pid int, had map[int]bool) error {
+	return t.do(ctx, func() error {
+		var errs []error
+		for tid, te := range t.tracees {
+			if had[tid] || te.ended {
+				continue
+			}
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", pid, tid)); err != nil {
+				continue // it has ended, or is of another process
+			}
+			te.unwanted = true
+			if !te.stopped {
+				t.takeStop(tid, te)
+			}
+			if !te.stopped {
+				continue // reapDead looks again at each SIGCHLD
+			}
+			if err := t.detachStopped(tid, 0); !errors.Is(err, ErrGone) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // stopThreads seizes, interrupts and awaits threads, and notes their stops; Exited for those that end.
@@ -140,7 +193,7 @@ func (t *Tracer) stopThreads(ctx context.Context, tids []int, options int, stops
 
 func (t *Tracer) seizeStop(tid, options int) error {
 	te := t.tracees[tid]
-	if te == nil || te.ended {
+	if te == nil || te.ended || te.unwanted {
 		if err := t.seize(tid, options); err != nil {
 			return err
 		}
@@ -209,7 +262,16 @@ func (t *Tracer) Detach(ctx context.Context, tid int, sig unix.Signal) error {
 			return fmt.Errorf("detaching: %w", err)
 		}
 	}
-	err = t.stoppedCall(ctx, "PTRACE_DETACH", tid, func() error {
+	err = t.do(ctx, func() error { return t.detachStopped(tid, sig) })
+	if errors.Is(err, ErrGone) {
+		return nil
+	}
+	return err
+}
+
+// detachStopped is Detach of a stopped thread, on the tracer's thread.
+func (t *Tracer) detachStopped(tid int, sig unix.Signal) error {
+	return t.onStopped("PTRACE_DETACH", tid, func() error {
 		if stop := t.tracees[tid].stop; stop.Kind == SignalStop && sig == 0 {
 			sig = stop.Signal
 		}
@@ -220,8 +282,4 @@ func (t *Tracer) Detach(ctx context.Context, tid int, sig unix.Signal) error {
 		}
 		return err
 	})
-	if errors.Is(err, ErrGone) {
-		return nil
-	}
-	return err
 }

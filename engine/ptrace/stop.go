@@ -169,6 +169,13 @@ func (t *Tracer) reapDead() {
 		}
 		if status, gone, err := ended(tid); err == nil && gone {
 			t.reap(tid, status)
+			continue
+		}
+		if te.unwanted && !te.stopped {
+			t.takeStop(tid, te)
+		}
+		if te.unwanted && te.stopped {
+			_ = t.detachStopped(tid, 0) // it has ended
 		}
 	}
 }

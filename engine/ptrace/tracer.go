@@ -66,6 +66,8 @@ type tracee struct {
 	options int
 	// rewound: the stop made a call fail with EINTR, which has been set to be made again (rewind.go).
 	rewound bool
+	// unwanted: nobody waits for it any more; it is let go at its next stop.
+	unwanted bool
 }
 
 // New starts a tracer. It ends with Close.

@@ -20,6 +20,9 @@ import (
 
 // TestMain lets the test binary be its own tracee: many goroutines, each locked to a thread.
 func TestMain(m *testing.M) {
+	if os.Getenv("PTRACE_TEST_TARGET") == "vfork" {
+		vforkMain()
+	}
 	if os.Getenv("PTRACE_TEST_TARGET") != "" {
 		var locked sync.WaitGroup
 		locked.Add(20)
@@ -261,4 +264,85 @@ func TestDebuggedProcessIsNamed(t *testing.T) {
 	if err := tracer.Seize(ctx, pid, 0); !errors.Is(err, ErrTraced) {
 		t.Errorf("%v", err)
 	}
+}
+
+// vforkMain has one thread that waits for a vfork to end, where no tracer can stop it, while the others go on.
+func vforkMain() {
+	go func() {
+		runtime.LockOSThread()
+		nap := unix.Timespec{Nsec: 1e8}
+		os.Stdout.WriteString("x")
+		pid, _, _ := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		if pid == 0 { // a copy of this process with one thread: system calls only
+			for range 20 {
+				unix.RawSyscall(unix.SYS_NANOSLEEP, address(&nap), 0, 0)
+			}
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+	}()
+	for {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestSeizeAllGivesUp: a process of which one thread cannot be stopped in time runs on, and so does that thread later.
+func TestSeizeAllGivesUp(t *testing.T) {
+	tracer, ctx := newTracer(t)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET=vfork")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	for len(childrenOf(t, pid)) == 0 { // until the thread is in vfork
+		time.Sleep(time.Millisecond)
+	}
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	if _, err := tracer.SeizeAll(short, pid, 0); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("it is stopped: %v", err)
+	}
+	for {
+		tids, err := Threads(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := 0
+		for _, tid := range tids {
+			if _, tracedBy, err := taskState(tid); err == nil && tracedBy != 0 {
+				left++
+			}
+		}
+		if left == 0 {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("%d threads are still traced after the vfork", left)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func childrenOf(t *testing.T, pid int) []string {
+	t.Helper()
+	tids, err := Threads(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, tid := range tids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, tid))
+		if err == nil {
+			all = append(all, strings.Fields(string(b))...)
+		}
+	}
+	return all
 }

@@ -25,6 +25,8 @@ import (
 // when the stubs are gone, the registers. The layout and the pages must be those of the stopped source. Afterwards
 // the tree only has to be let go.
 func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
+	s.pages.Lock()
+	defer s.pages.Unlock()
 	if s.state != building {
 		return fmt.Errorf("finishing: %w: %v", ErrState, s.state)
 	}

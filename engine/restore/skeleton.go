@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
@@ -58,6 +59,10 @@ type Env struct {
 // process is killed when this program ends, until Hold has put the tree into a frozen cgroup. A Skeleton is used by
 // one goroutine at a time, except that WritePages and ZeroPages may be called by several, between two calls of Follow.
 type Skeleton struct {
+	// pages is held for reading while pages are written, and otherwise by whoever changes what they are written to: a peer that
+	// sends both at once is wrong, but does no harm.
+	pages sync.RWMutex
+
 	env    Env
 	tracer *ptrace.Tracer
 	parent *remote.Trap
@@ -146,6 +151,8 @@ func Prepare(ctx context.Context, env Env, layout *images.Layout) (_ *Skeleton, 
 
 // Follow makes the skeleton what the source has become: new and ended processes and threads, changed mappings.
 func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
+	s.pages.Lock()
+	defer s.pages.Unlock()
 	if s.state != building {
 		return fmt.Errorf("following a layout: %w: %v", ErrState, s.state)
 	}
@@ -186,6 +193,8 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 
 // WritePages puts pages into the address space of a process. It implements the sink of a page stream.
 func (s *Skeleton) WritePages(space uint32, addr uint64, data []byte) error {
+	s.pages.RLock()
+	defer s.pages.RUnlock()
 	w, err := s.writer(space)
 	if err != nil {
 		return err
@@ -195,6 +204,8 @@ func (s *Skeleton) WritePages(space uint32, addr uint64, data []byte) error {
 
 // ZeroPages makes n pages from addr on read as zero.
 func (s *Skeleton) ZeroPages(space uint32, addr uint64, n uint32) error {
+	s.pages.RLock()
+	defer s.pages.RUnlock()
 	w, err := s.writer(space)
 	if err != nil {
 		return err
@@ -223,6 +234,8 @@ func (s *Skeleton) writer(space uint32) (pageWriter, error) {
 
 // Destroy ends the tree and gives back all that was borrowed. It may be called in any state but running, and again.
 func (s *Skeleton) Destroy(ctx context.Context) error {
+	s.pages.Lock()
+	defer s.pages.Unlock()
 	if s.state == running {
 		return fmt.Errorf("destroying: %w: %v", ErrState, s.state)
 	}
