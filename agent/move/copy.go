@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	agentapi "migrate/agent/api"
 	"migrate/agent/policy"
@@ -343,7 +346,9 @@ func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals
 		r.DirtyPagesAfter = uint64(st.DirtyAfter)
 	}
 	if n := len(p.done); n > 0 && p.done[n-1].DirtyPagesAfter == 0 {
-		p.done[n-1].DirtyPagesAfter = st.Pages + st.ZeroPages // what this round found had been left by the one before
+		before := proto.CloneOf(p.done[n-1])             // messages that are under way hold the one that was told
+		before.DirtyPagesAfter = st.Pages + st.ZeroPages // what this round found had been left by the one before
+		p.done[n-1] = before
 	}
 	p.done = append(p.done, r)
 	if len(p.done) > maxRounds {
@@ -354,16 +359,19 @@ func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals
 	}
 	if !final {
 		p.policy = append(p.policy, policy.Round{Pages: st.Pages, ZeroPages: st.ZeroPages, Took: took, Scan: st.Scan, DirtyAfter: st.DirtyAfter})
+		if len(p.policy) > maxRounds {
+			p.policy = append(p.policy[:1], p.policy[2:]...)
+		}
 	}
 }
 
-// maxRounds bounds the rounds that are told: while a switch is waited for there are a hundred small ones a second.
+// maxRounds bounds the rounds that are told and that the policy looks at: while a switch is waited for there are a hundred small ones a second.
 const maxRounds = 100
 
 func (p *progress) rounds() []policy.Round {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.policy
+	return slices.Clone(p.policy)
 }
 
 func (p *progress) set(f policy.Forecast, forced bool) {

@@ -28,3 +28,24 @@ func TestProgressOverSeveralStreams(t *testing.T) {
 		}
 	}
 }
+
+// What was told once is not changed any more: it is marshalled beside the copying. Nothing grows with the number of rounds.
+func TestProgressIsToldForGood(t *testing.T) {
+	p := newProgress("hash")
+	p.end(RoundStats{Pages: 10}, time.Second, pagexfer.Totals{}, false)
+	m := p.message(pagexfer.Totals{})
+	p.end(RoundStats{Pages: 4}, time.Second, pagexfer.Totals{}, false)
+	if got := m.Rounds[0].DirtyPagesAfter; got != 0 {
+		t.Errorf("a message that was told has changed: %d pages were left", got)
+	}
+	if got := p.message(pagexfer.Totals{}).Rounds[0].DirtyPagesAfter; got != 4 {
+		t.Errorf("%d pages were left, want 4", got)
+	}
+	for i := range 3 * maxRounds {
+		p.end(RoundStats{Pages: uint64(i)}, time.Second, pagexfer.Totals{}, false)
+	}
+	r := p.rounds()
+	if len(r) != maxRounds || r[0].Pages != 10 || r[len(r)-1].Pages != 3*maxRounds-1 {
+		t.Errorf("the policy looks at %d rounds, from %d to %d pages", len(r), r[0].Pages, r[len(r)-1].Pages)
+	}
+}
