@@ -137,8 +137,12 @@ func (l *loop[S, E]) step(ctx context.Context, ev E) error {
 		if first == nil {
 			first = err
 		}
+		if ctx.Err() != nil { // no fault: the loop ends, and the next start takes up what is on the disk
+			return first
+		}
 		ev = fed
 	}
+	l.log.Error("each fault was followed by another: the last one is left out", "event", fmt.Sprint(ev), "state", l.state.String(), "error", first)
 	return first
 }
 
