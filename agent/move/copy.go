@@ -26,6 +26,7 @@ type copier struct {
 	halted   sync.Once
 	sender   *pagexfer.Sender
 	progress *progress
+	err      error // why it ended, if not by halt; read once its task has ended
 }
 
 func (c *copier) finishRound() { c.halted.Do(func() { close(c.halt) }) }
@@ -102,11 +103,12 @@ func (s *source) stretch(outer context.Context, c *copier) error {
 }
 
 // copyFault tells the loop that copying has failed. When a freeze already waits for this stretch, the loop cannot take
-// an event, and the freeze finds the failure by itself.
+// an event, and the freeze finds the failure in err.
 func (s *source) copyFault(ctx context.Context, c *copier, err error) {
 	if errors.Is(err, errSuperseded) {
 		return
 	}
+	c.err = err
 	s.view.set(func(v *view) { v.reason = err.Error() })
 	s.log.Warn("copying has failed", "error", err)
 	select {

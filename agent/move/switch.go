@@ -33,6 +33,9 @@ func (s *source) freeze(ctx context.Context) error {
 	if err := s.work.wait(wait); err != nil {
 		return fmt.Errorf("the last round before the freeze does not end: %w", err)
 	}
+	if err := s.copying.err; err != nil {
+		return fmt.Errorf("the last round before the freeze: %w", err)
+	}
 	if err := s.senderError(); err != nil {
 		return err
 	}
