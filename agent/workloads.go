@@ -42,6 +42,9 @@ func (a *Agent) StartWorkload(ctx context.Context, req *agentapi.StartWorkloadRe
 			return nil, err
 		}
 	}
+	if err := a.checkAddress(spec.GetAddr()); err != nil {
+		return nil, err
+	}
 	e, err := a.start(ctx, req)
 	if errors.Is(err, workload.ErrSpec) {
 		return nil, status.Error(codes.InvalidArgument, err.Error())

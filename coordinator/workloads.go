@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -37,6 +38,11 @@ func (t *term) launch(ctx context.Context, req *clusterapi.RunRequest) (*logpb.W
 	}
 	if spec.GetBare() || spec.GetPid() != 0 {
 		return nil, status.Error(codes.InvalidArgument, "a bare process is adopted by a move, not by run")
+	}
+	if a := spec.GetAddr(); a != "" {
+		if _, err := netip.ParsePrefix(a); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "--addr %q is not an address with a prefix length, such as 10.77.0.50/24", a)
+		}
 	}
 	host, err := t.place(ctx, req.GetHost())
 	if err != nil {

@@ -81,6 +81,9 @@ func (s *State) createWorkload(c *logpb.CreateWorkload, now int64) Result {
 	case old != nil && (alive(old.State) || old.Migration != ""):
 		return Result{Err: conflict(Exists, "workload %q exists already, on %s; give another --name or stop it first", name, old.Host)}
 	}
+	if err := s.addressFree(c); err != nil {
+		return Result{Err: err}
+	}
 	s.LastInstance++
 	w := &logpb.Workload{Spec: c.GetSpec(), Host: c.GetHost(), BootId: node.GetInfo().GetBootId(), Epoch: 1, Instance: s.LastInstance,
 		State: clusterapi.WorkloadState_WORKLOAD_STATE_STARTING, CreatedUnixNs: now, RequestId: c.GetRequestId()}
