@@ -86,8 +86,8 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 			}
 		}
 	}
-	if reply.Requirements.Extra, err = json.Marshal(extraNeeds{Files: needed}); err != nil {
-		return nil, err
+	if reply.Requirements.Extra, err = extraOf(tree, needed); err != nil {
+		return nil, planError(err)
 	}
 	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), neededFeatures
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
@@ -120,6 +120,18 @@ func (a *Agent) planContents(ctx context.Context, req *agentapi.PlanSourceReques
 type extraNeeds struct {
 	Files []files.Needed  `json:"files"`
 	Tasks json.RawMessage `json:"tasks,omitempty"` // task.Needs
+}
+
+func extraOf(tree []*engine.Process, needed []files.Needed) ([]byte, error) {
+	n, err := task.ReadNeeds(procfs.Host, tree)
+	if err != nil {
+		return nil, err
+	}
+	tasks, err := n.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(extraNeeds{Files: needed, Tasks: tasks})
 }
 
 // neededFeatures are the kernel features without which a copy cannot be built, as engine/kernel names them.
@@ -207,7 +219,7 @@ func predict(f *agentapi.PlanFigures) {
 	fixed := freezeCost + time.Duration(f.Processes)*processCost + time.Duration(f.Threads)*threadCost + time.Duration(f.Descriptors)*descriptorCost
 	fc := policy.Decide([]policy.Round{
 		{Pages: f.ResidentBytes / pagexfer.PageSize, Took: first, DirtyAfter: -1},
-		{Pages: uint64(f.DirtyPagesPerSecond * first.Seconds()), Took: first / 100, DirtyAfter: -1},
+		{Took: first / 100, DirtyAfter: -1},
 	}, policy.Limits{MaxDowntime: time.Second, Fixed: fixed})
 	f.Rounds, f.TotalMs, f.DowntimeMs = 3, float64((first+fixed)/time.Millisecond), float64(fc.Blackout)/float64(time.Millisecond)
 }

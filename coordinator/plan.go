@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -98,14 +97,14 @@ func stateName(s clusterapi.WorkloadState) string {
 
 // plan asks both agents for everything that could fail later. Nothing is touched. A host that was cut off a moment ago
 // is given time to be reached again.
-func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOptions, sample int64) (*agentapi.PlanSourceReply, []*agentapi.Obstacle, error) {
-	ctx, cancel := context.WithTimeout(ctx, t.s.c.Limits.Reachable+time.Duration(sample))
+func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOptions) (*agentapi.PlanSourceReply, []*agentapi.Obstacle, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.s.c.Limits.Reachable)
 	defer cancel()
 	opt := withDefaults(options)
 	if opt.GetStrategy() == agentapi.Strategy_STRATEGY_POSTCOPY || opt.GetStrategy() == agentapi.Strategy_STRATEGY_HYBRID || opt.GetOnTimeout() == agentapi.OnTimeout_ON_TIMEOUT_POSTCOPY {
 		return nil, nil, status.Error(codes.Unimplemented, "post-copy is not built yet; use --strategy precopy or stop")
 	}
-	req := &agentapi.PlanSourceRequest{Destination: tg.dest, Options: opt, SampleNs: sample, Target: &agentapi.PlanSourceRequest_Pid{Pid: tg.pid}}
+	req := &agentapi.PlanSourceRequest{Destination: tg.dest, Options: opt, Target: &agentapi.PlanSourceRequest_Pid{Pid: tg.pid}}
 	name := ""
 	if tg.workload != nil {
 		name = tg.workload.GetSpec().GetName()
@@ -161,7 +160,7 @@ func (t *term) move(ctx context.Context, req *clusterapi.MoveRequest) (*clustera
 	if err != nil {
 		return nil, err
 	}
-	plan, obstacles, err := t.plan(ctx, tg, req.GetOptions(), 0)
+	plan, obstacles, err := t.plan(ctx, tg, req.GetOptions())
 	if err != nil {
 		return nil, err
 	}

@@ -157,7 +157,7 @@ func (v *service) Plan(ctx context.Context, req *clusterapi.PlanRequest) (*clust
 	if err != nil {
 		return nil, err
 	}
-	reply, obstacles, err := t.plan(ctx, tg, req.GetOptions(), req.GetSampleNs())
+	reply, obstacles, err := t.plan(ctx, tg, req.GetOptions())
 	if err != nil {
 		return nil, err
 	}

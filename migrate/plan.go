@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +18,6 @@ func newPlanCommand() *cobra.Command {
 	var target targetFlags
 	var files filesFlags
 	var to, output string
-	var sample time.Duration
 	cmd := &cobra.Command{
 		Use:     "plan (NAME | --pid PID) --to HOST",
 		Short:   "Say what would stop a move, and predict it, without touching anything",
@@ -35,7 +33,7 @@ func newPlanCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				r, err := a.cluster.Plan(ctx, &clusterapi.PlanRequest{Target: what, Destination: to, Options: opts, SampleNs: sample.Nanoseconds()})
+				r, err := a.cluster.Plan(ctx, &clusterapi.PlanRequest{Target: what, Destination: to, Options: opts})
 				if err != nil {
 					return err
 				}
@@ -53,7 +51,6 @@ func newPlanCommand() *cobra.Command {
 	target.add(cmd)
 	files.add(cmd)
 	cmd.Flags().StringVar(&to, "to", "", "destination host")
-	cmd.Flags().DurationVar(&sample, "sample", time.Second, "how long to watch what the program writes")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
 	addOutputFlag(cmd, &output)
 	return cmd
@@ -71,20 +68,19 @@ type obstacle struct {
 
 // plan is how a plan is printed.
 type plan struct {
-	Workload         string     `json:"workload"`
-	Source           string     `json:"source"`
-	Destination      string     `json:"destination"`
-	PID              int32      `json:"pid"`
-	Command          string     `json:"command"`
-	Obstacles        []obstacle `json:"obstacles"`
-	ResidentBytes    uint64     `json:"resident_bytes"`
-	DirtyPagesPerSec float64    `json:"dirty_pages_per_second"`
-	Rounds           uint32     `json:"predicted_rounds"`
-	TotalMS          float64    `json:"predicted_total_ms"`
-	DowntimeMS       float64    `json:"predicted_downtime_ms"`
-	Processes        uint32     `json:"processes"`
-	Threads          uint32     `json:"threads"`
-	Connections      uint32     `json:"connections"`
+	Workload      string     `json:"workload"`
+	Source        string     `json:"source"`
+	Destination   string     `json:"destination"`
+	PID           int32      `json:"pid"`
+	Command       string     `json:"command"`
+	Obstacles     []obstacle `json:"obstacles"`
+	ResidentBytes uint64     `json:"resident_bytes"`
+	Rounds        uint32     `json:"predicted_rounds"`
+	TotalMS       float64    `json:"predicted_total_ms"`
+	DowntimeMS    float64    `json:"predicted_downtime_ms"`
+	Processes     uint32     `json:"processes"`
+	Threads       uint32     `json:"threads"`
+	Connections   uint32     `json:"connections"`
 }
 
 func obstaclesOf(list []*agentapi.Obstacle) []obstacle {
@@ -99,7 +95,7 @@ func planOf(r *clusterapi.PlanReply) *plan {
 	f := r.GetFigures()
 	return &plan{
 		Workload: r.GetWorkload(), Source: r.GetSource(), Destination: r.GetDestination(), PID: r.GetPid(), Command: r.GetCommand(),
-		Obstacles: obstaclesOf(r.GetObstacles()), ResidentBytes: f.GetResidentBytes(), DirtyPagesPerSec: f.GetDirtyPagesPerSecond(),
+		Obstacles: obstaclesOf(r.GetObstacles()), ResidentBytes: f.GetResidentBytes(),
 		Rounds: f.GetRounds(), TotalMS: f.GetTotalMs(), DowntimeMS: f.GetDowntimeMs(),
 		Processes: f.GetProcesses(), Threads: f.GetThreads(), Connections: f.GetConnections(),
 	}
@@ -113,7 +109,7 @@ func (p *plan) print(w io.Writer) error {
 	_, _ = fmt.Fprintf(w, "%s (%s), %s -> %s\n", name, oneLine(p.Command), p.Source, p.Destination)
 	_, _ = fmt.Fprintf(w, "  %d processes, %d threads, %d connections, %s resident\n", p.Processes, p.Threads, p.Connections, bytesText(p.ResidentBytes))
 	if len(p.Obstacles) == 0 {
-		_, err := fmt.Fprintf(w, "  it writes %.0f pages/s; predicted: %d rounds, %.0f ms in all, %.1f ms of blackout\nThe move can go ahead.\n", p.DirtyPagesPerSec, p.Rounds, p.TotalMS, p.DowntimeMS)
+		_, err := fmt.Fprintf(w, "  predicted, if it writes little: %d rounds, %.0f ms in all, %.1f ms of blackout\nThe move can go ahead.\n", p.Rounds, p.TotalMS, p.DowntimeMS)
 		return err
 	}
 	if err := printObstacles(w, p.Obstacles); err != nil {

@@ -1266,7 +1266,6 @@ type PlanSourceRequest struct {
 	Target        isPlanSourceRequest_Target `protobuf_oneof:"target"`
 	Destination   *NodeInfo                  `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
 	Options       *MoveOptions               `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
-	SampleNs      int64                      `protobuf:"varint,5,opt,name=sample_ns,json=sampleNs,proto3" json:"sample_ns,omitempty"` // how long to sample the dirty rate without touching; 0: not at all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1338,13 +1337,6 @@ func (x *PlanSourceRequest) GetOptions() *MoveOptions {
 		return x.Options
 	}
 	return nil
-}
-
-func (x *PlanSourceRequest) GetSampleNs() int64 {
-	if x != nil {
-		return x.SampleNs
-	}
-	return 0
 }
 
 type isPlanSourceRequest_Target interface {
@@ -1459,7 +1451,6 @@ func (x *PlanSourceReply) GetAddresses() []string {
 type PlanFigures struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
 	ResidentBytes           uint64                 `protobuf:"varint,1,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
-	DirtyPagesPerSecond     float64                `protobuf:"fixed64,2,opt,name=dirty_pages_per_second,json=dirtyPagesPerSecond,proto3" json:"dirty_pages_per_second,omitempty"`
 	BandwidthBytesPerSecond float64                `protobuf:"fixed64,3,opt,name=bandwidth_bytes_per_second,json=bandwidthBytesPerSecond,proto3" json:"bandwidth_bytes_per_second,omitempty"`
 	Rounds                  uint32                 `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`
 	TotalMs                 float64                `protobuf:"fixed64,5,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
@@ -1506,13 +1497,6 @@ func (*PlanFigures) Descriptor() ([]byte, []int) {
 func (x *PlanFigures) GetResidentBytes() uint64 {
 	if x != nil {
 		return x.ResidentBytes
-	}
-	return 0
-}
-
-func (x *PlanFigures) GetDirtyPagesPerSecond() float64 {
-	if x != nil {
-		return x.DirtyPagesPerSecond
 	}
 	return 0
 }
@@ -4509,14 +4493,13 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"VolumeNeed\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x18\n" +
-	"\aentries\x18\x03 \x01(\x04R\aentries\"\xe3\x01\n" +
+	"\aentries\x18\x03 \x01(\x04R\aentries\"\xcc\x01\n" +
 	"\x11PlanSourceRequest\x12\x12\n" +
 	"\x03pid\x18\x01 \x01(\x05H\x00R\x03pid\x12\x1c\n" +
 	"\bworkload\x18\x02 \x01(\tH\x00R\bworkload\x12<\n" +
 	"\vdestination\x18\x03 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\vdestination\x127\n" +
-	"\aoptions\x18\x04 \x01(\v2\x1d.migrate.agent.v1.MoveOptionsR\aoptions\x12\x1b\n" +
-	"\tsample_ns\x18\x05 \x01(\x03R\bsampleNsB\b\n" +
-	"\x06target\"\xa6\x02\n" +
+	"\aoptions\x18\x04 \x01(\v2\x1d.migrate.agent.v1.MoveOptionsR\aoptionsB\b\n" +
+	"\x06targetJ\x04\b\x05\x10\x06\"\xa6\x02\n" +
 	"\x0fPlanSourceReply\x128\n" +
 	"\tobstacles\x18\x01 \x03(\v2\x1a.migrate.agent.v1.ObstacleR\tobstacles\x12B\n" +
 	"\frequirements\x18\x02 \x01(\v2\x1e.migrate.agent.v1.RequirementsR\frequirements\x127\n" +
@@ -4524,10 +4507,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x03pid\x18\x04 \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04pids\x18\x05 \x03(\x05R\x04pids\x12\x18\n" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\x1c\n" +
-	"\taddresses\x18\a \x03(\tR\taddresses\"\x92\x03\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\"\xe3\x02\n" +
 	"\vPlanFigures\x12%\n" +
-	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x123\n" +
-	"\x16dirty_pages_per_second\x18\x02 \x01(\x01R\x13dirtyPagesPerSecond\x12;\n" +
+	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x12;\n" +
 	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x01R\x17bandwidthBytesPerSecond\x12\x16\n" +
 	"\x06rounds\x18\x04 \x01(\rR\x06rounds\x12\x19\n" +
 	"\btotal_ms\x18\x05 \x01(\x01R\atotalMs\x12\x1f\n" +
@@ -4538,7 +4520,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\bmappings\x18\t \x01(\rR\bmappings\x12 \n" +
 	"\vdescriptors\x18\n" +
 	" \x01(\rR\vdescriptors\x12 \n" +
-	"\vconnections\x18\v \x01(\rR\vconnections\"\xe5\x01\n" +
+	"\vconnections\x18\v \x01(\rR\vconnectionsJ\x04\b\x02\x10\x03\"\xe5\x01\n" +
 	"\x16PlanDestinationRequest\x122\n" +
 	"\x06source\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x06source\x12B\n" +
 	"\frequirements\x18\x02 \x01(\v2\x1e.migrate.agent.v1.RequirementsR\frequirements\x127\n" +

@@ -878,7 +878,6 @@ type PlanRequest struct {
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	Destination   string                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
 	Options       *api.MoveOptions       `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	SampleNs      int64                  `protobuf:"varint,4,opt,name=sample_ns,json=sampleNs,proto3" json:"sample_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -932,13 +931,6 @@ func (x *PlanRequest) GetOptions() *api.MoveOptions {
 		return x.Options
 	}
 	return nil
-}
-
-func (x *PlanRequest) GetSampleNs() int64 {
-	if x != nil {
-		return x.SampleNs
-	}
-	return 0
 }
 
 type PlanReply struct {
@@ -4248,12 +4240,11 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x1d\n" +
 	"\n" +
-	"tail_bytes\x18\x03 \x01(\x03R\ttailBytes\"\xb9\x01\n" +
+	"tail_bytes\x18\x03 \x01(\x03R\ttailBytes\"\xa2\x01\n" +
 	"\vPlanRequest\x122\n" +
 	"\x06target\x18\x01 \x01(\v2\x1a.migrate.cluster.v1.TargetR\x06target\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x127\n" +
-	"\aoptions\x18\x03 \x01(\v2\x1d.migrate.agent.v1.MoveOptionsR\aoptions\x12\x1b\n" +
-	"\tsample_ns\x18\x04 \x01(\x03R\bsampleNs\"\x80\x02\n" +
+	"\aoptions\x18\x03 \x01(\v2\x1d.migrate.agent.v1.MoveOptionsR\aoptionsJ\x04\b\x04\x10\x05\"\x80\x02\n" +
 	"\tPlanReply\x128\n" +
 	"\tobstacles\x18\x01 \x03(\v2\x1a.migrate.agent.v1.ObstacleR\tobstacles\x127\n" +
 	"\afigures\x18\x02 \x01(\v2\x1d.migrate.agent.v1.PlanFiguresR\afigures\x12\x1a\n" +

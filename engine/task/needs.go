@@ -27,7 +27,7 @@ type ProcessNeeds struct {
 	PID          int            `json:"pid"`
 	Limits       []procfs.Limit `json:"limits,omitempty"`       // by RLIMIT_ number
 	CPUs         []int          `json:"cpus,omitempty"`         // that threads are bound to; none if they run everywhere
-	Capabilities uint64         `json:"capabilities,omitempty"` // permitted to any of its threads
+	Capabilities uint64         `json:"capabilities,omitempty"` // permitted to any of its threads; none in a user namespace that comes along
 	OOMScoreAdj  int            `json:"oom_score_adj,omitempty"`
 }
 
@@ -73,6 +73,14 @@ func processNeeds(fs procfs.FS, p *engine.Process, everywhere []byte) (ProcessNe
 	if n.OOMScoreAdj, err = strconv.Atoi(strings.TrimSpace(string(adj))); err != nil {
 		return n, err
 	}
+	own, err := fs.Link(p.PID, "ns", "user")
+	if err != nil {
+		return n, err
+	}
+	here, err := fs.Link(unix.Getpid(), "ns", "user")
+	if err != nil {
+		return n, err
+	}
 	tids, err := fs.Tasks(p.PID)
 	if err != nil {
 		return n, err
@@ -86,7 +94,9 @@ func processNeeds(fs procfs.FS, p *engine.Process, everywhere []byte) (ProcessNe
 		if err != nil {
 			return n, err
 		}
-		n.Capabilities |= uint64(s.CapPrm)
+		if own == here { // else its user namespace gives them
+			n.Capabilities |= uint64(s.CapPrm)
+		}
 		mask, err := affinity(tid)
 		if errors.Is(err, unix.ESRCH) {
 			continue
