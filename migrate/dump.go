@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -74,12 +75,18 @@ func newRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "restore --dir DIR",
 		Short:   "Bring a checkpoint on disk back",
-		Long:    "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\nexit code on.",
+		Long:    "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\nexit code on. Until then SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the first process of the tree.",
 		Example: "  migrate restore --dir /var/tmp/4711\n  migrate restore --dir /var/tmp/4711 --detach --pidfile /run/it.pid",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if namespace != "same" && namespace != "new" {
 				return fmt.Errorf("--pid-namespace %q is not known: use same or new", namespace)
+			}
+			var signals chan os.Signal
+			if !detach {
+				signals = make(chan os.Signal, 16)
+				signal.Notify(signals, forwarded...)
+				defer signal.Stop(signals)
 			}
 			r, err := restore.FromDir(cmd.Context(), dir, restore.DirOptions{NewPIDNamespace: namespace == "new"})
 			if err != nil {
@@ -93,7 +100,7 @@ func newRestoreCommand() *cobra.Command {
 			if detach {
 				return nil
 			}
-			return waitFor(r)
+			return waitFor(r, signals)
 		},
 	}
 	f := cmd.Flags()
@@ -105,14 +112,48 @@ func newRestoreCommand() *cobra.Command {
 	return cmd
 }
 
-// waitFor waits for the end of a restored tree's root and passes its exit code on.
-func waitFor(r *restore.Restored) error {
-	status, err := r.Wait()
+// forwarded are the signals that a restore in the foreground passes on.
+var forwarded = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
+
+// waitFor waits for the end of a restored tree's root, which gets the signals, and passes its exit code on.
+func waitFor(r *restore.Restored, signals <-chan os.Signal) error {
+	fd, err := unix.PidfdOpen(r.PID, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) { // it has ended, and its parent has seen it
+		return fmt.Errorf("pid %d: pidfd_open: %w", r.PID, err)
+	}
+	if err == nil {
+		defer func() { _ = unix.Close(fd) }()
+	}
+	type end struct {
+		status unix.WaitStatus
+		err    error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		st, err := r.Wait()
+		ended <- end{st, err}
+	}()
+	for {
+		select {
+		case sig := <-signals:
+			if n, ok := sig.(unix.Signal); ok && fd >= 0 {
+				if err := unix.PidfdSendSignal(fd, n, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+					return fmt.Errorf("pid %d: passing on %v: %w", r.PID, sig, err)
+				}
+			}
+		case e := <-ended:
+			return exitOf(r.PID, e.status, e.err)
+		}
+	}
+}
+
+// exitOf is the exit of this program that passes on how the root of a tree has ended.
+func exitOf(pid int, status unix.WaitStatus, err error) error {
 	switch {
 	case err != nil:
 		return err
 	case status.Signaled():
-		return &exitError{code: 128 + int(status.Signal()), err: fmt.Errorf("pid %d was ended by %s", r.PID, unix.SignalName(status.Signal()))}
+		return &exitError{code: 128 + int(status.Signal()), err: fmt.Errorf("pid %d was ended by %s", pid, unix.SignalName(status.Signal()))}
 	case status.ExitStatus() != 0:
 		return &exitError{code: status.ExitStatus()}
 	}
