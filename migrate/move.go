@@ -174,7 +174,7 @@ func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *a
 	if err != nil {
 		return err
 	}
-	r, err := a.cluster.Move(ctx, &clusterapi.MoveRequest{Target: what, Destination: m.to, Options: opts, RequestId: rand.Text()})
+	r, err := m.begin(ctx, a, &clusterapi.MoveRequest{Target: what, Destination: m.to, Options: opts, RequestId: rand.Text()})
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *a
 		}
 		return fmt.Errorf("the move from %s to %s cannot go ahead: %d obstacles; the program was not touched", r.GetSource(), r.GetDestination(), len(list))
 	}
-	if m.detach {
+	if m.detach && ctx.Err() == nil {
 		_, err := fmt.Fprintln(out, r.GetId())
 		return err
 	}
@@ -202,32 +202,66 @@ func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *a
 	return outcomeError(last)
 }
 
+// beginTime bounds the call that plans a move and begins it.
+const beginTime = 2 * time.Minute
+
+// begin begins the move. The end of ctx does not break the call: whether the move has begun would not be known then. It
+// is cancelled by its id afterwards.
+func (m *moveFlags) begin(ctx context.Context, a *api, req *clusterapi.MoveRequest) (*clusterapi.MoveReply, error) {
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginTime)
+	defer cancel()
+	r, err := a.cluster.Move(call, req)
+	if c := status.Code(err); c == codes.DeadlineExceeded {
+		return nil, &exitError{code: codeUndecided, err: fmt.Errorf("the cluster has not said within %v whether the move has begun; see `migrate status`", beginTime)}
+	}
+	return r, err
+}
+
 // watch shows the move until it is over. The end of ctx (Ctrl-C) asks for its cancellation and then waits for the end
-// all the same: only the log can say what became of it.
+// all the same: only the log can say what became of it. A second Ctrl-C ends this program.
 func (m *moveFlags) watch(ctx context.Context, cmd *cobra.Command, a *api, id string) (*clusterapi.Migration, error) {
-	stay := context.WithoutCancel(ctx)
-	cancelled := make(chan error, 1)
-	stop := context.AfterFunc(ctx, func() {
-		_, err := a.cluster.Cancel(stay, &clusterapi.CancelRequest{Id: id, Reason: "interrupted by the operator"})
-		cancelled <- err
-	})
-	defer stop()
 	mode := m.progress
 	if mode == "auto" && m.output == "json" {
 		mode = "none"
 	}
 	view := newProgress(cmd.ErrOrStderr(), mode)
 	defer view.close()
+	stay, over := context.WithCancel(context.WithoutCancel(ctx))
+	refused := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() { refused <- cancelMove(stay, a, id) })
 	last, err := watchMigration(stay, a, id, view)
-	if ctx.Err() != nil {
-		if cerr := <-cancelled; cerr != nil && last == nil {
-			err = errors.Join(err, cerr)
+	over()
+	if !stop() {
+		if cerr := <-refused; cerr != nil {
+			view.close()
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "move %s was not cancelled: %v\n", id, plainError(cerr))
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("move %s: its end was not seen (%w); see `migrate status %s`", id, err, id)
+		return nil, &exitError{code: codeUndecided, err: fmt.Errorf("move %s: its end was not seen (%w); see `migrate status %s`", id, plainError(err), id)}
 	}
 	return last, nil
+}
+
+// cancelTime bounds one call that asks for a cancellation.
+const cancelTime = 10 * time.Second
+
+// cancelMove asks for a cancellation until the cluster has answered, or ctx ends because there is nothing left to
+// cancel; a call that is on its way then is still answered. It returns a refusal.
+func cancelMove(ctx context.Context, a *api, id string) error {
+	for {
+		call, done := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
+		_, err := a.cluster.Cancel(call, &clusterapi.CancelRequest{Id: id, Reason: "interrupted by the operator"})
+		done()
+		if c := status.Code(err); c != codes.Unavailable && c != codes.DeadlineExceeded {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(watchPause):
+		}
+	}
 }
 
 // watchMigration follows a migration until nothing more will happen, and returns how it ended. A stream ends with its
@@ -275,9 +309,12 @@ func watchOnce(ctx context.Context, a *api, id string, show func(*clusterapi.Mig
 	}
 }
 
-// Exit codes of a move, by its outcome (docs: the contract of the command line).
+// codeUndecided is the exit code of a command that cannot tell what became of a move.
+const codeUndecided = 4
+
+// Exit codes of a move, by its outcome (docs/json.md).
 var outcomeCodes = map[clusterapi.Outcome]int{
-	clusterapi.Outcome_OUTCOME_MOVED: 0, clusterapi.Outcome_OUTCOME_SOURCE_RUNNING: 1, clusterapi.Outcome_OUTCOME_UNDECIDED: 4,
+	clusterapi.Outcome_OUTCOME_MOVED: 0, clusterapi.Outcome_OUTCOME_SOURCE_RUNNING: 1, clusterapi.Outcome_OUTCOME_UNDECIDED: codeUndecided,
 	clusterapi.Outcome_OUTCOME_NEEDS_OPERATOR: 5, clusterapi.Outcome_OUTCOME_LOST: 6,
 }
 
@@ -287,7 +324,7 @@ func outcomeError(m *clusterapi.Migration) error {
 	case ok && code == 0:
 		return nil
 	case !ok:
-		code = 4
+		code = codeUndecided
 	}
 	reason := m.GetError()
 	if reason == "" {
