@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	agentapi "migrate/agent/api"
@@ -119,6 +120,9 @@ func (h *host) openBare(ctx context.Context, instance uint64, spec *agentapi.Wor
 	}
 	s := &source{h: h, src: src, instance: instance, cgroup: name, tree: cg, name: spec.GetName()}
 	var p move.Port
+	if s.before, err = ns.OpenCgroup(src.Processes()[0].PID); err != nil {
+		return nil, nil, errors.Join(err, src.Close(ctx), removeCgroup(name))
+	}
 	if s.addrs, s.obstacles, err = h.floatingOf(ctx, src.Processes()); err == nil && len(s.obstacles) == 0 {
 		p, err = h.floatingPort(ctx, s.name, s.addrs, false)
 	}
@@ -225,7 +229,7 @@ func (h *host) Build(ctx context.Context, b move.Build) (_ move.Skeleton, _ move
 func (h *host) Adopt(ctx context.Context, hd move.Handle) (move.Held, move.Port, bool, bool, error) {
 	env, err := h.set.Get(hd.Instance)
 	if errors.Is(err, workload.ErrUnknown) && hd.Bare && hd.Cgroup != "" {
-		return h.adoptBare(hd)
+		return h.adoptBare(ctx, hd)
 	}
 	if errors.Is(err, workload.ErrUnknown) {
 		return nil, nil, false, false, nil
@@ -249,17 +253,40 @@ func (h *host) Adopt(ctx context.Context, hd move.Handle) (move.Held, move.Port,
 	return &heldTree{h: h, env: env, cgroup: cg}, p, frozen, populated && hd.PID != 0, err
 }
 
-func (h *host) adoptBare(hd move.Handle) (move.Held, move.Port, bool, bool, error) {
-	cg, err := ns.MakeCgroup(filepath.Join(hd.Cgroup, "tree"))
+// adoptBare finds a bare process again. Its gate has outlived the agent and stands as it was left, open or shut.
+func (h *host) adoptBare(ctx context.Context, hd move.Handle) (move.Held, move.Port, bool, bool, error) {
+	spec := &agentapi.WorkloadSpec{}
+	if len(hd.Spec) > 0 {
+		if err := protojson.Unmarshal(hd.Spec, spec); err != nil {
+			return nil, nil, false, false, fmt.Errorf("spec of copy %d: %w", hd.Instance, err)
+		}
+	}
+	addrs, err := parsePrefixes(hd.Addrs)
 	if err != nil {
 		return nil, nil, false, false, err
 	}
-	frozen, err := cg.Frozen()
+	t := &heldTree{h: h, name: spec.GetName(), around: hd.Cgroup}
+	if t.cgroup, err = ns.MakeCgroup(filepath.Join(hd.Cgroup, "tree")); err != nil {
+		return nil, nil, false, false, err
+	}
+	if hd.Before != "" {
+		if t.before, err = ns.MakeCgroup(hd.Before); err != nil {
+			return nil, nil, false, false, err
+		}
+	}
+	frozen, err := t.cgroup.Frozen()
 	if err != nil {
 		return nil, nil, false, false, err
 	}
-	populated, err := cg.Populated()
-	return &heldTree{h: h, cgroup: cg}, nil, frozen, populated, err
+	populated, err := t.cgroup.Populated()
+	if err != nil {
+		return nil, nil, false, false, err
+	}
+	p, err := h.floatingPort(ctx, t.name, addrs, false)
+	if err != nil {
+		return nil, nil, false, false, err
+	}
+	return t, p, frozen, populated, nil
 }
 
 // Owned records that the copy runs here for good.

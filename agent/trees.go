@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -62,6 +61,7 @@ func (s *source) Handle() move.Handle {
 	}
 	if s.env == nil {
 		hd.Bare, hd.Cgroup, hd.Addrs = true, s.cgroup, prefixStrings(s.addrs)
+		hd.Before = belowMount(s.before)
 		return hd
 	}
 	hd.Cgroup, hd.Port, hd.Bare = s.env.Record().Cgroup, s.env.Record().Port, s.env.Spec().GetBare()
@@ -71,6 +71,15 @@ func (s *source) Handle() move.Handle {
 	return hd
 }
 
+// belowMount is the path of a cgroup below the v2 mount; empty for none.
+func belowMount(cg *ns.Cgroup) string {
+	top, err := ns.Cgroup2Mount()
+	if cg == nil || err != nil {
+		return ""
+	}
+	return cmp.Or(strings.TrimPrefix(cg.Path(), top), "/")
+}
+
 func (s *source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 	return s.src.Obstacles(ctx)
 }
@@ -78,9 +87,6 @@ func (s *source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 // Track starts to watch for writes. A bare process first gets a cgroup in which it can be held.
 func (s *source) Track(ctx context.Context) (err error) {
 	if s.env == nil {
-		if s.before, err = ns.OpenCgroup(s.src.Processes()[0].PID); err != nil {
-			return err
-		}
 		if err := moveInto(s.tree, s.src.Processes()); err != nil {
 			return err
 		}
@@ -363,6 +369,10 @@ type heldTree struct {
 	h      *host
 	env    *workload.Env // nil for a bare process
 	cgroup *ns.Cgroup
+	// Of a bare process:
+	name   string
+	around string     // the cgroup around the one that holds it, below the v2 mount
+	before *ns.Cgroup // where it was; nil if that is not known
 }
 
 // Thaw lets the tree run. Its sockets may still be in repair, as the agent that died has left them.
@@ -389,7 +399,37 @@ func (t *heldTree) Thaw(ctx context.Context) error {
 	return nil
 }
 
-// Destroy ends it. Its sockets are put into repair before, so that they vanish without a packet.
+// Leave takes a bare process that runs on back to where it was, and its gate away.
+func (t *heldTree) Leave(ctx context.Context) error {
+	if t.env != nil {
+		return nil
+	}
+	frozen, err := t.cgroup.Frozen()
+	if err != nil || frozen { // out of its cgroup it would run
+		return err
+	}
+	if t.before != nil {
+		pids, err := t.cgroup.Processes()
+		for len(pids) > 0 && err == nil { // again for those that were born meanwhile
+			for _, pid := range pids {
+				if e := t.before.Add(pid); e != nil && !errors.Is(e, unix.ESRCH) {
+					err = errors.Join(err, e)
+				}
+			}
+			if err = errors.Join(err, ctx.Err()); err == nil {
+				pids, err = t.cgroup.Processes()
+			}
+		}
+		if err == nil {
+			err = removeCgroup(t.around)
+		}
+		return errors.Join(err, t.h.endPort(ctx, t.name, "", false))
+	}
+	return t.h.endPort(ctx, t.name, "", false)
+}
+
+// Destroy ends it. It stands still since its vote, so its sockets are in repair, where the agent that died has left them:
+// they vanish without a packet.
 func (t *heldTree) Destroy(ctx context.Context) error {
 	if t.env != nil {
 		return t.h.remove(ctx, t.env)
@@ -397,7 +437,7 @@ func (t *heldTree) Destroy(ctx context.Context) error {
 	if err := errors.Join(t.cgroup.Kill(), t.cgroup.Empty(ctx)); err != nil {
 		return err
 	}
-	return removeCgroup(filepath.Dir(t.cgroup.Path()))
+	return errors.Join(t.h.endPort(ctx, t.name, "", true), removeCgroup(t.around))
 }
 
 // savedTCP decodes the TCP connections of a checkpoint.

@@ -18,14 +18,15 @@ import (
 // record.
 type Handle struct {
 	Instance uint64   `json:"instance"`
-	PID      int      `json:"pid"`             // root of the tree, on this host
-	VPID     int      `json:"vpid,omitzero"`   // the same as the tree knows it; 0 when not known
-	PIDs     []int    `json:"pids"`            // all of it, when it was claimed
-	Cgroup   string   `json:"cgroup"`          // that holds it, below the v2 mount
-	Port     string   `json:"port"`            // empty for none
-	Bare     bool     `json:"bare"`            // no environment of the agent's around it
-	Addrs    []string `json:"addrs,omitempty"` // CIDRs of the host's that move with a bare process
-	Spec     []byte   `json:"spec,omitzero"`   // protojson of the WorkloadSpec
+	PID      int      `json:"pid"`              // root of the tree, on this host
+	VPID     int      `json:"vpid,omitzero"`    // the same as the tree knows it; 0 when not known
+	PIDs     []int    `json:"pids"`             // all of it, when it was claimed
+	Cgroup   string   `json:"cgroup"`           // that holds it, below the v2 mount
+	Port     string   `json:"port"`             // empty for none
+	Bare     bool     `json:"bare"`             // no environment of the agent's around it
+	Addrs    []string `json:"addrs,omitempty"`  // CIDRs of the host's that move with a bare process
+	Before   string   `json:"before,omitempty"` // cgroup of a bare process before it was held, below the v2 mount
+	Spec     []byte   `json:"spec,omitzero"`    // protojson of the WorkloadSpec
 }
 
 // PageSink is where a source's pages go; *pagexfer.Sender is one.
@@ -48,6 +49,13 @@ type Held interface {
 	Thaw(ctx context.Context) error
 	// Destroy ends the tree and removes what surrounds it.
 	Destroy(ctx context.Context) error
+}
+
+// Adopted is a Held that was found after a restart of the agent and has things around it that only the move needs.
+type Adopted interface {
+	Held
+	// Leave takes them away from a tree that runs on here; a tree that stands still keeps them.
+	Leave(ctx context.Context) error
 }
 
 // Source is a tree that is being moved away. Calls are made one at a time, except Close.

@@ -388,7 +388,7 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	id := withAttempt(rec.ref(), 0)
 	log := m.cfg.Log.With("migration", rec.ref().Migration, "role", rec.Role.String())
 	if rec.Role == handoff.RoleSource {
-		s := &source{m: m, id: id, log: log, peerInstance: rec.PeerInstance, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, units: rec.Units}
+		s := &source{m: m, id: id, log: log, peerInstance: rec.PeerInstance, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, units: rec.Units, adopted: true}
 		s.view.reason = "the agent of the source was restarted"
 		if frozen {
 			s.stopped = time.Now() // for what is left of it

@@ -52,6 +52,7 @@ type source struct {
 	layout     []byte // as the destination knows it
 	neighbours []byte
 	shut       bool   // the port, in whole or in part
+	adopted    bool   // found after a restart of the agent, which may have left it in any state
 	spent      bool   // the destination was told to complete its copy: another attempt needs a new one
 	clock      offset // of the destination's monotonic clock
 	frozen     time.Duration
@@ -336,7 +337,7 @@ func (s *source) thaw(ctx context.Context) error {
 	if s.held == nil {
 		return nil // it was never opened
 	}
-	if s.tree == nil || !s.stopped.IsZero() { // else it was never stopped
+	if s.adopted || !s.stopped.IsZero() { // else it was never stopped
 		if err := s.held.Thaw(ctx); err != nil {
 			return fmt.Errorf("letting the tree run: %w", err)
 		}
@@ -346,7 +347,7 @@ func (s *source) thaw(ctx context.Context) error {
 		s.stopped = time.Time{}
 		s.view.set(func(v *view) { v.frozen = s.frozen })
 	}
-	if s.port == nil || s.tree != nil && !s.shut {
+	if s.port == nil || !s.adopted && !s.shut {
 		return nil
 	}
 	return s.reopen()
@@ -393,6 +394,8 @@ func (s *source) stop() error {
 	if s.tree != nil {
 		errs = append(errs, s.tree.Close())
 		s.tree = nil // held stays: the tree can still be let go
+	} else if a, ok := s.held.(Adopted); ok {
+		errs = append(errs, a.Leave(s.ctx))
 	}
 	return errors.Join(errs...)
 }
