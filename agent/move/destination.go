@@ -47,6 +47,7 @@ type destination struct {
 	filesIn  *filesIn           // nil until files are expected
 	call     context.CancelFunc // of the peer's call that works on the skeleton; nil when none does
 	called   chan struct{}      // closed when that call has ended
+	closing  bool               // the copy is being destroyed for good: no call may work on it any more
 	stopped  time.Duration
 	steps    *span.Recorder // of the last switch; nil when none was begun
 	quiet    time.Duration
@@ -283,9 +284,11 @@ func (d *destination) connect(ctx context.Context, port Port, probes [][]byte) {
 // destroy removes the stopped copy, complete or not.
 func (d *destination) destroy(ctx context.Context) error {
 	d.work.stop(errSuperseded)
+	d.mu.Lock()
+	d.closing, d.token = true, nil // no call and no page connection is accepted any more
+	d.mu.Unlock()
 	d.interrupt()
 	d.mu.Lock()
-	d.token = nil // no page connection is accepted any more
 	pages := d.receiver
 	d.mu.Unlock()
 	if pages != nil {
@@ -313,7 +316,10 @@ func refuseCall(format string, args ...any) error {
 func (d *destination) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.call != nil {
+	switch {
+	case d.closing:
+		return nil, nil, refuseCall("the copy is being destroyed")
+	case d.call != nil:
 		return nil, nil, refuseCall("another call works on the copy")
 	}
 	ctx, d.call = context.WithCancel(ctx)
@@ -514,79 +520,4 @@ func (d *destination) accepts(token []byte) *pagexfer.Receiver {
 		return nil
 	}
 	return d.receiver
-}
-
-// frames are those that arrived at the source and have not been delivered here yet.
-type frames struct {
-	mu      sync.Mutex
-	waiting [][]byte
-	bytes   int
-	arrived chan struct{} // of capacity 1: something was added
-	direct  func([][]byte) (int, error)
-	count   uint64
-}
-
-func newFrames() frames { return frames{arrived: make(chan struct{}, 1)} }
-
-// add keeps frames until they can be delivered; what does not fit is dropped, and sent again by TCP.
-func (f *frames) add(list [][]byte) (uint64, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.count += uint64(len(list))
-	if f.direct != nil {
-		_, err := f.direct(list)
-		return f.count, err
-	}
-	for _, b := range list {
-		if f.bytes += len(b); f.bytes <= maxFrameBytes {
-			f.waiting = append(f.waiting, b)
-		}
-	}
-	select {
-	case f.arrived <- struct{}{}:
-	default:
-	}
-	return f.count, nil
-}
-
-func (f *frames) take() [][]byte {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	list := f.waiting
-	f.waiting, f.bytes = nil, 0
-	return list
-}
-
-// drain delivers what is there and what comes, until nothing has come for the time quiet.
-func (f *frames) drain(ctx context.Context, quiet time.Duration, deliver func([][]byte) (int, error)) (n int, err error) {
-	for {
-		if list := f.take(); len(list) > 0 {
-			k, err := deliver(list)
-			n += k
-			if err != nil {
-				return n, err
-			}
-		}
-		t := time.NewTimer(quiet)
-		select {
-		case <-f.arrived:
-			t.Stop()
-		case <-t.C:
-			return n, nil
-		case <-ctx.Done():
-			t.Stop()
-			return n, context.Cause(ctx)
-		}
-	}
-}
-
-// pass delivers everything from now on as it comes.
-func (f *frames) pass(deliver func([][]byte) (int, error)) {
-	list := f.take()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.direct = deliver
-	if len(list) > 0 {
-		_, _ = deliver(list) // these few are late already; TCP sends what is lost again
-	}
 }

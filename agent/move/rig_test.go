@@ -51,6 +51,7 @@ type host struct {
 	server  *grpc.Server
 	fail    map[string]error // by step of the fakes
 	points  func(point string)
+	hook    func(step string) // called in each step of the fakes
 }
 
 // tree is a copy as the fake engine knows it.
@@ -338,6 +339,12 @@ func (w *world) awaitPhase(p handoff.Phase) {
 
 func (h *host) err(step string) error {
 	h.w.note("%s %s", h.name, step)
+	h.w.mu.Lock()
+	hook := h.hook
+	h.w.mu.Unlock()
+	if hook != nil {
+		hook(step)
+	}
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
 	return h.fail[step]

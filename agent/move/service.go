@@ -115,7 +115,10 @@ func (p *Peer) Frames(stream grpc.ClientStreamingServer[agentapi.FrameBatch, age
 	}
 	var n uint64
 	for batch := first; ; {
-		if n, err = d.arriving.add(batch.GetFrames()); err != nil {
+		if n, err = d.arriving.add(first.GetSession().GetAttempt(), batch.GetFrames()); err != nil {
+			if _, refused := status.FromError(err); refused {
+				return err
+			}
 			return status.Error(codes.Internal, err.Error())
 		}
 		if batch, err = stream.Recv(); errors.Is(err, io.EOF) {
