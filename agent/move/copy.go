@@ -267,7 +267,7 @@ func (s *source) follow(ctx context.Context, attempt uint32) error {
 		return nil
 	}
 	if _, err := s.peer.client.Follow(ctx, &agentapi.FollowRequest{Session: s.session(attempt), Layout: l}); err != nil {
-		return fmt.Errorf("%s could not follow the tree's changes: %w", s.peerNode.GetName(), plain(err))
+		return s.better(fmt.Errorf("%s could not follow the tree's changes: %w", s.peerNode.GetName(), plain(err)))
 	}
 	s.layout = l
 	return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"time"
 
@@ -338,7 +339,9 @@ func (s *source) thaw(ctx context.Context) error {
 		return nil // it was never opened
 	}
 	if s.adopted || !s.stopped.IsZero() { // else it was never stopped
-		if err := s.held.Thaw(ctx); err != nil {
+		if err := s.held.Thaw(ctx); errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("the tree has ended; there is nothing to let run", "error", err) // a cgroup goes only when nobody is in it
+		} else if err != nil {
 			return fmt.Errorf("letting the tree run: %w", err)
 		}
 	}
@@ -350,7 +353,13 @@ func (s *source) thaw(ctx context.Context) error {
 	if s.port == nil || !s.adopted && !s.shut {
 		return nil
 	}
-	return s.reopen()
+	if err := s.reopen(); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// The program has ended, and its port went with it: a gate that is gone shuts nothing.
+	s.log.Warn("the tree's port is gone, as after the end of the program")
+	s.shut = false
+	return nil
 }
 
 // reopen connects the tree again: what it sends leaves, what was captured goes in first, in order.

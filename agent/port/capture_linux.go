@@ -143,11 +143,12 @@ func (h *Host) redirect(l netlink.Link, to int) error {
 func (g *Gate) addSink(device string) error {
 	t := g.table()
 	d := direction{chain: "sink", device: device, hook: hookIngress}
-	c := d.nftChain(t)
-	g.host.nft.AddChain(c)
-	g.host.nft.FlushChain(c)
-	g.host.nft.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}})
-	return g.flush("install the sink")
+	return g.transact("install the sink", func(c *nftables.Conn) {
+		chain := d.nftChain(t)
+		c.AddChain(chain)
+		c.FlushChain(chain)
+		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}})
+	})
 }
 
 // Disarm ends the capture. What was captured and not taken is lost; a shut gate stays shut.
@@ -172,18 +173,28 @@ func (g *Gate) disarm() error {
 		errs = append(errs, unix.Close(c.fd))
 	}
 	if c.sink != 0 {
-		d := direction{chain: "sink", device: sinkPrefix + g.id}
-		chains, err := g.host.nft.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
-		errs = append(errs, err)
-		for _, c := range chains {
-			if c.Table.Name == tablePrefix+g.id && c.Name == d.chain {
-				g.host.nft.DelChain(c)
-				errs = append(errs, g.flush("remove the sink"))
-			}
-		}
+		errs = append(errs, g.removeSink())
 	}
 	errs = append(errs, g.host.removeLink(capturePrefix+g.id))
 	return errors.Join(errs...)
+}
+
+func (g *Gate) removeSink() error {
+	return g.host.nft.use(func(c *nftables.Conn) error {
+		chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+		if err != nil {
+			return fmt.Errorf("list nftables: %w", err)
+		}
+		for _, chain := range chains {
+			if chain.Table.Name == tablePrefix+g.id && chain.Name == "sink" {
+				c.DelChain(chain)
+			}
+		}
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("remove the sink of %q: %w", g.name, err)
+		}
+		return nil
+	})
 }
 
 // takeAtMost bounds what Take gives at once, so that it ends while frames keep coming.

@@ -91,12 +91,13 @@ func (g *Gate) install(closed bool) error {
 	if closed {
 		g.in.mode, g.out.mode = shut, shut
 	}
-	t := g.host.nft.AddTable(g.table())
-	for _, d := range []*direction{&g.in, &g.out} {
-		g.host.nft.AddChain(d.nftChain(t))
-		g.addRules(t, d)
-	}
-	return g.flush("install the gate")
+	return g.transact("install the gate", func(c *nftables.Conn) {
+		t := c.AddTable(g.table())
+		for _, d := range []*direction{&g.in, &g.out} {
+			c.AddChain(d.nftChain(t))
+			g.addRules(c, t, d)
+		}
+	})
 }
 
 // adopt reads the modes of a gate that exists.
@@ -104,7 +105,11 @@ func (g *Gate) adopt() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, d := range []*direction{&g.in, &g.out} {
-		rules, err := g.host.nft.GetRules(g.table(), d.nftChain(g.table()))
+		var rules []*nftables.Rule
+		err := g.host.nft.use(func(c *nftables.Conn) (err error) {
+			rules, err = c.GetRules(g.table(), d.nftChain(g.table()))
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("read the gate's chain %q: %w", d.chain, err)
 		}
@@ -125,8 +130,13 @@ func firstByte(b []byte) byte {
 	return b[0]
 }
 
-func (g *Gate) flush(what string) error {
-	if err := g.host.nft.Flush(); err != nil {
+// transact changes rules by what f queues, all of it at once or nothing.
+func (g *Gate) transact(what string, f func(c *nftables.Conn)) error {
+	err := g.host.nft.use(func(c *nftables.Conn) error {
+		f(c)
+		return c.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("%s of %q: %w", what, g.name, err)
 	}
 	return nil
@@ -136,23 +146,24 @@ func (g *Gate) flush(what string) error {
 func (g *Gate) set(d *direction, m mode) error {
 	old := d.mode
 	d.mode = m
-	t := g.table()
-	g.host.nft.FlushChain(d.nftChain(t))
-	g.addRules(t, d)
-	if err := g.flush("change the gate"); err != nil {
+	err := g.transact("change the gate", func(c *nftables.Conn) {
+		t := g.table()
+		c.FlushChain(d.nftChain(t))
+		g.addRules(c, t, d)
+	})
+	if err != nil {
 		d.mode = old
-		return err
 	}
-	return nil
+	return err
 }
 
 // addRules appends the rules of a direction's mode to the batch. The mode is kept with each rule for adopt.
-func (g *Gate) addRules(t *nftables.Table, d *direction) {
+func (g *Gate) addRules(c *nftables.Conn, t *nftables.Table, d *direction) {
 	if d.mode == open {
 		return
 	}
 	add := func(exprs ...expr.Any) {
-		g.host.nft.AddRule(&nftables.Rule{Table: t, Chain: d.nftChain(t), Exprs: exprs, UserData: []byte{byte(d.mode)}})
+		c.AddRule(&nftables.Rule{Table: t, Chain: d.nftChain(t), Exprs: exprs, UserData: []byte{byte(d.mode)}})
 	}
 	add(&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, mark)},
@@ -188,7 +199,11 @@ func opensConnection() []expr.Any {
 
 // hasTable tells whether a gate stands under this id.
 func (h *Host) hasTable(id string) (bool, error) {
-	tables, err := h.nft.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	var tables []*nftables.Table
+	err := h.nft.use(func(c *nftables.Conn) (err error) {
+		tables, err = c.ListTablesOfFamily(nftables.TableFamilyNetdev)
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("list nftables: %w", err)
 	}
@@ -206,8 +221,11 @@ func (h *Host) removeTable(id string) error {
 	if err != nil || !exists {
 		return err
 	}
-	h.nft.DelTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: tablePrefix + id})
-	if err := h.nft.Flush(); err != nil {
+	err = h.nft.use(func(c *nftables.Conn) error {
+		c.DelTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: tablePrefix + id})
+		return c.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("remove nftables table %s: %w", tablePrefix+id, err)
 	}
 	return nil

@@ -10,7 +10,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -29,7 +28,7 @@ const (
 type Host struct {
 	ns  *os.File
 	nl  *netlink.Handle
-	nft *nftables.Conn
+	nft ruleset
 }
 
 // Open opens the host of the network namespace ns, or of the calling thread if nil. The caller closes ns; Host keeps a
@@ -54,9 +53,7 @@ func Open(ns *os.File) (h *Host, err error) {
 	if h.nl, err = netlink.NewHandleAt(netns.NsHandle(fd)); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	if h.nft, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(fd)); err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
-	}
+	h.nft.ns = h.ns
 	return h, nil
 }
 
@@ -90,10 +87,7 @@ func (h *Host) Close() error {
 	if h.nl != nil {
 		h.nl.Close()
 	}
-	if h.nft != nil {
-		errs = append(errs, h.nft.CloseLasting())
-	}
-	return errors.Join(append(errs, h.ns.Close())...)
+	return errors.Join(append(errs, h.nft.close(), h.ns.Close())...)
 }
 
 // id is what stands for a port's name in names of devices, which have room for 15 bytes.

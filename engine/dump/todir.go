@@ -71,6 +71,7 @@ func (s *Source) write(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return err
 	}
+	cp.Header.MemoryDigest = s.Digest().Bytes()
 	return images.WriteDir(dir, cp)
 }
 

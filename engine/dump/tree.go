@@ -38,7 +38,11 @@ func findTree(fs procfs.FS, t Target) ([]*engine.Process, error) {
 	if t.Init != 0 {
 		var err error
 		parent = 1
-		if roots, err = children(fs, t.Init); err != nil {
+		roots, err = children(fs, t.Init)
+		if errors.Is(err, procfs.ErrGone) {
+			err = ErrEmptyTree
+		}
+		if err != nil {
 			return nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, err)
 		}
 		if len(roots) == 0 {

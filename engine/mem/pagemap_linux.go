@@ -2,7 +2,9 @@ package mem
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 )
 
@@ -25,6 +27,9 @@ func population(pagemap *os.File, a Area, dirty func(entry uint64) bool) ([]Exte
 	for at := a.Start; at < a.End; {
 		want := buf[:8*min(entriesAtOnce, Range{at, a.End}.Pages())]
 		n, err := pagemap.ReadAt(want, int64(at/PageSize*8))
+		if n < 8 && errors.Is(err, io.EOF) { // there is no memory any more
+			return nil, fmt.Errorf("reading %s at 0x%x: %w", pagemap.Name(), at, ErrGone)
+		}
 		if n < 8 {
 			return nil, fmt.Errorf("reading %s at 0x%x: %w", pagemap.Name(), at, err)
 		}

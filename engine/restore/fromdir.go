@@ -3,6 +3,7 @@
 package restore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -101,8 +102,14 @@ func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) 
 			return err
 		}
 	}
+	if want, have := cp.Header.GetMemoryDigest(), s.Digest().Bytes(); len(want) > 0 && !bytes.Equal(want, have) {
+		return fmt.Errorf("%w: their hash is %x, that of what was dumped %x", ErrPages, have, want)
+	}
 	return s.Finish(ctx, cp)
 }
+
+// ErrPages means that the pages of a checkpoint are not those that were dumped.
+var ErrPages = errors.New("pages-*.img, pagemap-*.img: pages are missing or have been changed")
 
 // parentFor starts the process that the tree is born of or beside. Its clocks continue those of the checkpoint when the
 // tree comes from another boot; within one boot they have never stopped, and have the offsets that they had.

@@ -149,13 +149,14 @@ type Header struct {
 	Clocks        *Clocks                `protobuf:"bytes,5,opt,name=clocks,proto3" json:"clocks,omitempty"`                      // at the instant at which the tree was stopped, as the tree saw them
 	CpuCount      uint64                 `protobuf:"varint,6,opt,name=cpu_count,json=cpuCount,proto3" json:"cpu_count,omitempty"` // processors of the source
 	Files         []*FileExtra           `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
-	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"`                         // memory and files that no name reaches
-	Namespaces    *Namespaces            `protobuf:"bytes,20,opt,name=namespaces,proto3" json:"namespaces,omitempty"`                   // those that the tree has for itself; absent if there are none
-	Terminals     []*SessionTerminal     `protobuf:"bytes,60,rep,name=terminals,proto3" json:"terminals,omitempty"`                     // controlling terminals of sessions of the tree
-	Seccomp       []*SeccompFilter       `protobuf:"bytes,80,rep,name=seccomp,proto3" json:"seccomp,omitempty"`                         // that threads of the tree have
-	Shared        []*SharedState         `protobuf:"bytes,81,rep,name=shared,proto3" json:"shared,omitempty"`                           // of processes that share more than processes do
-	CgroupDirs    []*CgroupDir           `protobuf:"bytes,82,rep,name=cgroup_dirs,json=cgroupDirs,proto3" json:"cgroup_dirs,omitempty"` // parents before what is below them
-	CgroupSets    []*CgroupSet           `protobuf:"bytes,83,rep,name=cgroup_sets,json=cgroupSets,proto3" json:"cgroup_sets,omitempty"` // that tasks are in
+	Objects       []*Object              `protobuf:"bytes,40,rep,name=objects,proto3" json:"objects,omitempty"`                               // memory and files that no name reaches
+	Namespaces    *Namespaces            `protobuf:"bytes,20,opt,name=namespaces,proto3" json:"namespaces,omitempty"`                         // those that the tree has for itself; absent if there are none
+	Terminals     []*SessionTerminal     `protobuf:"bytes,60,rep,name=terminals,proto3" json:"terminals,omitempty"`                           // controlling terminals of sessions of the tree
+	Seccomp       []*SeccompFilter       `protobuf:"bytes,80,rep,name=seccomp,proto3" json:"seccomp,omitempty"`                               // that threads of the tree have
+	Shared        []*SharedState         `protobuf:"bytes,81,rep,name=shared,proto3" json:"shared,omitempty"`                                 // of processes that share more than processes do
+	CgroupDirs    []*CgroupDir           `protobuf:"bytes,82,rep,name=cgroup_dirs,json=cgroupDirs,proto3" json:"cgroup_dirs,omitempty"`       // parents before what is below them
+	CgroupSets    []*CgroupSet           `protobuf:"bytes,83,rep,name=cgroup_sets,json=cgroupSets,proto3" json:"cgroup_sets,omitempty"`       // that tasks are in
+	MemoryDigest  []byte                 `protobuf:"bytes,90,opt,name=memory_digest,json=memoryDigest,proto3" json:"memory_digest,omitempty"` // of a checkpoint on disk: the hash over all its pages; absent in those of earlier versions
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -284,6 +285,13 @@ func (x *Header) GetCgroupDirs() []*CgroupDir {
 func (x *Header) GetCgroupSets() []*CgroupSet {
 	if x != nil {
 		return x.CgroupSets
+	}
+	return nil
+}
+
+func (x *Header) GetMemoryDigest() []byte {
+	if x != nil {
+		return x.MemoryDigest
 	}
 	return nil
 }
@@ -2312,7 +2320,7 @@ var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
 	"\n" +
-	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\x1a\x19engine/images/tasks.proto\"\xfc\x04\n" +
+	"\x19engine/images/extra.proto\x12\x0emigrate.images\x1a\x1eengine/images/namespaces.proto\x1a\x19engine/images/tasks.proto\"\xa1\x05\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x16\n" +
@@ -2331,7 +2339,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\vcgroup_dirs\x18R \x03(\v2\x19.migrate.images.CgroupDirR\n" +
 	"cgroupDirs\x12:\n" +
 	"\vcgroup_sets\x18S \x03(\v2\x19.migrate.images.CgroupSetR\n" +
-	"cgroupSets\"^\n" +
+	"cgroupSets\x12#\n" +
+	"\rmemory_digest\x18Z \x01(\fR\fmemoryDigest\"^\n" +
 	"\x06Clocks\x12\x1c\n" +
 	"\tmonotonic\x18\x01 \x01(\x12R\tmonotonic\x12\x1a\n" +
 	"\bboottime\x18\x02 \x01(\x12R\bboottime\x12\x1a\n" +
