@@ -3,6 +3,7 @@ package move
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,8 +59,11 @@ func TestNothingIsBuiltWhileACopyIsDestroyed(t *testing.T) {
 	w.mu.Unlock()
 	w.begin()
 	w.awaitPhase(handoff.PhaseCopying)
-	w.feed(handoff.LeaderEvent{Kind: handoff.LeaderCancel})
-	w.await("over", handoff.Record.Closed)
+	ref := handoff.Ref{Incarnation: 1, Migration: "m1", Instance: 2}
+	destroy := w.order(handoff.Action{Kind: handoff.ActOrder, Order: handoff.OrderDestroyCopy, Role: handoff.RoleDestination, Ref: ref})
+	if r, err := h.m.Order(t.Context(), destroy); err != nil || !r.GetAccepted() {
+		t.Fatalf("%v, %v", r, err)
+	}
 	if err := <-answer; status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("Prepare says %v", err)
 	}
@@ -67,5 +71,49 @@ func TestNothingIsBuiltWhileACopyIsDestroyed(t *testing.T) {
 	defer w.mu.Unlock()
 	if i := slices.Index(w.trace, "destination destroy"); slices.Contains(w.trace[i:], "destination build") {
 		t.Errorf("a copy was built late: %v", w.trace)
+	}
+}
+
+// A destination that does not know yet that an attempt is over refuses to build another copy. Asking it again neither opens
+// another connection nor starts to track the tree a second time.
+func TestAskingForAnotherCopyAgain(t *testing.T) {
+	w := newWorld(t)
+	h, d := w.hosts[handoff.RoleSource], w.hosts[handoff.RoleDestination]
+	h.fail["hold"] = errBroke
+	asked := make(chan struct{})
+	var clocks, tracked int
+	w.mu.Lock()
+	h.hook = func(step string) {
+		for step == "hold" && d.m.phaseOfDestination(handoff.Ref{Incarnation: 1, Migration: "m1"}) == handoff.DestinationSkeleton {
+			time.Sleep(time.Millisecond) // its phase wakes nobody
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		switch step {
+		case "thaw":
+			delete(h.fail, "hold")
+		case "track":
+			tracked++
+		case "clocks":
+			if clocks++; clocks == 4 { // the first copy, and three tries
+				close(asked)
+			}
+		}
+	}
+	d.points = func(p string) {
+		if strings.HasPrefix(p, "destination.rewind") && strings.HasSuffix(p, ".before") {
+			<-asked
+		}
+	}
+	w.mu.Unlock()
+	w.begin()
+	w.awaitPhase(handoff.PhaseReleased)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n, open := h.dialled.Load(), h.open.Load(); n != 2 || open != 0 {
+		t.Errorf("the peer was dialled %d times, and %d connections are open", n, open)
+	}
+	if tracked != 2 {
+		t.Errorf("the tree was tracked %d times", tracked)
 	}
 }

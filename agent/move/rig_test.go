@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +53,8 @@ type host struct {
 	fail    map[string]error // by step of the fakes
 	points  func(point string)
 	hook    func(step string) // called in each step of the fakes
+	dialled atomic.Int32      // connections to the peer
+	open    atomic.Int32      // of these
 }
 
 // tree is a copy as the fake engine knows it.
@@ -361,7 +364,7 @@ func (w *world) tree(i uint64) *tree {
 }
 
 func (h *host) Clocks(context.Context, Handle) (Clocks, error) {
-	return Clocks{At: monotonic(), Monotonic: time.Hour}, nil
+	return Clocks{At: monotonic(), Monotonic: time.Hour}, h.err("clocks")
 }
 
 func (h *host) Build(_ context.Context, b Build) (Skeleton, Port, []engine.Obstacle, error) {
@@ -387,7 +390,9 @@ func (h *host) Dial(_ context.Context, n *agentapi.NodeInfo) (agentapi.PeerClien
 	if err != nil {
 		return nil, nil, err
 	}
-	return agentapi.NewPeerClient(c), c.Close, nil
+	h.dialled.Add(1)
+	h.open.Add(1)
+	return agentapi.NewPeerClient(c), func() error { h.open.Add(-1); return c.Close() }, nil
 }
 
 func (h *host) DialPages(ctx context.Context, _ *agentapi.NodeInfo, address string) (net.Conn, error) {

@@ -53,6 +53,7 @@ type source struct {
 	layout     []byte // as the destination knows it
 	neighbours []byte
 	shut       bool   // the port, in whole or in part
+	tracked    bool   // the tree's writes are watched
 	adopted    bool   // found after a restart of the agent, which may have left it in any state
 	spent      bool   // the destination was told to complete its copy: another attempt needs a new one
 	clock      offset // of the destination's monotonic clock
@@ -248,14 +249,16 @@ func (s *source) anew(ctx context.Context) error {
 		s.log.Debug("the page stream had failed", "error", err)
 	}
 	s.copying.progress.another(s.sender.Stats())
-	if err := errors.Join(s.tree.Close(), s.peer.close()); err != nil {
+	err := errors.Join(s.tree.Close(), s.peer.close())
+	s.peer = nil
+	if err != nil {
 		return err
 	}
 	tree, port, err := s.m.cfg.Host.Open(ctx, s.id.Instance, s.spec)
 	if err != nil {
 		return err
 	}
-	s.tree, s.held, s.port, s.spent = tree, tree, port, false
+	s.tree, s.held, s.port, s.spent, s.tracked = tree, tree, port, false, false
 	// Until the destination has heard that the attempt is over, it refuses.
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := s.prepare(ctx)
@@ -290,7 +293,9 @@ func (s *source) meet(ctx context.Context) error {
 	if len(obstacles) > 0 {
 		return fmt.Errorf("%d obstacles, the first: %v", len(obstacles), obstacles[0])
 	}
-	s.peer, err = dialPeer(ctx, s.m.cfg.Peers, s.peerNode)
+	if s.peer == nil { // else it is another try
+		s.peer, err = dialPeer(ctx, s.m.cfg.Peers, s.peerNode)
+	}
 	return err
 }
 
@@ -309,8 +314,11 @@ func (s *source) prepareCopy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.tree.Track(ctx); err != nil {
-		return fmt.Errorf("tracking the tree's writes: %w", err)
+	if !s.tracked {
+		if err := s.tree.Track(ctx); err != nil {
+			return fmt.Errorf("tracking the tree's writes: %w", err)
+		}
+		s.tracked = true
 	}
 	if s.layout, err = s.tree.Layout(ctx); err != nil {
 		return err
