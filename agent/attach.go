@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -88,6 +89,13 @@ func (a *Agent) attachThere(s attachStream, first *agentapi.AttachInput, host st
 	i := slices.IndexFunc(nodes.GetNodes(), func(n *clusterapi.Node) bool { return n.GetInfo().GetName() == host })
 	if i < 0 {
 		return status.Errorf(codes.Unavailable, "host %s is not known", host)
+	}
+	if n := nodes.GetNodes()[i]; !n.GetUp() {
+		code := codes.FailedPrecondition
+		if first.GetStart().GetGeneration() != "" { // who was attached waits a while for the host to come back
+			code = codes.Unavailable
+		}
+		return status.Errorf(code, "%s is down: it was last heard %v ago; attach again when it is back", host, time.Since(time.Unix(0, n.GetLastHeardUnixNs())).Round(time.Second))
 	}
 	peer, hangUp, err := peers{&a.cfg}.Dial(s.Context(), nodes.GetNodes()[i].GetInfo())
 	if err != nil {

@@ -58,12 +58,6 @@ type Limits struct {
 // DefaultPorts are used where Config.Ports is zero.
 var DefaultPorts = Ports{Control: 7401, Raft: 7403, Gossip: 7404}
 
-// Defaults of a move's options.
-const (
-	DefaultMaxDowntime = 100 * time.Millisecond
-	DefaultTimeout     = 5 * time.Minute
-)
-
 // complete checks the configuration and fills in what was left out.
 func (c Config) complete() (Config, error) {
 	switch {

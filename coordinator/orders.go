@@ -7,10 +7,12 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	agentapi "migrate/agent/api"
+	"migrate/coordinator/client"
 	"migrate/coordinator/fsm"
 	"migrate/coordinator/handoff"
 )
@@ -65,7 +67,7 @@ func (s *session) deliver(ctx context.Context, role handoff.Role, box *mailbox) 
 		case err != nil && ctx.Err() != nil:
 			return
 		case err != nil:
-			said = fmt.Sprintf("%s cannot be reached: %s", s.hosts[role], status.Convert(err).Message())
+			said = fmt.Sprintf("%s cannot be reached: %s", s.hosts[role], client.Message(err))
 		case !reply.GetAccepted():
 			said = fmt.Sprintf("%s refuses: %s", s.hosts[role], reply.GetReason())
 		}
@@ -173,19 +175,19 @@ func withDefaults(o *agentapi.MoveOptions) *agentapi.MoveOptions {
 	if out.OnTimeout == agentapi.OnTimeout_ON_TIMEOUT_UNSPECIFIED {
 		out.OnTimeout = agentapi.OnTimeout_ON_TIMEOUT_CANCEL
 	}
-	if out.MaxDowntimeNs == 0 {
-		out.MaxDowntimeNs = int64(DefaultMaxDowntime)
-	}
-	if out.TimeoutNs == 0 {
-		out.TimeoutNs = int64(DefaultTimeout)
-	}
-	if out.HardLimitNs == 0 {
-		out.HardLimitNs = 10 * out.MaxDowntimeNs
-	}
+	out.MaxDowntimeNs, out.TimeoutNs, out.HardLimitNs = int64(o.MaxDowntime()), int64(o.Timeout()), int64(o.HardLimit())
 	if out.Compress == "" {
 		out.Compress = "auto"
 	}
 	return out
+}
+
+// checkOptions refuses what no move can do, before it is in the log.
+func checkOptions(o *agentapi.MoveOptions) error {
+	if err := o.Check(); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	return nil
 }
 
 // retuned gives both agents the new options; they are in the log, so a copy that misses them hears of them in its

@@ -11,6 +11,7 @@ import (
 
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 	"migrate/coordinator/fsm"
 	"migrate/coordinator/fsm/logpb"
 )
@@ -98,12 +99,12 @@ func stateName(s clusterapi.WorkloadState) string {
 // plan asks both agents for everything that could fail later. Nothing is touched. A host that was cut off a moment ago
 // is given time to be reached again.
 func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOptions) (*agentapi.PlanSourceReply, []*agentapi.Obstacle, error) {
+	if err := checkOptions(options); err != nil {
+		return nil, nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, t.s.c.Limits.Reachable)
 	defer cancel()
 	opt := withDefaults(options)
-	if opt.GetStrategy() == agentapi.Strategy_STRATEGY_POSTCOPY || opt.GetStrategy() == agentapi.Strategy_STRATEGY_HYBRID || opt.GetOnTimeout() == agentapi.OnTimeout_ON_TIMEOUT_POSTCOPY {
-		return nil, nil, status.Error(codes.Unimplemented, "post-copy is not built yet; use --strategy precopy or stop")
-	}
 	req := &agentapi.PlanSourceRequest{Destination: tg.dest, Options: opt, Target: &agentapi.PlanSourceRequest_Pid{Pid: tg.pid}}
 	name := ""
 	if tg.workload != nil {
@@ -146,9 +147,9 @@ func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOption
 func unreachable(host string, err error) error {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded:
-		return status.Errorf(codes.FailedPrecondition, "%s does not answer: %s", host, status.Convert(err).Message())
+		return status.Errorf(codes.FailedPrecondition, "%s does not answer: %s", host, client.Message(err))
 	}
-	return status.Errorf(status.Code(err), "%s: %s", host, status.Convert(err).Message())
+	return status.Errorf(status.Code(err), "%s: %s", host, client.Message(err))
 }
 
 // move plans, records a bare process as a workload, and puts Begin into the log; the session that it opens does the rest.
@@ -177,7 +178,7 @@ func (t *term) move(ctx context.Context, req *clusterapi.MoveRequest) (*clustera
 		reply.Workload = w.GetSpec().GetName()
 	}
 	res, err := t.apply(&logpb.Command{Command: &logpb.Command_BeginMigration{BeginMigration: &logpb.BeginMigration{
-		Id: newID(), Workload: reply.Workload, Destination: reply.Destination, Options: withDefaults(req.GetOptions()), RequestId: req.GetRequestId(),
+		Id: newID(), Workload: reply.Workload, Destination: reply.Destination, Options: req.GetOptions(), RequestId: req.GetRequestId(),
 		Epoch: w.GetEpoch(), PredictedDowntimeMs: plan.GetFigures().GetDowntimeMs()}}})
 	if err != nil {
 		return nil, err
@@ -213,5 +214,6 @@ func (t *term) byRequest(id string) (found *logpb.Migration) {
 	return found
 }
 
-// newID names a migration: short enough to type, and never used twice.
+// newID names a migration: short enough to type, of 40 random bits. Should one come that the log knows, BeginMigration
+// is refused.
 func newID() string { return "m-" + rand.Text()[:8] }

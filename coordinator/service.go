@@ -130,14 +130,19 @@ func (v *service) Logs(req *clusterapi.LogsRequest, out grpc.ServerStreamingServ
 	if err != nil {
 		return err
 	}
-	in, err := agent.Logs(out.Context(), &agentapi.LogsRequest{Workload: req.GetWorkload(), Follow: req.GetFollow(), TailBytes: req.GetTailBytes()})
-	if err != nil {
-		return unreachable(w.GetHost(), err)
-	}
+	ctx, cancel := t.whileUp(out.Context(), w.GetHost())
+	defer cancel()
+	in, err := agent.Logs(ctx, &agentapi.LogsRequest{Workload: req.GetWorkload(), Follow: req.GetFollow(), TailBytes: req.GetTailBytes()})
 	for {
-		chunk, err := in.Recv()
+		var chunk *agentapi.LogsChunk
+		if err == nil {
+			chunk, err = in.Recv()
+		}
 		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if down := errDown(ctx); err != nil && down != nil {
+			return status.Errorf(codes.FailedPrecondition, "%s; the output is kept there and can be read when it is back", status.Convert(down).Message())
 		}
 		if err != nil {
 			return unreachable(w.GetHost(), err)
@@ -234,13 +239,17 @@ func (v *service) WatchMigration(req *clusterapi.WatchMigrationRequest, out grpc
 	if err != nil {
 		return err
 	}
+	m, err := t.find(req.GetId())
+	if err != nil {
+		return err
+	}
+	id := m.GetRecord().GetMigration() // the beginning of one may come to mean several
 	var last *clusterapi.Migration
 	tick := time.NewTicker(time.Second) // a migration also becomes final by the passing of time
 	defer tick.Stop()
 	for {
 		logged, touched := v.s.node.store.Changed(), t.touched()
-		m, err := t.find(req.GetId())
-		if err != nil {
+		if m, err = t.find(id); err != nil {
 			return err
 		}
 		now := t.migration(m)
@@ -303,7 +312,7 @@ func headline(m *clusterapi.Migration) string {
 	case clusterapi.Phase_PHASE_CONFIRMED:
 		return "it runs on " + m.GetSource() + ": " + m.GetError()
 	case clusterapi.Phase_PHASE_NEEDS_OPERATOR:
-		return "an operator must decide: migrate resolve " + m.GetId()
+		return "an operator must decide: switch one of " + m.GetSource() + " and " + m.GetDestination() + " off for good, then `migrate resolve " + m.GetId() + " --run-at` the other"
 	case clusterapi.Phase_PHASE_LOST:
 		return "lost: " + m.GetError()
 	}
@@ -348,6 +357,9 @@ func (v *service) Retune(ctx context.Context, req *clusterapi.RetuneRequest) (*c
 	}
 	m, err := t.find(req.GetId())
 	if err != nil {
+		return nil, err
+	}
+	if err := checkOptions(&agentapi.MoveOptions{MaxDowntimeNs: req.GetMaxDowntimeNs(), BandwidthBytesPerSecond: req.GetBandwidthBytesPerSecond()}); err != nil {
 		return nil, err
 	}
 	res, err := t.apply(&logpb.Command{Command: &logpb.Command_Retune{Retune: &logpb.Retune{Id: m.GetRecord().GetMigration(),

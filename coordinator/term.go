@@ -99,6 +99,9 @@ func (t *term) settle() {
 		}
 	})
 	for _, w := range todo {
+		if !t.up(w.GetHost()) {
+			continue // there is a tick for when it is back
+		}
 		if t.errand(w.GetSpec().GetName()) {
 			t.wg.Go(func() {
 				defer t.errandDone(w.GetSpec().GetName())
@@ -153,7 +156,7 @@ func (t *term) lastHeard(name string) heard {
 	return h
 }
 
-// upFor says whether a node was heard lately. It is a hint.
+// up says whether a node was heard lately. It is a hint.
 func (t *term) up(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 	"migrate/coordinator/fsm"
 	"migrate/coordinator/fsm/logpb"
 )
@@ -174,9 +176,9 @@ func (t *term) start(ctx context.Context, w *logpb.Workload) (*logpb.Workload, e
 			Name: name, Instance: w.GetInstance(), Pid: reply.GetPid()}}})
 		return res.Workload, err
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled: // it may have started: ask again, later
-		return nil, status.Errorf(codes.Unavailable, "%s has not answered whether %s started: %s; it will be asked again", w.GetHost(), name, status.Convert(err).Message())
+		return nil, status.Errorf(codes.Unavailable, "%s has not answered whether %s started: %s; it will be asked again", w.GetHost(), name, client.Message(err))
 	}
-	failed := fmt.Sprintf("%s could not start %s: %s", w.GetHost(), name, status.Convert(err).Message())
+	failed := fmt.Sprintf("%s could not start %s: %s", w.GetHost(), name, client.Message(err))
 	if _, aerr := t.apply(&logpb.Command{Command: &logpb.Command_WorkloadEnded{WorkloadEnded: &logpb.WorkloadEnded{
 		Name: name, Instance: w.GetInstance(), Error: failed}}}); aerr != nil {
 		return nil, fmt.Errorf("%s; and the log: %w", failed, aerr)
@@ -192,13 +194,67 @@ func (t *term) stop(ctx context.Context, w *logpb.Workload, grace int64) (*logpb
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := t.whileUp(ctx, w.GetHost())
+	defer cancel()
 	reply, err := agent.StopWorkload(ctx, &agentapi.StopWorkloadRequest{Ref: t.ref(w), Workload: name, GraceNs: grace})
+	if down := errDown(ctx); err != nil && down != nil {
+		return nil, stopsLater(down, name)
+	}
+	if c := status.Code(err); c == codes.Unavailable || c == codes.DeadlineExceeded {
+		return nil, stopsLater(status.Errorf(codes.FailedPrecondition, "%s does not answer (%s)", w.GetHost(), client.Message(err)), name)
+	}
 	if err != nil {
-		return nil, status.Errorf(status.Code(err), "%s did not stop %s: %s", w.GetHost(), name, status.Convert(err).Message())
+		return nil, status.Errorf(status.Code(err), "%s did not stop %s: %s", w.GetHost(), name, client.Message(err))
 	}
 	res, err := t.apply(&logpb.Command{Command: &logpb.Command_WorkloadEnded{WorkloadEnded: &logpb.WorkloadEnded{
 		Name: name, Instance: w.GetInstance(), WaitStatus: reply.GetWaitStatus()}}})
 	return res.Workload, err
+}
+
+// stopsLater adds to the reason why a host could not be asked what becomes of the stop: it is in the log (see settle).
+func stopsLater(why error, name string) error {
+	return status.Errorf(codes.FailedPrecondition, "%s; %s will be stopped when it is back", status.Convert(why).Message(), name)
+}
+
+// whileUp is ctx until a host has not been heard for so long that it counts as down; errDown has the reason then. A
+// call on a connection that leads nowhere would last as long as its caller.
+func (t *term) whileUp(ctx context.Context, host string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	down := func() bool {
+		_, err := t.host(host)
+		if err != nil {
+			cancel(&downError{err})
+		}
+		return err != nil
+	}
+	down() // before anything is asked of it
+	done := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(done)
+		tick := time.NewTicker(t.s.c.Limits.Silence / 8)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				down()
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil); <-done }
+}
+
+// downError is the cause of a context that has ended because a host is down.
+type downError struct{ error }
+
+// errDown is why the host of whileUp cannot be asked; nil if it is not that.
+func errDown(ctx context.Context) error {
+	var down *downError
+	if errors.As(context.Cause(ctx), &down) {
+		return down.error
+	}
+	return nil
 }
 
 // ref names a workload's copy outside of a migration.
@@ -215,6 +271,8 @@ func (t *term) stopByName(ctx context.Context, req *clusterapi.StopRequest) (*lo
 		return nil, err
 	}
 	w := res.Workload
+	ctx, up := t.whileUp(ctx, w.GetHost())
+	defer up()
 	for {
 		changed := t.s.node.store.Changed()
 		now := t.logged(req.GetWorkload())
@@ -229,6 +287,9 @@ func (t *term) stopByName(ctx context.Context, req *clusterapi.StopRequest) (*lo
 		}
 		select {
 		case <-ctx.Done():
+			if down := errDown(ctx); down != nil {
+				return nil, stopsLater(down, req.GetWorkload())
+			}
 			return nil, ctx.Err()
 		case <-changed:
 		}

@@ -17,6 +17,7 @@ import (
 
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 )
 
 // defaultSocket is where the agent of this host listens for the command.
@@ -65,14 +66,14 @@ func plainError(err error) error {
 	if !errors.As(err, &s) {
 		return err
 	}
-	st := s.GRPCStatus()
-	switch st.Code() {
+	text := client.Message(s.GRPCStatus().Err())
+	switch s.GRPCStatus().Code() {
 	case codes.Unavailable:
-		return fmt.Errorf("the agent or the cluster cannot be reached: %s; see `migrate nodes`", st.Message())
+		return fmt.Errorf("the agent or the cluster cannot be reached: %s; see `migrate nodes`", text)
 	case codes.Unimplemented:
-		return fmt.Errorf("the agent is older than this command and does not know the request: %s", st.Message())
+		return fmt.Errorf("the agent is older than this command and does not know the request: %s", text)
 	}
-	return errors.New(st.Message())
+	return errors.New(text)
 }
 
 // localHost is the name of the host whose agent answers.

@@ -37,14 +37,9 @@ type moveFlags struct {
 	output      string
 }
 
-var strategies = map[string]agentapi.Strategy{
-	"precopy": agentapi.Strategy_STRATEGY_PRECOPY, "postcopy": agentapi.Strategy_STRATEGY_POSTCOPY,
-	"hybrid": agentapi.Strategy_STRATEGY_HYBRID, "stop": agentapi.Strategy_STRATEGY_STOP,
-}
+var strategies = map[string]agentapi.Strategy{"precopy": agentapi.Strategy_STRATEGY_PRECOPY, "stop": agentapi.Strategy_STRATEGY_STOP}
 
-var timeouts = map[string]agentapi.OnTimeout{
-	"cancel": agentapi.OnTimeout_ON_TIMEOUT_CANCEL, "force": agentapi.OnTimeout_ON_TIMEOUT_FORCE, "postcopy": agentapi.OnTimeout_ON_TIMEOUT_POSTCOPY,
-}
+var timeouts = map[string]agentapi.OnTimeout{"cancel": agentapi.OnTimeout_ON_TIMEOUT_CANCEL, "force": agentapi.OnTimeout_ON_TIMEOUT_FORCE}
 
 // filesFlags say what becomes of the program's files.
 type filesFlags struct {
@@ -102,6 +97,9 @@ func newMoveCommand() *cobra.Command {
 		Example: "  migrate move cache --to host2\n  migrate move --pid 4711 --to host2 --max-downtime 50ms -o json",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("max-downtime") && m.maxDowntime <= 0 {
+				return fmt.Errorf("--max-downtime %v is not a time above zero", m.maxDowntime)
+			}
 			opts, err := m.options()
 			if err != nil {
 				return err
@@ -112,11 +110,11 @@ func newMoveCommand() *cobra.Command {
 	m.target.add(cmd)
 	f := cmd.Flags()
 	f.StringVar(&m.to, "to", "", "destination host")
-	f.StringVar(&m.strategy, "strategy", "precopy", "precopy, postcopy, hybrid or stop")
-	f.DurationVar(&m.maxDowntime, "max-downtime", 100*time.Millisecond, "longest blackout")
+	f.StringVar(&m.strategy, "strategy", "precopy", "precopy (rounds while the program runs) or stop (copy it all while it stands still)")
+	f.DurationVar(&m.maxDowntime, "max-downtime", 0, "longest blackout, from the program's stop to the source's vote for the switch; the cluster's decision and the start\nat the destination come on top (default 100ms; 10m with --strategy stop)")
 	f.DurationVar(&m.hardLimit, "hard-limit", 0, "longest blackout of a forced switch (default: ten times --max-downtime)")
 	f.DurationVar(&m.timeout, "timeout", 5*time.Minute, "time for the whole move")
-	f.StringVar(&m.onTimeout, "on-timeout", "cancel", "what to do at the timeout: cancel, force or postcopy")
+	f.StringVar(&m.onTimeout, "on-timeout", "cancel", "what to do at the timeout: cancel, or force (switch with a blackout of up to --hard-limit)")
 	f.Var(&m.bandwidth, "bandwidth", "limit of the page stream, such as 100MiB (per second) or 1gbit")
 	f.Uint32Var(&m.streams, "streams", 0, "parallel connections of the page stream (default: chosen by the agent)")
 	f.StringVar(&m.compress, "compress", "auto", "auto, off, s2 or zstd")
@@ -134,19 +132,17 @@ func newMoveCommand() *cobra.Command {
 func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 	strategy, ok := strategies[m.strategy]
 	if !ok {
-		return nil, fmt.Errorf("--strategy %q is not known: use precopy, postcopy, hybrid or stop", m.strategy)
+		return nil, fmt.Errorf("--strategy %q is not known: use precopy or stop", m.strategy)
 	}
 	onTimeout, ok := timeouts[m.onTimeout]
 	if !ok {
-		return nil, fmt.Errorf("--on-timeout %q is not known: use cancel, force or postcopy", m.onTimeout)
+		return nil, fmt.Errorf("--on-timeout %q is not known: use cancel or force", m.onTimeout)
 	}
 	if !compressions[m.compress] {
 		return nil, fmt.Errorf("--compress %q is not known: use auto, off, s2 or zstd", m.compress)
 	}
-	for name, d := range map[string]time.Duration{"--max-downtime": m.maxDowntime, "--timeout": m.timeout} {
-		if d <= 0 {
-			return nil, fmt.Errorf("%s %v is not a time above zero", name, d)
-		}
+	if m.timeout <= 0 {
+		return nil, fmt.Errorf("--timeout %v is not a time above zero", m.timeout)
 	}
 	if m.progress != "auto" && m.progress != "plain" && m.progress != "none" {
 		return nil, fmt.Errorf("--progress %q is not known: use auto, plain or none", m.progress)
@@ -157,6 +153,9 @@ func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 	o := &agentapi.MoveOptions{
 		Strategy: strategy, MaxDowntimeNs: m.maxDowntime.Nanoseconds(), TimeoutNs: m.timeout.Nanoseconds(), OnTimeout: onTimeout,
 		HardLimitNs: m.hardLimit.Nanoseconds(), BandwidthBytesPerSecond: uint64(m.bandwidth), Streams: m.streams, Compress: m.compress, CloseTcp: m.closeTCP,
+	}
+	if err := o.Check(); err != nil {
+		return nil, err
 	}
 	return o, m.files.set(o)
 }

@@ -1,7 +1,6 @@
 package move
 
 import (
-	"fmt"
 	"runtime"
 	"time"
 
@@ -22,68 +21,28 @@ type options struct {
 	files       *agentapi.MoveOptions // files, volumes and overwrite; as asked
 }
 
-const (
-	defaultMaxDowntime = 100 * time.Millisecond
-	defaultTimeout     = 5 * time.Minute
-	// stopDowntime bounds the blackout of a move that copies everything while the tree stands still.
-	stopDowntime = 10 * time.Minute
-	maxStreams   = 16
-)
+// unsupportedError means that the options ask for what this version cannot do, however often it is asked.
+type unsupportedError struct{ error }
 
-// ErrUnsupported means that an option names what is not built.
-type unsupportedError struct{ what string }
-
-func (e *unsupportedError) Error() string { return e.what + " is not supported by this version" }
-
+// parseOptions checks what the leader asks for: it is another program, and may be another version.
 func parseOptions(o *agentapi.MoveOptions) (options, error) {
+	if err := o.Check(); err != nil {
+		return options{}, &unsupportedError{err}
+	}
 	out := options{
-		maxDowntime: time.Duration(o.GetMaxDowntimeNs()), hardLimit: time.Duration(o.GetHardLimitNs()),
-		timeout: time.Duration(o.GetTimeoutNs()), bandwidth: int64(o.GetBandwidthBytesPerSecond()), streams: o.GetStreams(),
-		files: o,
-	}
-	switch o.GetStrategy() {
-	case agentapi.Strategy_STRATEGY_UNSPECIFIED, agentapi.Strategy_STRATEGY_PRECOPY:
-	case agentapi.Strategy_STRATEGY_STOP:
-		out.stop = true
-	default:
-		return options{}, &unsupportedError{"post-copy"}
-	}
-	switch o.GetOnTimeout() {
-	case agentapi.OnTimeout_ON_TIMEOUT_POSTCOPY:
-		return options{}, &unsupportedError{"post-copy"}
-	case agentapi.OnTimeout_ON_TIMEOUT_FORCE:
-		out.force = true
+		stop:        o.GetStrategy() == agentapi.Strategy_STRATEGY_STOP,
+		maxDowntime: o.MaxDowntime(), hardLimit: o.HardLimit(), timeout: o.Timeout(),
+		force:     o.GetOnTimeout() == agentapi.OnTimeout_ON_TIMEOUT_FORCE,
+		bandwidth: int64(o.GetBandwidthBytesPerSecond()), streams: o.GetStreams(), files: o,
 	}
 	var err error
 	if out.codec, err = pagexfer.ParseCodec(o.GetCompress()); err != nil {
 		return options{}, err
 	}
-	if out.maxDowntime < 0 || out.timeout < 0 || out.hardLimit < 0 || out.bandwidth < 0 {
-		return options{}, fmt.Errorf("a duration or rate is negative: max downtime %v, timeout %v, hard limit %v", out.maxDowntime, out.timeout, out.hardLimit)
+	if out.streams == 0 {
+		out.streams = uint32(min(max(runtime.NumCPU(), 1), 4))
 	}
-	if out.streams > maxStreams {
-		return options{}, fmt.Errorf("%d streams asked for; at most %d are possible", out.streams, maxStreams)
-	}
-	out.fill()
 	return out, nil
-}
-
-func (o *options) fill() {
-	if o.maxDowntime == 0 {
-		o.maxDowntime = defaultMaxDowntime
-		if o.stop {
-			o.maxDowntime = stopDowntime
-		}
-	}
-	if o.timeout == 0 {
-		o.timeout = defaultTimeout
-	}
-	if o.hardLimit == 0 {
-		o.hardLimit = 10 * o.maxDowntime
-	}
-	if o.streams == 0 {
-		o.streams = uint32(min(max(runtime.NumCPU(), 1), 4))
-	}
 }
 
 // retuned takes over what may be changed while a migration runs.
