@@ -73,7 +73,7 @@ func newRootCommand() *cobra.Command {
 	root.PersistentFlags().String("socket", "", "the agent's socket (default $MIGRATE_SOCKET or "+defaultSocket+")")
 	root.AddCommand(
 		newRunCommand(), newPsCommand(), newLogsCommand(), newAttachCommand(), newStopCommand(),
-		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newHistoryCommand(),
+		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newSetCommand(), newResolveCommand(), newHistoryCommand(),
 		newAgentCommand(), newNodesCommand(), newCheckCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
 	)
 	return root
