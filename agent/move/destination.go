@@ -121,7 +121,7 @@ func (d *destination) persist(next handoff.Destination) error {
 	defer d.step("make durable")()
 	d.mu.Unlock()
 	if d.file == nil {
-		f, err := create(recordPath(d.m.cfg.Dir, next.Disk.Ref, handoff.RoleDestination))
+		f, err := claim(&rec, recordPath(d.m.cfg.Dir, next.Disk.Ref, handoff.RoleDestination))
 		if err != nil {
 			return err
 		}

@@ -88,6 +88,29 @@ func create(path string) (_ *file, err error) {
 	return &file{f: f}, syncDir(filepath.Dir(path))
 }
 
+// claim makes the file for the first record of a migration. One that an order like this one has left there, on which nothing
+// rests yet, is taken over.
+func claim(rec *Record, path string) (*file, error) {
+	f, err := create(path)
+	if !errors.Is(err, os.ErrExist) {
+		return f, err
+	}
+	f, old, err := open(path)
+	if errors.Is(err, ErrNoRecord) { // it was made and never written
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+		return create(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if old.Role != rec.Role || old.ref() != rec.ref() || old.Source.Stage > handoff.SourceClaimed || old.Destination.Stage > handoff.DestinationExpects {
+		return nil, errors.Join(fmt.Errorf("record %s: another one of this migration, for %v, is there already", path, old.ref()), f.f.Close())
+	}
+	return f, nil
+}
+
 // open reads the newest record of a file.
 func open(path string) (*file, *Record, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -198,8 +198,8 @@ func (m *Manager) orderSource(ctx context.Context, req *agentapi.OrderRequest, r
 		mv.source.retune(&agentapi.MoveOptions{MaxDowntimeNs: sw.GetMaxDowntimeNs()})
 	}
 	err := mv.source.loop.call(ctx, handoff.SourceEvent{Kind: handoff.SourceOrdered, Order: kind, Ref: ref})
-	if err != nil && m.phaseOfSource(mv.id) == handoff.SourceIdle {
-		m.drop(mv)
+	if m.phaseOfSource(mv.id) == handoff.SourceIdle {
+		m.refused(mv, err)
 	}
 	return err
 }
@@ -309,8 +309,8 @@ func (m *Manager) orderDestination(ctx context.Context, req *agentapi.OrderReque
 		}
 	}
 	err := mv.destination.loop.call(ctx, handoff.DestinationEvent{Kind: handoff.DestinationOrdered, Order: kind, Ref: ref})
-	if err != nil && m.phaseOfDestination(mv.id) == handoff.DestinationIdle {
-		m.drop(mv)
+	if m.phaseOfDestination(mv.id) == handoff.DestinationIdle {
+		m.refused(mv, err)
 	}
 	return err
 }
@@ -444,14 +444,34 @@ func (m *Manager) retire(mv *move) {
 	}
 }
 
-// drop takes a move out of the table and ends its loop: one that is over, or one whose first order was refused.
-func (m *Manager) drop(mv *move) {
+// refused drops a move whose first order the machine did not take, with what was opened for it. After any other error of
+// that order, such as the end of its context, the machine may be carrying it out.
+func (m *Manager) refused(mv *move, err error) {
+	var refusal *handoff.Refusal
+	if !errors.As(err, &refusal) || !m.drop(mv) {
+		return
+	}
+	var errs []error
+	if s := mv.source; s != nil && s.tree != nil {
+		errs = append(errs, s.tree.Close()) // with the gate of a bare process
+	}
+	if err := errors.Join(append(errs, mv.removeRecord())...); err != nil {
+		m.cfg.Log.Warn("an order that was refused has left something behind", "migration", mv.id.Migration, "error", err)
+	}
+}
+
+// drop takes a move out of the table and ends its loop: one that is over, or one whose first order was refused. It reports
+// false when somebody else has.
+func (m *Manager) drop(mv *move) bool {
 	k := keyOf(mv.id, handoff.RoleSource)
 	if mv.destination != nil {
 		k.role = handoff.RoleDestination
 	}
 	m.mu.Lock()
-	delete(m.moves, k)
+	mine := m.moves[k] == mv
+	if mine {
+		delete(m.moves, k)
+	}
 	m.mu.Unlock()
 	mv.cancel()
 	if mv.source != nil {
@@ -459,6 +479,7 @@ func (m *Manager) drop(mv *move) {
 	} else {
 		<-mv.destination.loop.ended
 	}
+	return mine
 }
 
 func (mv *move) removeRecord() error {

@@ -1,6 +1,7 @@
 package move
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -292,4 +293,83 @@ func TestARecordSurvivesATornWrite(t *testing.T) {
 func FuzzParseSlot(f *testing.F) {
 	f.Add([]byte("MGRC\x01\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = parseSlot(b) })
+}
+
+// An order whose context ends while it is carried out was not refused: the move goes on.
+func TestAnOrderThatNobodyWaitsForGoesOn(t *testing.T) {
+	w := newWorld(t)
+	h := w.hosts[handoff.RoleDestination]
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.mu.Lock()
+	h.points = func(p string) {
+		if strings.HasPrefix(p, "destination.persist") {
+			once.Do(func() { close(reached); <-goOn })
+		}
+	}
+	w.mu.Unlock()
+	ref := handoff.Ref{Incarnation: 1, Migration: "m1", Instance: 2}
+	order := w.order(handoff.Action{Kind: handoff.ActOrder, Order: handoff.OrderPrepareDestination, Role: handoff.RoleDestination, Ref: ref})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { _, err := h.m.Order(ctx, order); ended <- err }()
+	<-reached
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("an order that nobody waited for was answered")
+	}
+	close(goOn)
+	if r, err := h.m.Order(t.Context(), order); err != nil || !r.GetAccepted() || r.GetReason() != "" {
+		t.Errorf("the order again: %v, %v", r, err)
+	}
+	if p := h.m.phaseOfDestination(ref); p != handoff.DestinationExpecting {
+		t.Errorf("the phase is %v", p)
+	}
+}
+
+// A refused first order leaves neither a move in the table nor anything open.
+func TestARefusedOrderLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	h := w.hosts[handoff.RoleSource]
+	ref := handoff.Ref{Incarnation: 1, Migration: "m1", Instance: 1}
+	order := w.order(handoff.Action{Kind: handoff.ActOrder, Order: handoff.OrderCopy, Role: handoff.RoleSource, Ref: ref})
+	if r, err := h.m.Order(t.Context(), order); err != nil || r.GetAccepted() {
+		t.Errorf("%v, %v", r, err)
+	}
+	if h.m.find(ref, handoff.RoleSource) != nil {
+		t.Error("the move is in the table")
+	}
+}
+
+func TestARecordThatTheSameOrderLeftIsTakenOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "r")
+	ref := handoff.Ref{Incarnation: 1, Migration: "m1", Instance: 1}
+	rec := &Record{Role: handoff.RoleSource, Source: handoff.SourceDisk{Stage: handoff.SourceClaimed, Ref: ref}}
+	if _, err := create(path); err != nil { // and never written
+		t.Fatal(err)
+	}
+	for range 3 {
+		f, err := claim(rec, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := f.f.Stat(); err != nil || info.Size() != 2*slotSize {
+			t.Errorf("%v, %v", info, err)
+		}
+		if f.seq > 0 {
+			rec.Source.Stage = handoff.SourceMayHaveVoted
+		}
+		if err := f.write(rec); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if rec.Source.Stage == handoff.SourceMayHaveVoted {
+			break
+		}
+	}
+	if _, err := claim(rec, path); err == nil {
+		t.Error("a record that a vote may rest on was taken over")
+	}
 }

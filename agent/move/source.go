@@ -156,7 +156,7 @@ func (s *source) persist(next handoff.Source) error {
 	rec.Source = next.Disk
 	rec.Units = get(&s.view, func(*view) []volume.Unit { return s.units })
 	if s.file == nil {
-		f, err := create(recordPath(s.m.cfg.Dir, next.Disk.Ref, handoff.RoleSource))
+		f, err := claim(&rec, recordPath(s.m.cfg.Dir, next.Disk.Ref, handoff.RoleSource))
 		if err != nil {
 			return err
 		}
