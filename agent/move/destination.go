@@ -273,6 +273,9 @@ func (d *destination) connect(ctx context.Context, port Port, probes [][]byte) {
 	report("open", port.OpenIngress())
 	d.arriving.pass(port.Deliver)
 	d.log.Info("the network is connected", "captured frames delivered", n)
+	if lost := d.arriving.lost(); lost > 0 {
+		d.log.Warn("captured frames found no room", "dropped", lost)
+	}
 	if err := port.Announce(ctx, announcePauses...); err != nil {
 		d.log.Debug("the address was not announced again", "error", err) // the copy may have moved on by now
 	}

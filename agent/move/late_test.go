@@ -2,6 +2,8 @@ package move
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -116,4 +118,20 @@ func TestAskingForAnotherCopyAgain(t *testing.T) {
 	if tracked != 2 {
 		t.Errorf("the tree was tracked %d times", tracked)
 	}
+}
+
+// Frames that the port could not be given yet are kept for the next try.
+func TestFramesAreKeptUntilThePortIsOpen(t *testing.T) {
+	w := newWorld(t)
+	h := w.hosts[handoff.RoleSource]
+	h.fail["open egress"] = errBroke
+	s := &source{log: slog.New(slog.DiscardHandler), port: &fakePort{h: h}, owed: [][]byte{[]byte("kept")}, shut: true}
+	if err := s.reopen(); !errors.Is(err, errBroke) {
+		t.Errorf("the error is %v", err)
+	}
+	delete(h.fail, "open egress")
+	if err := s.reopen(); err != nil || s.shut || len(s.owed) > 0 {
+		t.Errorf("%v, shut %v, frames %q", err, s.shut, s.owed)
+	}
+	inOrder(t, w.trace, "source open egress", "source open egress", "source deliver kept", "source open ingress")
 }

@@ -107,6 +107,8 @@ type forwarder struct {
 	done   chan struct{}
 	kept   [][]byte
 	bytes  int
+	// dropped is how many found no room.
+	dropped int
 }
 
 const (
@@ -134,6 +136,11 @@ func (p *peerLink) forward(ctx context.Context, port Port, s *agentapi.Session) 
 // run forwards until ctx or the forwarder ends.
 func (f *forwarder) run(log *slog.Logger) {
 	defer close(f.done)
+	defer func() {
+		if f.dropped > 0 {
+			log.Warn("captured frames found no room", "dropped", f.dropped)
+		}
+	}()
 	ticks := time.NewTicker(takeEvery)
 	defer ticks.Stop()
 	for {
@@ -156,6 +163,7 @@ func (f *forwarder) take() error {
 	}
 	for i, b := range frames {
 		if f.bytes += len(b); f.bytes > maxFrameBytes {
+			f.dropped += len(frames) - i
 			frames = frames[:i]
 			break
 		}

@@ -48,6 +48,7 @@ type source struct {
 	files      *filesOut     // nil where there are none to bring over
 	units      []volume.Unit // of files; under view.mu
 	frames     *forwarder
+	owed       [][]byte // frames of an attempt that has ended, until the port takes them
 	work       task
 	copying    *copier
 	layout     []byte // as the destination knows it
@@ -372,12 +373,19 @@ func (s *source) thaw(ctx context.Context) error {
 
 // reopen connects the tree again: what it sends leaves, what was captured goes in first, in order.
 func (s *source) reopen() error {
-	err := s.port.OpenEgress()
-	if frames := s.frames.close(); err == nil && len(frames) > 0 {
-		_, err = s.port.Deliver(frames)
-	}
+	s.owed = append(s.owed, s.frames.close()...)
 	s.frames = nil
-	if err := errors.Join(err, s.port.OpenIngress()); err != nil {
+	if err := s.port.OpenEgress(); err != nil {
+		return fmt.Errorf("opening the tree's port: %w", err)
+	}
+	if len(s.owed) > 0 {
+		n, err := s.port.Deliver(s.owed)
+		if err != nil { // the program must get its network back; TCP sends again what is lost
+			s.log.Warn("captured frames are lost", "dropped", len(s.owed)-n, "error", err)
+		}
+		s.owed = nil
+	}
+	if err := s.port.OpenIngress(); err != nil {
 		return fmt.Errorf("opening the tree's port: %w", err)
 	}
 	s.shut = false
