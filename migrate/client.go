@@ -148,6 +148,22 @@ func bytesText(n uint64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
 }
 
+// knownBytes is bytesText of what cannot be zero where it is known.
+func knownBytes(n uint64) string {
+	if n == 0 {
+		return "-"
+	}
+	return bytesText(n)
+}
+
+// count prints how many there are of something.
+func count[N int | uint32](n N, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 // isTerminal tells whether w is a terminal, which decides between a live view and plain lines.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)

@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"regexp"
@@ -11,6 +12,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	agentapi "migrate/agent/api"
+	clusterapi "migrate/coordinator/api"
 )
 
 // TestCommands: what users know by name is there, with an example and, where it prints data, a choice of formats.
@@ -77,5 +84,56 @@ func TestQuotedCommands(t *testing.T) {
 	})
 	if err != nil || found == 0 {
 		t.Fatalf("%d commands found: %v", found, err)
+	}
+}
+
+// TestHelp: a value's name in the text of a flag is a word (pflag takes it from backquotes), and nothing is offered that is refused.
+func TestHelp(t *testing.T) {
+	var visit func(*cobra.Command)
+	visit = func(c *cobra.Command) {
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if name, _ := pflag.UnquoteUsage(f); strings.Contains(name, " ") {
+				t.Errorf("%s --%s: its value is called %q", c.CommandPath(), f.Name, name)
+			}
+			if strings.Contains(f.Usage, "postcopy") || strings.Contains(f.Usage, "hybrid") {
+				t.Errorf("%s --%s offers what is not built", c.CommandPath(), f.Name)
+			}
+		})
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
+	}
+	visit(newRootCommand())
+}
+
+// TestTimeWithoutUnit: the error says how to write it.
+func TestTimeWithoutUnit(t *testing.T) {
+	var said strings.Builder
+	if code := run(t.Context(), []string{"move", "w", "--to", "host2", "--max-downtime", "50"}, strings.NewReader(""), io.Discard, &said); code != 1 || !strings.Contains(said.String(), "such as 50ms") {
+		t.Errorf("exit code %d: %s", code, said.String())
+	}
+}
+
+// TestTexts: what people read where nothing is known yet, and where there is one of a thing.
+func TestTexts(t *testing.T) {
+	var out strings.Builder
+	if err := printWorkloads(&out, []workload{{Name: "w", Address: "10.77.0.50/24"}, {Name: "x", RSSBytes: 1024}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ADDRESS", "10.77.0.50/24  -  ", "-              1.0 KiB"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	if got := count(1, "process", "processes") + ", " + count(2, "process", "processes"); got != "1 process, 2 processes" {
+		t.Error(got)
+	}
+	m := &clusterapi.Migration{Outcome: clusterapi.Outcome_OUTCOME_MOVED, DowntimeMs: 120, Options: &agentapi.MoveOptions{MaxDowntimeNs: 1e8}}
+	for _, longer := range []bool{true, false} {
+		out.Reset()
+		if err := printMove(&out, m); err != nil || strings.Contains(out.String(), "longer than the 100ms") != longer {
+			t.Errorf("%v ms: %q, %v", m.DowntimeMs, out.String(), err)
+		}
+		m.DowntimeMs = 99
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -62,6 +64,17 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// bareNumber is the error of a time that was given without its unit.
+var bareNumber = regexp.MustCompile(`: time: missing unit in duration "([0-9.]+)"$`)
+
+// flagError says how a time is written.
+func flagError(err error) error {
+	if m := bareNumber.FindStringSubmatch(err.Error()); m != nil {
+		return fmt.Errorf("%s: a time has a unit, such as %sms or %ss", strings.TrimSuffix(err.Error(), m[0]), m[1], m[1])
+	}
+	return err
+}
+
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "migrate",
@@ -71,6 +84,7 @@ func newRootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().String("socket", "", "the agent's socket (default $MIGRATE_SOCKET or "+defaultSocket+")")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	root.AddCommand(
 		newRunCommand(), newPsCommand(), newLogsCommand(), newAttachCommand(), newStopCommand(),
 		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newSetCommand(), newResolveCommand(), newHistoryCommand(),

@@ -15,6 +15,7 @@ import (
 
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 )
 
 // moveFlags are the flags of `migrate move`, before they are checked.
@@ -185,7 +186,7 @@ func (m *moveFlags) run(ctx context.Context, cmd *cobra.Command, a *api, opts *a
 		if err := printObstacles(cmd.ErrOrStderr(), list); err != nil {
 			return err
 		}
-		return fmt.Errorf("the move from %s to %s cannot go ahead: %d obstacles; the program was not touched", r.GetSource(), r.GetDestination(), len(list))
+		return fmt.Errorf("the move from %s to %s cannot go ahead: %s; the program was not touched", r.GetSource(), r.GetDestination(), count(len(list), "obstacle", "obstacles"))
 	}
 	if m.detach && ctx.Err() == nil {
 		_, err := fmt.Fprintln(out, r.GetId())
@@ -325,7 +326,7 @@ func outcomeError(m *clusterapi.Migration) error {
 	case !ok:
 		code = codeUndecided
 	}
-	reason := m.GetError()
+	reason := client.OneLine(m.GetError())
 	if reason == "" {
 		reason = "no reason was given"
 	}

@@ -9,6 +9,7 @@ import (
 
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 )
 
 // exitBlocked is the exit code of a plan that says that the move cannot go ahead.
@@ -107,7 +108,7 @@ func (p *plan) print(w io.Writer) error {
 		name = fmt.Sprintf("pid %d", p.PID)
 	}
 	_, _ = fmt.Fprintf(w, "%s (%s), %s -> %s\n", name, oneLine(p.Command), p.Source, p.Destination)
-	_, _ = fmt.Fprintf(w, "  %d processes, %d threads, %d connections, %s resident\n", p.Processes, p.Threads, p.Connections, bytesText(p.ResidentBytes))
+	_, _ = fmt.Fprintf(w, "  %s, %s, %s, %s resident\n", count(p.Processes, "process", "processes"), count(p.Threads, "thread", "threads"), count(p.Connections, "connection", "connections"), bytesText(p.ResidentBytes))
 	if len(p.Obstacles) == 0 {
 		_, err := fmt.Fprintf(w, "  predicted, if it writes little: %d rounds, %.0f ms in all, %.1f ms of blackout\nThe move can go ahead.\n", p.Rounds, p.TotalMS, p.DowntimeMS)
 		return err
@@ -115,7 +116,7 @@ func (p *plan) print(w io.Writer) error {
 	if err := printObstacles(w, p.Obstacles); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "The move cannot go ahead: %d obstacles.\n", len(p.Obstacles))
+	_, err := fmt.Fprintf(w, "The move cannot go ahead: %s.\n", count(len(p.Obstacles), "obstacle", "obstacles"))
 	return err
 }
 
@@ -128,7 +129,7 @@ func printObstacles(w io.Writer, list []obstacle) error {
 		if o.Where != "" {
 			where += ", " + o.Where
 		}
-		_, _ = fmt.Fprintf(w, "  - %s: %s [%s]\n", where, o.Reason, o.Kind)
+		_, _ = fmt.Fprintf(w, "  - %s: %s [%s]\n", where, client.OneLine(o.Reason), o.Kind)
 		if o.Remedy != "" {
 			_, _ = fmt.Fprintf(w, "    %s\n", o.Remedy)
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 )
 
 // progress shows a running move: a live bar on a terminal, a line for each step and round elsewhere, nothing where
@@ -62,7 +63,7 @@ func (p *progress) lines(ev *clusterapi.MigrationEvent) {
 		_, _ = fmt.Fprintf(p.w, "round %d: %d pages (%d zero), %s in %.0f ms; %d dirty after it\n", r.GetN(), r.GetPages(), r.GetZeroPages(), bytesText(r.GetBytesSent()), r.GetMs(), r.GetDirtyPagesAfter())
 		p.rounds++
 	}
-	text := ev.GetMessage()
+	text := client.OneLine(ev.GetMessage())
 	if m.GetPhase() != p.phase {
 		p.phase = m.GetPhase()
 		if text == "" {

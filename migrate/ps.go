@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -41,9 +42,9 @@ func newPsCommand() *cobra.Command {
 
 func printWorkloads(w io.Writer, list []workload) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "NAME\tHOST\tPID\tEPOCH\tSTATE\tRSS\tCONNECTIONS\tAGE\tCOMMAND")
+	_, _ = fmt.Fprintln(t, "NAME\tHOST\tPID\tEPOCH\tSTATE\tADDRESS\tRSS\tCONNECTIONS\tAGE\tCOMMAND")
 	for _, x := range list {
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%d\t%s\t%s\n", x.Name, x.Host, x.PID, x.Epoch, x.State, bytesText(x.RSSBytes), x.Connections, since(x.CreatedNS), oneLine(x.Command))
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\t%s\n", x.Name, x.Host, x.PID, x.Epoch, x.State, cmp.Or(x.Address, "-"), knownBytes(x.RSSBytes), x.Connections, since(x.CreatedNS), oneLine(x.Command))
 	}
 	return t.Flush()
 }
@@ -130,7 +131,7 @@ func printNodes(w io.Writer, list []node) error {
 		case n.Voter:
 			role = "server"
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", n.Name, state, role, n.Address, n.Workloads, bytesText(n.MemoryFreeBytes), since(n.LastHeardNS))
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", n.Name, state, role, n.Address, n.Workloads, knownBytes(n.MemoryFreeBytes), since(n.LastHeardNS))
 	}
 	return t.Flush()
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	clusterapi "migrate/coordinator/api"
 )
@@ -100,8 +101,11 @@ func printMove(w io.Writer, m *clusterapi.Migration) error {
 	for _, x := range r.Rounds {
 		pages, zero = pages+x.Pages, zero+x.ZeroPages
 	}
-	_, err := fmt.Fprintf(w, "%s moved from %s to %s (pid %d, epoch %d): blackout %.1f ms, %.0f ms in all, %d rounds, %d pages (%d zero), %s sent, %d connections\n",
-		r.Workload, r.Source, r.Destination, r.DestinationPID, r.Epoch, r.DowntimeMS, r.TotalMS, len(r.Rounds), pages, zero, bytesText(r.BytesSent), len(r.Connections))
+	_, err := fmt.Fprintf(w, "%s moved from %s to %s (pid %d, epoch %d): blackout %.1f ms, %.0f ms in all, %s, %d pages (%d zero), %s sent, %s\n",
+		r.Workload, r.Source, r.Destination, r.DestinationPID, r.Epoch, r.DowntimeMS, r.TotalMS, count(len(r.Rounds), "round", "rounds"), pages, zero, bytesText(r.BytesSent), count(len(r.Connections), "connection", "connections"))
+	if limit := m.GetOptions().MaxDowntime(); err == nil && r.DowntimeMS > float64(limit)/float64(time.Millisecond) {
+		_, err = fmt.Fprintf(w, "The blackout was longer than the %v of --max-downtime, which bounds the part at the source; --explain shows the rest.\n", limit)
+	}
 	return err
 }
 

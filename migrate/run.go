@@ -78,7 +78,7 @@ func newRunCommand() *cobra.Command {
 	f.StringArrayVar(&spec.Env, "env", nil, "environment variable K=V; may be repeated")
 	f.StringArrayVar(&volumes, "volume", nil, "directory that moves with it, with all that is in it; may be repeated")
 	f.StringVar(&spec.User, "user", "", "user to run it as, by name or uid[:gid] (default root)")
-	f.BoolVar(&attach, "attach", false, "stay with it, as by `migrate attach`")
+	f.BoolVar(&attach, "attach", false, "stay with it, as migrate attach does")
 	f.BoolVarP(&terminal, "tty", "t", false, "give it a terminal, of the size and kind of this one")
 	af.add(cmd)
 	addOutputFlag(cmd, &output)

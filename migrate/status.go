@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	clusterapi "migrate/coordinator/api"
+	"migrate/coordinator/client"
 )
 
 func newStatusCommand() *cobra.Command {
@@ -82,7 +83,7 @@ func printMigrations(w io.Writer, list []*clusterapi.Migration) error {
 		if m.GetDowntimeMs() > 0 {
 			blackout = fmt.Sprintf("%.1f ms", m.GetDowntimeMs())
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.GetId(), m.GetWorkload(), m.GetSource(), m.GetDestination(), state, since(m.GetPhaseUnixNs()), blackout, waiting)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.GetId(), m.GetWorkload(), m.GetSource(), m.GetDestination(), state, since(m.GetPhaseUnixNs()), blackout, client.OneLine(waiting))
 	}
 	return t.Flush()
 }
