@@ -121,6 +121,8 @@ type Port interface {
 	ShutEgress() error
 	// Take returns what was captured since the last call, in order; it does not wait.
 	Take() (frames [][]byte, err error)
+	// Dropped is how many frames the capture had no room for since Arm.
+	Dropped() (uint64, error)
 	Neighbours(ctx context.Context) ([]byte, error)
 	InstallNeighbours(ctx context.Context, neighbours []byte) error
 	OpenEgress() error

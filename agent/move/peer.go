@@ -137,8 +137,9 @@ func (p *peerLink) forward(ctx context.Context, port Port, s *agentapi.Session) 
 func (f *forwarder) run(log *slog.Logger) {
 	defer close(f.done)
 	defer func() {
-		if f.dropped > 0 {
-			log.Warn("captured frames found no room", "dropped", f.dropped)
+		n, err := f.port.Dropped()
+		if n += uint64(f.dropped); n > 0 || err != nil {
+			log.Warn("captured frames found no room", "dropped", n, "error", err)
 		}
 	}()
 	ticks := time.NewTicker(takeEvery)

@@ -550,6 +550,7 @@ func (p *fakePort) Take() ([][]byte, error) {
 	p.captured = false
 	return [][]byte{[]byte("frame")}, nil
 }
+func (p *fakePort) Dropped() (uint64, error)                   { return 0, nil }
 func (p *fakePort) Neighbours(context.Context) ([]byte, error) { return []byte("n"), nil }
 func (p *fakePort) InstallNeighbours(_ context.Context, n []byte) error {
 	return p.h.err("neighbours " + string(n))
