@@ -107,7 +107,7 @@ func outputOf(env *workload.Env) (map[files.FileID]string, error) {
 	return map[files.FileID]string{{Dev: sys.Dev, Ino: sys.Ino}: outputFile}, nil
 }
 
-// openBare finds the tree of a process that no agent has started. Its cgroup is made by Track.
+// openBare finds the tree of a process that no agent has started, and makes the cgroup in which it can be held.
 func (h *host) openBare(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec) (move.Source, move.Port, error) {
 	name := filepath.Join(h.cgroup, fmt.Sprintf("bare-%d", instance))
 	cg, err := ns.MakeCgroup(filepath.Join(name, "tree"))

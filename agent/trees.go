@@ -84,7 +84,7 @@ func (s *source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 	return s.src.Obstacles(ctx)
 }
 
-// Track starts to watch for writes. A bare process first gets a cgroup in which it can be held.
+// Track starts to watch for writes. A bare tree is first put into the cgroup that was made for it, in which it can be held.
 func (s *source) Track(ctx context.Context) (err error) {
 	if s.env == nil {
 		if err := moveInto(s.tree, s.src.Processes()); err != nil {

@@ -100,7 +100,31 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 			}
 		}
 	}
-	_, end := span.Begin(ctx, "install files")
+	if err := span.Do(ctx, "install files", func(ctx context.Context) error { return s.installFiles(ctx, cp) }); err != nil {
+		return err
+	}
+	for _, img := range cp.Processes {
+		if img.Zombie() {
+			continue
+		}
+		err := span.Do(ctx, fmt.Sprintf("process %d", img.PID), func(ctx context.Context) error { return s.finishProcess(ctx, s.procs[int(img.PID)], cp, img) })
+		if err != nil {
+			return fmt.Errorf("process %d: %w", img.PID, err)
+		}
+	}
+	_, end := span.Begin(ctx, "registers")
+	defer end()
+	for _, img := range cp.Processes {
+		p := s.procs[int(img.PID)]
+		if err := s.finishRegisters(ctx, p, cp, img); err != nil {
+			return fmt.Errorf("process %d: %w", img.PID, err)
+		}
+	}
+	return nil
+}
+
+// installFiles gives every process its descriptors.
+func (s *Skeleton) installFiles(ctx context.Context, cp *images.Checkpoint) error {
 	for _, pid := range s.order {
 		if cp.Process(uint32(pid)).Zombie() {
 			continue
@@ -115,30 +139,7 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 			return err
 		}
 	}
-	if err := s.files.Finish(ctx); err != nil {
-		return err
-	}
-	end()
-	for _, img := range cp.Processes {
-		if img.Zombie() {
-			continue
-		}
-		in, end := span.Begin(ctx, fmt.Sprintf("process %d", img.PID))
-		err := s.finishProcess(in, s.procs[int(img.PID)], cp, img)
-		end()
-		if err != nil {
-			return fmt.Errorf("process %d: %w", img.PID, err)
-		}
-	}
-	_, end = span.Begin(ctx, "registers")
-	defer end()
-	for _, img := range cp.Processes {
-		p := s.procs[int(img.PID)]
-		if err := s.finishRegisters(ctx, p, cp, img); err != nil {
-			return fmt.Errorf("process %d: %w", img.PID, err)
-		}
-	}
-	return nil
+	return s.files.Finish(ctx)
 }
 
 func (s *Skeleton) openFiles(ctx context.Context, cp *images.Checkpoint) (err error) {
