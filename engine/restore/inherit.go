@@ -88,9 +88,29 @@ func (s *Skeleton) fillSpace(ctx context.Context, dir string, pid uint32) error 
 	if p == nil || p.filled || p.writer == nil { // without one, its memory is that of another process
 		return nil
 	}
-	if _, err := images.ReadPages(ctx, dir, pid, s); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if _, err := images.ReadPages(ctx, dir, pid, diskPages{s}); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	p.filled = true
 	return p.writer.Disinherit(ctx, p.trap)
+}
+
+// diskPages takes the pages of a checkpoint on disk. They are read while Follow builds the tree, which holds the lock that
+// keeps a page stream out; there is no stream, and nobody else writes.
+type diskPages struct{ s *Skeleton }
+
+func (d diskPages) WritePages(space uint32, addr uint64, data []byte) error {
+	w, err := d.s.writer(space)
+	if err != nil {
+		return err
+	}
+	return w.WritePages(addr, data)
+}
+
+func (d diskPages) ZeroPages(space uint32, addr uint64, n uint32) error {
+	w, err := d.s.writer(space)
+	if err != nil {
+		return err
+	}
+	return w.ZeroPages(addr, n)
 }
