@@ -37,6 +37,7 @@ var stays = map[string]string{
 	"mem_cow":      "it looks for memory that a fork shares, which a move copies",
 	"pidfds":       "it has a handle of a process that does not move",
 	"proc_files":   "it compares namespaces by their numbers",
+	"sem_undo":     "its semaphores are those of the host, which stay behind",
 	"tcp_states":   "one of its connections leads to a socket that nobody holds any more, which stays behind",
 	"tcp_urgent":   "urgent data between two sockets of the tree cannot be put back without a lock (sock.Lock)",
 }

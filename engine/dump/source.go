@@ -57,6 +57,7 @@ type Source struct {
 	seccomp   task.SeccompTable
 	cgroups   task.CgroupTable
 	stops     task.StopTable
+	undos     task.SemUndos
 	target    Target
 	procs     []*engine.Process // as last listed
 	frozen    []*frozen         // after Freeze

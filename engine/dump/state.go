@@ -27,7 +27,7 @@ import (
 
 // State records the stopped tree: everything but the contents of its memory. Its TCP connections are in repair from here
 // on, until Thaw or Destroy.
-func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
+func (s *Source) State(ctx context.Context) (_ *images.Checkpoint, err error) {
 	if s.frozen == nil {
 		return nil, errors.New("recording the state of a tree that was not frozen")
 	}
@@ -40,6 +40,8 @@ func (s *Source) State(ctx context.Context) (*images.Checkpoint, error) {
 	}
 	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}, Namespaces: spaces}
 	s.stops = task.StopTable{}
+	defer func() { err = errors.Join(err, s.undos.Close()) }()
+	s.undos = task.SemUndos{}
 	for _, f := range s.frozen {
 		if len(f.stops) > 0 && f.stops[0].Held != 0 {
 			s.stops.Held = append(s.stops.Held, f.Process)
@@ -203,7 +205,7 @@ func (s *Source) process(ctx context.Context, f *frozen, clocks *imagespb.Clocks
 		AddPath: func(_ context.Context, link string) (uint32, error) {
 			return s.memory.files.addLink(s.fs, s.memory.objects, link)
 		},
-		RestartBlocks: s.asker, User: s.userNamespace(), Seccomp: &s.seccomp, Cgroups: s.cgroupTable(), Stops: &s.stops,
+		RestartBlocks: s.asker, User: s.userNamespace(), Seccomp: &s.seccomp, Cgroups: s.cgroupTable(), Stops: &s.stops, SemUndo: &s.undos,
 	}
 	sp := s.memory.spaces[f.PID] // nil where it is that of another process
 	var policies *mem.PolicyQuestions

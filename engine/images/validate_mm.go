@@ -100,6 +100,9 @@ func validateMarks(pid uint32, x *imagespb.ProcessExtra) error {
 			return fmt.Errorf("migrate.img: process %d: guards[%d]: 0x%x to 0x%x", pid, i, g.GetStart(), g.GetEnd())
 		}
 	}
+	if err := validateSemUndo(pid, x); err != nil {
+		return err
+	}
 	end := uint64(0)
 	for i, p := range x.GetMemoryPolicies() {
 		if bad(p.GetStart(), p.GetEnd()) || p.GetStart() < end || len(p.GetNodes()) > maxNodes || i == maxVMAs {
@@ -109,6 +112,25 @@ func validateMarks(pid uint32, x *imagespb.ProcessExtra) error {
 	}
 	if x.GetPkeys() >= 1<<(maxKey+1) || x.GetLockFuture() > 7 {
 		return fmt.Errorf("migrate.img: process %d: pkeys: 0x%x, lock_future: %d", pid, x.GetPkeys(), x.GetLockFuture())
+	}
+	return nil
+}
+
+// validateSemUndo checks adjustments of semaphores (semop(2)): SEMMSL and SEMAEM bound them.
+func validateSemUndo(pid uint32, x *imagespb.ProcessExtra) error {
+	const maxSemaphores, maxAdjustment = 32000, 1<<15 - 1
+	if n := len(x.GetSemUndo()); n > maxIPC {
+		return fmt.Errorf("migrate.img: process %d: sem_undo: %d sets", pid, n)
+	}
+	for i, s := range x.GetSemUndo() {
+		if len(s.GetAdjustments()) > maxSemaphores || s.GetId() > 1<<31-1 {
+			return fmt.Errorf("migrate.img: process %d: sem_undo[%d]: set %d with %d semaphores", pid, i, s.GetId(), len(s.GetAdjustments()))
+		}
+		for n, v := range s.GetAdjustments() {
+			if v < -maxAdjustment || v > maxAdjustment {
+				return fmt.Errorf("migrate.img: process %d: sem_undo[%d].adjustments[%d]: %d", pid, i, n, v)
+			}
+		}
 	}
 	return nil
 }

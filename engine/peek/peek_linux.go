@@ -32,6 +32,7 @@ var wanted = []string{
 	"task_struct", "files_struct", "fdtable", "file", "dentry", "super_block",
 	"socket", "sock", "sk_buff", "skb_shared_info", "unix_skb_parms", "scm_fp_list", "pid",
 	"tty_file_private", "tty_struct", "tty_driver", "tty_port", "tty_bufhead", "tty_buffer", "n_tty_data",
+	"sem_undo_list", "sem_undo",
 }
 
 // types never change while the kernel runs.

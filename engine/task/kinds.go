@@ -71,6 +71,12 @@ func init() {
 			return dumpLoginUID(d)
 		}, restore: restoreLoginUID},
 		{Kind: carried("seccomp", "strict mode and filters, those that threads share and their own; not filters that hand calls to a listener, which is seen when the process is stopped and ends the move without harm. While a thread under seccomp is asked about itself its seccomp is suspended; if this program is killed at that moment, the filter may kill the thread"), dump: dumpSeccomp, restore: restoreSeccomp, check: checkSeccomp},
+		{Kind: carried("semaphore-undo", "what SEM_UNDO would undo at the end of the process (semop(2)), where the kernel can be read (BPF with BTF; else it is lost): in the tree's own IPC namespace, and in the host's by migrate dump and restore on one host"), dump: dumpSemUndo, restore: func(r *restorer) error {
+			if !r.leader {
+				return nil
+			}
+			return restoreSemUndo(r)
+		}},
 		{Kind: carried("credentials", "user, group and supplementary ids, the five capability sets, securebits, no_new_privs, dumpable, parent-death signal"), dump: dumpCreds, restore: restoreCreds},
 		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo"), dump: dumpPending, restore: restorePending},
 		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},

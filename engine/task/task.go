@@ -73,6 +73,8 @@ type Source struct {
 	// Cgroups gathers the cgroups of all tasks; nil if they are not asked for.
 	Cgroups *CgroupTable
 
+	// SemUndo reads what SEM_UNDO would undo; nil if that is not asked for.
+	SemUndo *SemUndos
 	// Also, if it is not nil, adds questions of others to those that the first thread is asked.
 	Also func(*remote.Batch)
 

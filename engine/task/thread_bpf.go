@@ -66,6 +66,8 @@ type KernelState struct {
 	SeccompFilter uint64
 	// Cgroups is the same for threads that are in the same cgroups, and means nothing else; 0 if the kernel has none.
 	Cgroups uint64
+	// SemUndo is where the kernel keeps what SEM_UNDO would undo; 0 if there is nothing.
+	SemUndo uint64
 	// Cred is the same for threads that share their credentials, and means nothing else.
 	Cred uint64
 }
@@ -97,7 +99,8 @@ const (
 	atSeccomp     = atFlags + 8 // struct seccomp: mode, number of filters, the newest
 	atCgroups     = atSeccomp + 16
 	atMempolicy   = atCgroups + 8
-	recordSize    = atMempolicy + 8
+	atSemUndo     = atMempolicy + 8
+	recordSize    = atSemUndo + 8
 
 	commSize   = 16 // TASK_COMM_LEN
 	noNewPrivs = 1  // of task_struct.atomic_flags: bit PFA_NO_NEW_PRIVS (include/linux/sched.h)
@@ -129,6 +132,9 @@ func threadFields(t *bpf.Types) (task, cred []bpfRead, err error) {
 	}
 	if _, e := t.Member("task_struct", "mempolicy"); e == nil { // CONFIG_NUMA
 		add(&task, "task_struct", "mempolicy", 8, atMempolicy)
+	}
+	if _, e := t.Member("task_struct", "sysvsem"); e == nil { // CONFIG_SYSVIPC
+		add(&task, "task_struct", "sysvsem", 8, atSemUndo)
 	}
 	add(&cred, "cred", "securebits", 4, atSecureBits)
 	if _, e := t.Member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
@@ -221,6 +227,7 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 		NoNewPrivs: le.Uint64(raw[atFlags:])&noNewPrivs != 0, AtomicFlags: le.Uint64(raw[atFlags:]), Cred: le.Uint64(raw[atCred:]),
 		HasSeccomp: r.seccomp, Seccomp: le.Uint32(raw[atSeccomp:]), SeccompFilter: le.Uint64(raw[atSeccomp+8:]),
 		Cgroups: le.Uint64(raw[atCgroups:]), HasMempolicy: le.Uint64(raw[atMempolicy:]) != 0,
+		SemUndo: le.Uint64(raw[atSemUndo:]),
 	}, nil
 }
 

@@ -534,6 +534,7 @@ type ProcessExtra struct {
 	Autogroup       int32                  `protobuf:"zigzag32,82,opt,name=autogroup,proto3" json:"autogroup,omitempty"`                               // nice value of its scheduling autogroup
 	StopTold        bool                   `protobuf:"varint,83,opt,name=stop_told,json=stopTold,proto3" json:"stop_told,omitempty"`                   // it is stopped by a signal, and its parent has waited for that
 	MemoryPolicies  []*MemoryPolicy        `protobuf:"bytes,100,rep,name=memory_policies,json=memoryPolicies,proto3" json:"memory_policies,omitempty"` // NUMA policies of mappings, ascending
+	SemUndo         []*SemUndo             `protobuf:"bytes,101,rep,name=sem_undo,json=semUndo,proto3" json:"sem_undo,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -690,6 +691,13 @@ func (x *ProcessExtra) GetStopTold() bool {
 func (x *ProcessExtra) GetMemoryPolicies() []*MemoryPolicy {
 	if x != nil {
 		return x.MemoryPolicies
+	}
+	return nil
+}
+
+func (x *ProcessExtra) GetSemUndo() []*SemUndo {
+	if x != nil {
+		return x.SemUndo
 	}
 	return nil
 }
@@ -2316,6 +2324,59 @@ func (x *MemoryPolicy) GetNodes() []byte {
 	return nil
 }
 
+// SemUndo is what the kernel adds to the semaphores of a set when a process ends (SEM_UNDO in semop(2)).
+type SemUndo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Adjustments   []int32                `protobuf:"zigzag32,2,rep,packed,name=adjustments,proto3" json:"adjustments,omitempty"` // by the number in the set
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SemUndo) Reset() {
+	*x = SemUndo{}
+	mi := &file_engine_images_extra_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SemUndo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SemUndo) ProtoMessage() {}
+
+func (x *SemUndo) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_extra_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SemUndo.ProtoReflect.Descriptor instead.
+func (*SemUndo) Descriptor() ([]byte, []int) {
+	return file_engine_images_extra_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SemUndo) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SemUndo) GetAdjustments() []int32 {
+	if x != nil {
+		return x.Adjustments
+	}
+	return nil
+}
+
 var File_engine_images_extra_proto protoreflect.FileDescriptor
 
 const file_engine_images_extra_proto_rawDesc = "" +
@@ -2363,7 +2424,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04mode\x18\f \x01(\rR\x04mode\x12\x16\n" +
 	"\x06object\x18( \x01(\rR\x06object\x12\x10\n" +
 	"\x03net\x18* \x01(\rR\x03net\x12\x10\n" +
-	"\x03via\x18) \x01(\rR\x03via\"\x99\x05\n" +
+	"\x03via\x18) \x01(\rR\x03via\"\xcd\x05\n" +
 	"\fProcessExtra\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12'\n" +
 	"\x0fcoredump_filter\x18\x02 \x01(\rR\x0ecoredumpFilter\x12\x12\n" +
@@ -2386,7 +2447,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\tlogin_uid\x18Q \x01(\rR\bloginUid\x12\x1c\n" +
 	"\tautogroup\x18R \x01(\x11R\tautogroup\x12\x1b\n" +
 	"\tstop_told\x18S \x01(\bR\bstopTold\x12E\n" +
-	"\x0fmemory_policies\x18d \x03(\v2\x1c.migrate.images.MemoryPolicyR\x0ememoryPolicies\"E\n" +
+	"\x0fmemory_policies\x18d \x03(\v2\x1c.migrate.images.MemoryPolicyR\x0ememoryPolicies\x122\n" +
+	"\bsem_undo\x18e \x03(\v2\x17.migrate.images.SemUndoR\asemUndo\"E\n" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -2553,7 +2615,10 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x14\n" +
-	"\x05nodes\x18\x04 \x01(\fR\x05nodesB Z\x1emigrate/engine/images/imagespbb\x06proto3"
+	"\x05nodes\x18\x04 \x01(\fR\x05nodes\"?\n" +
+	"\aSemUndo\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12$\n" +
+	"\vadjustments\x18\x02 \x03(\x11B\x02\x10\x01R\vadjustmentsB Z\x1emigrate/engine/images/imagespbb\x06proto3"
 
 var (
 	file_engine_images_extra_proto_rawDescOnce sync.Once
@@ -2568,7 +2633,7 @@ func file_engine_images_extra_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_images_extra_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_engine_images_extra_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_engine_images_extra_proto_goTypes = []any{
 	(RestartBlock_Kind)(0),  // 0: migrate.images.RestartBlock.Kind
 	(Object_Kind)(0),        // 1: migrate.images.Object.Kind
@@ -2593,47 +2658,49 @@ var file_engine_images_extra_proto_goTypes = []any{
 	(*Terminal)(nil),        // 20: migrate.images.Terminal
 	(*TerminalLine)(nil),    // 21: migrate.images.TerminalLine
 	(*MemoryPolicy)(nil),    // 22: migrate.images.MemoryPolicy
-	(*Namespaces)(nil),      // 23: migrate.images.Namespaces
-	(*SeccompFilter)(nil),   // 24: migrate.images.SeccompFilter
-	(*SharedState)(nil),     // 25: migrate.images.SharedState
-	(*CgroupDir)(nil),       // 26: migrate.images.CgroupDir
-	(*CgroupSet)(nil),       // 27: migrate.images.CgroupSet
-	(*ThreadFS)(nil),        // 28: migrate.images.ThreadFS
+	(*SemUndo)(nil),         // 23: migrate.images.SemUndo
+	(*Namespaces)(nil),      // 24: migrate.images.Namespaces
+	(*SeccompFilter)(nil),   // 25: migrate.images.SeccompFilter
+	(*SharedState)(nil),     // 26: migrate.images.SharedState
+	(*CgroupDir)(nil),       // 27: migrate.images.CgroupDir
+	(*CgroupSet)(nil),       // 28: migrate.images.CgroupSet
+	(*ThreadFS)(nil),        // 29: migrate.images.ThreadFS
 }
 var file_engine_images_extra_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Header.clocks:type_name -> migrate.images.Clocks
 	4,  // 1: migrate.images.Header.files:type_name -> migrate.images.FileExtra
 	16, // 2: migrate.images.Header.objects:type_name -> migrate.images.Object
-	23, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
+	24, // 3: migrate.images.Header.namespaces:type_name -> migrate.images.Namespaces
 	19, // 4: migrate.images.Header.terminals:type_name -> migrate.images.SessionTerminal
-	24, // 5: migrate.images.Header.seccomp:type_name -> migrate.images.SeccompFilter
-	25, // 6: migrate.images.Header.shared:type_name -> migrate.images.SharedState
-	26, // 7: migrate.images.Header.cgroup_dirs:type_name -> migrate.images.CgroupDir
-	27, // 8: migrate.images.Header.cgroup_sets:type_name -> migrate.images.CgroupSet
+	25, // 5: migrate.images.Header.seccomp:type_name -> migrate.images.SeccompFilter
+	26, // 6: migrate.images.Header.shared:type_name -> migrate.images.SharedState
+	27, // 7: migrate.images.Header.cgroup_dirs:type_name -> migrate.images.CgroupDir
+	28, // 8: migrate.images.Header.cgroup_sets:type_name -> migrate.images.CgroupSet
 	6,  // 9: migrate.images.ProcessExtra.vma_names:type_name -> migrate.images.VmaName
 	15, // 10: migrate.images.ProcessExtra.vma_marks:type_name -> migrate.images.VmaMark
 	14, // 11: migrate.images.ProcessExtra.guards:type_name -> migrate.images.AddressRange
 	22, // 12: migrate.images.ProcessExtra.memory_policies:type_name -> migrate.images.MemoryPolicy
-	8,  // 13: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
-	9,  // 14: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
-	10, // 15: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
-	12, // 16: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
-	11, // 17: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
-	28, // 18: migrate.images.ThreadExtra.fs:type_name -> migrate.images.ThreadFS
-	0,  // 19: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
-	2,  // 20: migrate.images.File.header:type_name -> migrate.images.Header
-	5,  // 21: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
-	7,  // 22: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
-	20, // 23: migrate.images.File.terminals:type_name -> migrate.images.Terminal
-	1,  // 24: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
-	17, // 25: migrate.images.Object.extents:type_name -> migrate.images.Extent
-	18, // 26: migrate.images.Object.segment:type_name -> migrate.images.Segment
-	21, // 27: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	23, // 13: migrate.images.ProcessExtra.sem_undo:type_name -> migrate.images.SemUndo
+	8,  // 14: migrate.images.ThreadExtra.regsets:type_name -> migrate.images.Regset
+	9,  // 15: migrate.images.ThreadExtra.sched:type_name -> migrate.images.SchedAttr
+	10, // 16: migrate.images.ThreadExtra.dispatch:type_name -> migrate.images.SyscallDispatch
+	12, // 17: migrate.images.ThreadExtra.restart:type_name -> migrate.images.RestartBlock
+	11, // 18: migrate.images.ThreadExtra.speculation:type_name -> migrate.images.Speculation
+	29, // 19: migrate.images.ThreadExtra.fs:type_name -> migrate.images.ThreadFS
+	0,  // 20: migrate.images.RestartBlock.kind:type_name -> migrate.images.RestartBlock.Kind
+	2,  // 21: migrate.images.File.header:type_name -> migrate.images.Header
+	5,  // 22: migrate.images.File.processes:type_name -> migrate.images.ProcessExtra
+	7,  // 23: migrate.images.File.threads:type_name -> migrate.images.ThreadExtra
+	20, // 24: migrate.images.File.terminals:type_name -> migrate.images.Terminal
+	1,  // 25: migrate.images.Object.kind:type_name -> migrate.images.Object.Kind
+	17, // 26: migrate.images.Object.extents:type_name -> migrate.images.Extent
+	18, // 27: migrate.images.Object.segment:type_name -> migrate.images.Segment
+	21, // 28: migrate.images.Terminal.lines:type_name -> migrate.images.TerminalLine
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_extra_proto_init() }
@@ -2649,7 +2716,7 @@ func file_engine_images_extra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_extra_proto_rawDesc), len(file_engine_images_extra_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
