@@ -35,6 +35,7 @@ var stays = map[string]string{
 	"leases":       "the source still has its leases on the same files",
 	"locks":        "the source still has its locks on the same files",
 	"mem_cow":      "it looks for memory that a fork shares, which a move copies",
+	"mqueue":       "its queue is that of the host, which stays behind",
 	"pidfds":       "it has a handle of a process that does not move",
 	"proc_files":   "it compares namespaces by their numbers",
 	"sem_undo":     "its semaphores are those of the host, which stay behind",

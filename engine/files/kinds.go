@@ -64,7 +64,7 @@ func init() {
 		kindPath, kindTCP, kindUDP, kindPing, kindRaw, kindUnix, kindNetlink, kindPacket, kindOtherSocket,
 		kindNamespace, kindPidfd, kindMemfd, kindSecret, kindProcFile, kindExternal,
 		kindPipe, kindFifo, kindDevice, kindTerminal, kindTun, kindOtherDevice, kindBlockDevice,
-		kindDirectory, kindDeleted, kindRegular,
+		kindMqueue, kindDirectory, kindDeleted, kindRegular,
 		kindEventfd, kindEpoll, kindTimerfd, kindSignalfd, kindInotify, kindFanotify, kindIOUring, kindBPFMap, kindBPF, kindPerf,
 		kindUserfaultfd, kindOtherAnon, kindUnknown,
 	}

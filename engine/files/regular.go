@@ -28,7 +28,14 @@ var kindRegular = &Kind{
 	match: func(d *description) bool { return d.format() == unix.S_IFREG },
 	check: checkPath, dump: dumpPath,
 	mine: func(e *fdinfo.FileEntry) bool { return !e.Reg.GetExt() },
-	open: openPath, settle: settleRegular, inside: insideLocks,
+	open: openPath, settle: settleRegular, inside: insideRegular,
+}
+
+func insideRegular(in *inside, e *fdinfo.FileEntry) error {
+	if err := insideLocks(in, e); err != nil {
+		return err
+	}
+	return in.mqueue(e)
 }
 
 var kindDirectory = &Kind{
@@ -158,6 +165,12 @@ func openPath(ctx context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 	}
 	if blob, ok := r.cp.Blobs[endedBlob(e.GetId())]; ok {
 		return r.openEndedTask(ctx, e, blob)
+	}
+	if b, ok, err := r.mqueueBlob(e.GetId()); ok || err != nil {
+		if err != nil {
+			return err
+		}
+		return r.openMqueue(e, b)
 	}
 	return r.openPath(e)
 }

@@ -53,3 +53,25 @@ func getOwnerUIDs(fd int) (ids [2]uint32, err error) {
 	}
 	return ids, nil
 }
+
+// mqOpen is mq_open(2) of a queue that exists; its name has no slash.
+func mqOpen(name string, flags int) (int, error) {
+	p, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return -1, err
+	}
+	fd, _, e := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(p)), uintptr(flags), 0, 0, 0, 0)
+	if e != 0 {
+		return -1, e
+	}
+	return int(fd), nil
+}
+
+// mqGetattr is mq_getattr(3): flags, size of the queue, size of a message, messages that wait.
+func mqGetattr(fd int) (attr [8]int64, err error) {
+	_, _, e := unix.Syscall(unix.SYS_MQ_GETSETATTR, uintptr(fd), 0, uintptr(unsafe.Pointer(&attr)))
+	if e != 0 {
+		return attr, e
+	}
+	return attr, nil
+}

@@ -256,21 +256,8 @@ func kernelSymbol(name string) (uint64, error) {
 
 // cred is who has sent it: the process by its id in its own pid namespace.
 func (q *queueReader) cred(parms *peek.View, pid uint64) (*sock.Cred, error) {
-	p, err := q.kernel.Load("pid", pid)
+	nr, err := pidNumber(q.kernel, pid)
 	if err != nil {
-		return nil, err
-	}
-	level, err := p.Uint32("level")
-	if err != nil || level > 32 {
-		return nil, fmt.Errorf("a process at level %d of pid namespaces: %w", level, err)
-	}
-	off, err := p.Offset("numbers")
-	if err != nil {
-		return nil, err
-	}
-	const number = 16 // struct upid: the number, the namespace
-	var nr [4]byte
-	if err := q.kernel.Read(pid+off+uint64(level)*number, nr[:]); err != nil {
 		return nil, err
 	}
 	uid, err := parms.Uint32("uid")
@@ -278,7 +265,7 @@ func (q *queueReader) cred(parms *peek.View, pid uint64) (*sock.Cred, error) {
 		return nil, err
 	}
 	gid, err := parms.Uint32("gid")
-	return &sock.Cred{PID: binary.LittleEndian.Uint32(nr[:]), UID: uid, GID: gid}, err
+	return &sock.Cred{PID: nr, UID: uid, GID: gid}, err
 }
 
 // rights finds descriptors in flight among those of the tree: none of its own can be had for one.

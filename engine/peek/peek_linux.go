@@ -32,7 +32,7 @@ var wanted = []string{
 	"task_struct", "files_struct", "fdtable", "file", "dentry", "super_block",
 	"socket", "sock", "sk_buff", "skb_shared_info", "unix_skb_parms", "scm_fp_list", "pid",
 	"tty_file_private", "tty_struct", "tty_driver", "tty_port", "tty_bufhead", "tty_buffer", "n_tty_data",
-	"sem_undo_list", "sem_undo",
+	"sem_undo_list", "sem_undo", "mqueue_inode_info",
 }
 
 // types never change while the kernel runs.
@@ -156,6 +156,16 @@ func (k *Kernel) Load(structure string, addr uint64) (*View, error) {
 func (v *View) Offset(name string) (uint64, error) {
 	f, err := v.s.Field(name)
 	return uint64(f.Bit / 8), err
+}
+
+// OffsetIn is where a member stands in a struct that need not be at hand.
+func (*Kernel) OffsetIn(structure, member string) (uint64, error) {
+	all, err := types()
+	if err != nil {
+		return 0, err
+	}
+	off, err := all.Member(structure, member)
+	return uint64(off), err
 }
 
 // Bytes is n bytes of a member.
