@@ -21,5 +21,3 @@ func begin(t *testing.T, d time.Duration) *scope {
 	t.Helper()
 	return &scope{cluster.Begin(t, d)}
 }
-
-type report = cluster.Report

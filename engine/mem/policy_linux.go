@@ -89,8 +89,8 @@ type PolicyQuestions struct {
 
 type policyAnswer struct {
 	Range
-	result      *remote.Result
-	mode, nodes *remote.Data
+	result *remote.Result
+	mode   *remote.Data
 }
 
 // NewPolicyQuestions prepares the questions about the mappings of a process.

@@ -4,11 +4,11 @@ package procfs
 const maxChases = 100
 
 // Descends tells whether an ancestor of a process satisfies of. A process that has ended descends from nothing.
-func (fs FS) Descends(pid int, of func(ancestor int) bool) bool {
+func (p FS) Descends(pid int, of func(ancestor int) bool) bool {
 	for range maxChases {
 		at := pid
 		for at > 1 {
-			st, err := fs.Stat(at)
+			st, err := p.Stat(at)
 			if err != nil && at == pid {
 				return false
 			}
