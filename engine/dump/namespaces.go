@@ -41,12 +41,23 @@ func (s *Source) checkNamespaces(ctx context.Context) ([]engine.Obstacle, error)
 	if err != nil {
 		return nil, err
 	}
-	if s.isMoved() {
-		if differ, err := ns.Differ(s.fs, s.procs); err != nil || len(differ) > 0 {
-			return differ, err
-		}
+	if differ, err := s.immovable(); err != nil || len(differ) > 0 {
+		return differ, err
 	}
 	return ns.Check(ctx, s.fs, s.procs, own, s.files.NetSpaces())
+}
+
+// immovable names the namespaces of a tree that a move does not carry.
+func (s *Source) immovable() ([]engine.Obstacle, error) {
+	if !s.isMoved() {
+		return nil, nil
+	}
+	out, err := ns.Differ(s.fs, s.procs)
+	if err != nil || s.target.Init == 0 {
+		return out, err
+	}
+	left, err := ns.Left(s.fs, s.target.Init, s.procs[0])
+	return append(out, left...), err
 }
 
 // isMoved tells that the tree is followed while it runs, from round to round.
@@ -62,14 +73,12 @@ func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.isMoved() { // seen by the plan, unless it is new
-		differ, err := ns.Differ(s.fs, s.procs)
-		if err != nil {
-			return nil, err
-		}
-		if len(differ) > 0 {
-			return nil, &ObstacleError{differ}
-		}
+	differ, err := s.immovable() // seen by the plan, unless it is new
+	if err != nil {
+		return nil, err
+	}
+	if len(differ) > 0 {
+		return nil, &ObstacleError{differ}
 	}
 	if n.images, n.header, err = ns.Dump(ctx, s.fs, s.procs, own, s.files.NetSpaces()); err != nil {
 		return nil, err

@@ -43,6 +43,30 @@ func Differ(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) {
 	return out, err
 }
 
+// Left names the namespaces of its surroundings that a tree has left: what it has made in others in their place does not move with it.
+// Init is the pid 1 of the surroundings.
+func Left(fs procfs.FS, init int, root *engine.Process) ([]engine.Obstacle, error) {
+	var out []engine.Obstacle
+	for _, k := range kinds {
+		there, err := fs.Link(init, "ns", k.link)
+		if errors.Is(err, procfs.ErrGone) {
+			continue // a kernel without
+		}
+		if err != nil {
+			return nil, err
+		}
+		here, err := fs.Link(root.PID, "ns", k.link)
+		if err != nil && !errors.Is(err, procfs.ErrGone) {
+			return nil, err
+		}
+		if err == nil && here != there {
+			out = append(out, engine.Obstacle{PID: root.PID, Kind: "namespaces", Where: k.Name,
+				Reason: "it is not the one in which the workload was started, and is carried by migrate dump and restore alone"})
+		}
+	}
+	return out, nil
+}
+
 // findNested lists the nested namespaces of a tree and who is in them. nets are handles of network namespaces.
 func findNested(fs procfs.FS, tree []*engine.Process, nets []*os.File) (list []*nested, members []*imagespb.ProcessNamespaces, err error) {
 	in := map[*engine.Process]*imagespb.ProcessNamespaces{}
