@@ -19,7 +19,7 @@ import (
 var passing = regexp.MustCompile(`(?m)^(?:mnt_id|ino|eventfd-id|map_id|memlock|it_value|ticks|settime flags: 0[01]):?.*\n| ino:\S+ sdev:\S+| f_handle:\S+|^(lock:\s+)\d+:`)
 
 // numbered are links to objects that have a number instead of a name.
-var numbered = regexp.MustCompile(`^(pipe|socket):\[\d+\]$`)
+var numbered = regexp.MustCompile(`^(pipe|socket|net|mnt|uts|ipc|user|pid|time|cgroup):\[\d+\]$`)
 
 // descriptors describes every descriptor of the program's first process, by its number.
 func (w *workload) descriptors(t *testing.T) map[int]string {
