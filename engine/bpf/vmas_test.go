@@ -25,7 +25,7 @@ func TestVMAs(t *testing.T) {
 	}
 	defer func() { _ = unix.Munmap(b) }()
 	flags := func() uint64 {
-		list, err := v.Read(unix.Getpid())
+		list, err := v.Read(unix.Getpid(), 1000)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,8 +32,8 @@ var kernelFlags = sync.OnceValues(func() (*flagReader, error) {
 })
 
 // read lists the mappings of a process; flags are without that of tracking.
-func (f *flagReader) read(pid int) ([]bpf.VMA, error) {
-	list, err := f.vmas.Read(pid)
+func (f *flagReader) read(pid, most int) ([]bpf.VMA, error) {
+	list, err := f.vmas.Read(pid, most)
 	for i := range list {
 		list[i].Flags &^= f.tracked
 	}
@@ -72,7 +72,7 @@ func (f *flagReader) findTracked() (bit uint64, err error) {
 }
 
 func (f *flagReader) flagsAt(addr uint64) (uint64, error) {
-	list, err := f.vmas.Read(unix.Getpid())
+	list, err := f.vmas.Read(unix.Getpid(), ownMappings)
 	for _, v := range list {
 		if v.Start <= addr && addr < v.End {
 			return v.Flags, nil
@@ -87,29 +87,36 @@ func (f *flagReader) flagsAt(addr uint64) (uint64, error) {
 // when it changes its flags while they are read.
 type flagTable struct{ known map[uint64]*procfs.Smaps }
 
-// maxFlags bounds a table.
-const maxFlags = 1 << 12
+const (
+	// maxFlags bounds a table.
+	maxFlags = 1 << 12
+	// newMappings is how many mappings a running program may make between two looks at them.
+	newMappings = 1 << 10
+	// ownMappings bounds those of this program.
+	ownMappings = 1 << 12
+)
 
 // read returns the mappings of a process with the flags and protection keys that smaps has for them, and nothing else of it.
 func (t *flagTable) read(kernel *flagReader, pid int) ([]procfs.Mapping, error) {
-	list, err := kernel.read(pid)
+	maps, err := procfs.Host.Maps(pid)
 	if err != nil {
 		return nil, err
 	}
-	maps, err := procfs.Host.Maps(pid)
+	most := len(maps) + newMappings
+	list, err := kernel.read(pid, most)
 	if err != nil {
 		return nil, err
 	}
 	if t.mark(maps, list) {
 		return maps, nil
 	}
-	if list, err = kernel.read(pid); err != nil {
+	if list, err = kernel.read(pid, most); err != nil {
 		return nil, err
 	}
 	if maps, err = procfs.Host.Smaps(pid); err != nil {
 		return nil, err
 	}
-	after, err := kernel.read(pid)
+	after, err := kernel.read(pid, most)
 	if err != nil {
 		return nil, err
 	}

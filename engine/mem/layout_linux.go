@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/bpf"
 	"migrate/engine/procfs"
 )
 
@@ -57,10 +58,12 @@ const smallEnough = 512 << 20 / PageSize
 func (r *LayoutReader) Read(running bool) (*Layout, error) {
 	if kernel, err := kernelFlags(); err == nil {
 		maps, err := r.flags.read(kernel, r.pid)
-		if err != nil {
+		if err == nil {
+			return r.describe(maps, running)
+		}
+		if !errors.Is(err, bpf.ErrDisorder) {
 			return nil, fmt.Errorf("mappings of pid %d: %w", r.pid, err)
 		}
-		return r.describe(maps, running)
 	}
 	before := r.last
 	if before == nil {
