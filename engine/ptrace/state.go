@@ -108,7 +108,9 @@ func (t *Tracer) PeekSigInfo(ctx context.Context, tid int, shared bool) ([]SigIn
 			for i := range n {
 				out = append(out, SigInfo(b[i*len(SigInfo{}):]))
 			}
-			if n < chunk {
+			// Fewer than asked for need not be the last: the kernel also breaks off when this thread has a signal pending, such as
+			// the runtime's own (ptrace_peek_siginfo in kernel/ptrace.c).
+			if n == 0 {
 				return nil
 			}
 		}

@@ -20,8 +20,11 @@ import (
 
 // TestMain lets the test binary be its own tracee: many goroutines, each locked to a thread.
 func TestMain(m *testing.M) {
-	if os.Getenv("PTRACE_TEST_TARGET") == "vfork" {
+	switch os.Getenv("PTRACE_TEST_TARGET") {
+	case "vfork":
 		vforkMain()
+	case "queue":
+		queueMain()
 	}
 	if os.Getenv("PTRACE_TEST_TARGET") != "" {
 		var locked sync.WaitGroup
@@ -345,4 +348,77 @@ func childrenOf(t *testing.T, pid int) []string {
 		}
 	}
 	return all
+}
+
+// queued is how many signals wait in the target of TestPeekSigInfoUnderSignals.
+const queued = 500
+
+// queueMain blocks a signal in a thread, queues it there, and waits.
+func queueMain() {
+	runtime.LockOSThread()
+	const rtmax = 64
+	set := unix.Sigset_t{Val: [16]uint64{1 << (rtmax - 1)}}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil); err != nil {
+		panic(err)
+	}
+	for i := range queued {
+		info := SigInfo{rtmax}
+		info[8], info[9], info[10], info[11] = 0xff, 0xff, 0xff, 0xff // SI_QUEUE
+		info[24], info[25] = byte(i), byte(i>>8)
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_TGSIGQUEUEINFO, uintptr(os.Getpid()), uintptr(unix.Gettid()), rtmax, address(&info), 0, 0); errno != 0 {
+			panic(errno)
+		}
+	}
+	os.Stdout.WriteString("x")
+	for {
+		unix.Nanosleep(&unix.Timespec{Sec: 1}, nil)
+	}
+}
+
+// TestPeekSigInfoUnderSignals reads a long queue while the reading thread is sent signals itself.
+func TestPeekSigInfoUnderSignals(t *testing.T) {
+	tracer, ctx := newTracer(t)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET=queue")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	stops, err := tracer.SeizeAll(ctx, cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			default:
+				_ = unix.Tgkill(os.Getpid(), tracer.tid, unix.SIGURG) // as the runtime does to preempt
+			}
+		}
+	}()
+	defer func() { close(quit); <-done }()
+	for range 10 {
+		most := 0
+		for _, st := range stops {
+			list, err := tracer.PeekSigInfo(ctx, st.TID, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			most = max(most, len(list))
+		}
+		if most != queued {
+			t.Fatalf("%d of %d signals were read", most, queued)
+		}
+	}
 }

