@@ -54,7 +54,7 @@ func TestConformance(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			s := begin(t, 3*time.Minute)
+			s := begin(t, time.Minute)
 			dir := "/tmp/" + name
 			s.On("host1", "mkdir", "-p", "-m", "777", dir)
 			cmd := exec.CommandContext(s.Ctx, "gcc", "-O1", "-pthread", "-o", s.inside("host1")+dir+"/program", src)
@@ -64,7 +64,7 @@ func TestConformance(t *testing.T) {
 			s.Workload(name, "", "/bin/sh", "-c", "cd "+dir+" && exec "+dir+"/program")
 			s.eventually("host1", dir+"/ready")
 			s.copyDir(dir, "host1", "host2")
-			s.Move(name, "host2", "--max-downtime", "10s")
+			s.Move(name, "host2", "--max-downtime", "2s")
 			s.On("host2", "kill", "-TERM", strconv.Itoa(s.ps(name).PID))
 			if result := s.eventually("host2", dir+"/result"); strings.TrimSpace(result) != "pass" {
 				t.Error(result)

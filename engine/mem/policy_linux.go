@@ -23,7 +23,7 @@ const (
 	policyOfAddress = 2                // MPOL_F_ADDR
 	policyMask      = 128              // bytes of a mask of memory nodes
 	policyNodes     = policyMask*8 + 1 // counts one more than there are (mbind(2), "bugs")
-	maxPolicyAsks   = 256
+	maxPolicyAsks   = 8192             // of one batch: the thread is borrowed anew for each, which takes longer than a hundred questions
 )
 
 // A PolicyCuts knows where policies of shared memory may change: where a mapping of any process begins.
