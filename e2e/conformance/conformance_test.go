@@ -133,6 +133,10 @@ func start(ctx context.Context, t *testing.T, bin, dir, program string) *workloa
 		close(w.exited)
 	}()
 	t.Cleanup(func() {
+		if t.Failed() {
+			result, _ := os.ReadFile(filepath.Join(w.dir, "result"))
+			t.Logf("the program's result is %q; it printed:\n%s", result, w.output())
+		}
 		_ = unix.Kill(-w.pid, unix.SIGKILL)
 		_ = unix.Kill(w.pid, unix.SIGKILL)
 		<-w.exited

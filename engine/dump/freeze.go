@@ -8,11 +8,15 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"migrate/arch"
 	"migrate/engine"
+	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/ptrace"
 	"migrate/engine/task"
+	"migrate/engine/thread"
 )
 
 // frozen is a process all of whose threads are stopped.
@@ -32,8 +36,11 @@ func isZombie(fs procfs.FS, pid int) bool {
 }
 
 // maxPasses bounds how often the tree is listed anew while it is being stopped. Each pass stops everything that it
-// finds, so only what is born between two passes keeps it going.
+// finds and waits for what is ending, so only what is born between two passes keeps it going.
 const maxPasses = 100
+
+// endingTime is how long a process may take to end: the kernel takes its memory and files apart meanwhile.
+const endingTime = 10 * time.Second
 
 // Freeze stops every thread of every process of the tree, also those that are born meanwhile. On failure the tree runs
 // on.
@@ -51,11 +58,11 @@ func (s *Source) Freeze(ctx context.Context) (err error) {
 	}()
 	s.stoppedAt = time.Now()
 	for range maxPasses {
-		tree, err := s.find()
+		tree, ending, err := s.find()
 		if err != nil {
 			return err
 		}
-		fresh := false
+		fresh := len(ending) > 0
 		for _, p := range tree {
 			if stopped[p.PID] != nil {
 				continue
@@ -64,6 +71,7 @@ func (s *Source) Freeze(ctx context.Context) (err error) {
 			stops, err := s.tracer.SeizeAll(ctx, p.PID, 0)
 			zombie := errors.Is(err, ptrace.ErrGone) || err == nil && len(stops) == 0
 			if zombie && !isZombie(s.fs, p.PID) {
+				ending = append(ending, p.Group())
 				continue
 			}
 			if err != nil && !zombie {
@@ -74,8 +82,34 @@ func (s *Source) Freeze(ctx context.Context) (err error) {
 		if !fresh {
 			return s.settle(ctx, tree, stopped)
 		}
+		for _, pid := range ending {
+			if err := awaitEnd(ctx, s.fs, pid); err != nil {
+				return fmt.Errorf("freezing pid %d: %w", s.target.PID, err)
+			}
+		}
 	}
 	return fmt.Errorf("the tree of pid %d bears processes faster than they can be stopped", s.target.PID)
+}
+
+// awaitEnd returns when a process that is ending waits for its parent, or is gone.
+func awaitEnd(ctx context.Context, fs procfs.FS, pid int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, endingTime, fmt.Errorf("it has not come to its end in %v", endingTime))
+	defer cancel()
+	fd, err := thread.Pidfd(pid)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pid %d, which is ending: pidfd_open: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }() // a handle: nothing is lost
+	if err = ns.AwaitExit(ctx, fd); err == nil && !isZombie(fs, pid) {
+		err = ns.AwaitReleased(ctx, fd)
+	}
+	if err != nil {
+		return fmt.Errorf("pid %d, which is ending: %w", pid, err)
+	}
+	return nil
 }
 
 // settle describes the stopped tree, now that nothing in it changes any more.

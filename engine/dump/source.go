@@ -86,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 
 // list reads the tree anew.
 func (s *Source) list() (err error) {
-	if s.procs, err = s.find(); err != nil {
+	if s.procs, _, err = s.find(); err != nil {
 		return err
 	}
 	return task.FindShared(s.procs)

@@ -21,6 +21,9 @@ var (
 	ErrEmptyTree    = errors.New("no process is left in the workload")
 )
 
+// errEnding means that a process has no memory any more and is no zombie yet, or is just being reaped. It matches procfs.ErrGone.
+var errEnding = fmt.Errorf("the process is ending: %w", procfs.ErrGone)
+
 // maxTree bounds the processes of one tree.
 const maxTree = 1 << 16
 
@@ -32,8 +35,9 @@ type Target struct {
 }
 
 // findTree lists the processes of the tree, parents before their children, children in the order of their birth. On a
-// running tree the answer is a snapshot; on a stopped one it is exact.
-func findTree(fs procfs.FS, t Target) ([]*engine.Process, error) {
+// running tree the answer is a snapshot; on a stopped one it is exact, if none of those that were left out is ending: their parents
+// still have them as children.
+func findTree(fs procfs.FS, t Target) (tree []*engine.Process, ending []int, err error) {
 	roots, parent := []int{t.PID}, 0
 	if t.Init != 0 {
 		var err error
@@ -43,35 +47,34 @@ func findTree(fs procfs.FS, t Target) ([]*engine.Process, error) {
 			err = ErrEmptyTree
 		}
 		if err != nil {
-			return nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, err)
+			return nil, nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, err)
 		}
 		if len(roots) == 0 {
-			return nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, ErrEmptyTree)
+			return nil, nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, ErrEmptyTree)
 		}
 	}
-	var tree []*engine.Process
 	for _, root := range roots {
-		sub, err := subtree(fs, root, parent)
+		sub, left, err := subtree(fs, root, parent)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		tree = append(tree, sub...)
+		tree, ending = append(tree, sub...), append(ending, left...)
 	}
-	return tree, nil
+	return tree, ending, nil
 }
 
 // find lists the tree. One that is to have a terminal of its own is described as if its root had begun a session: a session whose
 // leader stays behind can have no terminal (disassociate_ctty in drivers/tty/tty_jobctrl.c).
-func (s *Source) find() ([]*engine.Process, error) {
-	tree, err := findTree(s.fs, s.target)
+func (s *Source) find() (tree []*engine.Process, ending []int, err error) {
+	tree, ending, err = findTree(s.fs, s.target)
 	if err != nil || !s.opts.NewTerminals || s.target.Init != 0 {
-		return tree, err
+		return tree, ending, err
 	}
 	root := *tree[0]
 	led := slices.ContainsFunc(tree, func(p *engine.Process) bool { return p.VPID == root.VSID })
 	inside := slices.ContainsFunc(tree, func(p *engine.Process) bool { return p.VPID == root.VPGID })
 	if led {
-		return tree, nil
+		return tree, ending, nil
 	}
 	for _, p := range tree {
 		if p.VSID != root.VSID {
@@ -82,28 +85,30 @@ func (s *Source) find() ([]*engine.Process, error) {
 			p.VPGID = root.VPID
 		}
 	}
-	return tree, nil
+	return tree, ending, nil
 }
 
-// subtree is a process with all its descendants; rootParent is what the process itself sees as its parent.
-func subtree(fs procfs.FS, root, rootParent int) ([]*engine.Process, error) {
+// subtree is a process with all its descendants but those that are ending; rootParent is what the process itself sees as its parent.
+func subtree(fs procfs.FS, root, rootParent int) (tree []*engine.Process, ending []int, err error) {
 	type task struct{ pid, vppid int }
-	var tree []*engine.Process
 	for queue := []task{{root, rootParent}}; len(queue) > 0; queue = queue[1:] {
 		pid := queue[0].pid
 		p, err := describe(fs, pid)
 		if errors.Is(err, procfs.ErrGone) && pid != root {
-			continue // a descendant that ended between the listing and now
+			if errors.Is(err, errEnding) {
+				ending = append(ending, pid)
+			}
+			continue // else it ended between the listing and now
 		}
 		if errors.Is(err, procfs.ErrGone) {
-			return nil, fmt.Errorf("pid %d: %w", pid, ErrNoProcess)
+			return nil, nil, fmt.Errorf("pid %d: %w", pid, ErrNoProcess)
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		below, err := children(fs, pid)
 		if err != nil && !errors.Is(err, procfs.ErrGone) {
-			return nil, err
+			return nil, nil, err
 		}
 		p.VPPID = queue[0].vppid
 		tree = append(tree, p)
@@ -111,10 +116,10 @@ func subtree(fs procfs.FS, root, rootParent int) ([]*engine.Process, error) {
 			queue = append(queue, task{c, p.VPID})
 		}
 		if len(tree)+len(queue) > maxTree {
-			return nil, fmt.Errorf("pid %d: the tree has more than %d processes", root, maxTree)
+			return nil, nil, fmt.Errorf("pid %d: the tree has more than %d processes", root, maxTree)
 		}
 	}
-	return tree, nil
+	return tree, ending, nil
 }
 
 // children lists the children of all threads of a process.
@@ -148,7 +153,7 @@ func describe(fs procfs.FS, pid int) (*engine.Process, error) {
 		if st.KThread || stat.Flags&procfs.FlagKThread != 0 {
 			return nil, fmt.Errorf("pid %d (%s): %w", pid, st.Name, ErrKernelThread)
 		}
-		return nil, fmt.Errorf("pid %d (%s) is ending: %w", pid, st.Name, procfs.ErrGone)
+		return nil, fmt.Errorf("pid %d (%s): %w", pid, st.Name, errEnding)
 	}
 	p := &engine.Process{PID: pid, VPID: last(st.NSTGID, pid), VPGID: last(st.NSPGID, 0), VSID: last(st.NSSID, 0)}
 	return p, listThreads(fs, p, st.State == 'Z')

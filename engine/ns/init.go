@@ -233,8 +233,10 @@ func Adopt(pid int) (*Init, error) {
 // AwaitExit returns when the process of the pidfd has ended (pidfd_open(2): it becomes readable).
 func AwaitExit(ctx context.Context, pidfd int) error { return awaitPidfd(ctx, pidfd, unix.POLLIN) }
 
-// AwaitReaped returns when nothing is left of a process that has ended, so that its id is free (pidfd_poll in
-// kernel/fork.c: POLLHUP, since Linux 6.9).
+// AwaitReleased returns when nothing is left of the process of the pidfd (pidfd_poll in kernel/fork.c: POLLHUP, since Linux 6.9).
+func AwaitReleased(ctx context.Context, pidfd int) error { return awaitPidfd(ctx, pidfd, 0) } // POLLHUP needs no asking
+
+// AwaitReaped returns when nothing is left of a process that has ended, so that its id is free.
 func AwaitReaped(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -244,7 +246,7 @@ func AwaitReaped(ctx context.Context, pid int) error {
 		return fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return awaitPidfd(ctx, fd, 0) // POLLHUP needs no asking
+	return AwaitReleased(ctx, fd)
 }
 
 func awaitPidfd(ctx context.Context, pidfd int, events int16) error {

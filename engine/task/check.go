@@ -149,8 +149,13 @@ func checkNamespaces(c *checker) error {
 			return err
 		}
 		later, err := c.fs.Link(c.p.PID, "ns", n+"_for_children")
-		// A pid namespace into which nobody has been born yet cannot be named; it is another one all the same.
-		if err != nil && !errors.Is(err, procfs.ErrGone) {
+		if errors.Is(err, procfs.ErrGone) {
+			// A pid namespace into which nobody has been born yet cannot be named; it is another one all the same. Of a process that
+			// is ending, none of those can be named that it has through its nsproxy (fs/nsfs.c, ns_get_name).
+			if _, ending := c.fs.Link(c.p.PID, "ns", "uts"); ending != nil {
+				return ending
+			}
+		} else if err != nil {
 			return err
 		}
 		if now != later {

@@ -4,6 +4,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -204,5 +205,26 @@ func TestSpeculationOf(t *testing.T) {
 		if s := "[" + strings.Join(got, " ") + "]"; s != want {
 			t.Errorf("0x%x: %s, want %s", flags, s, want)
 		}
+	}
+}
+
+// Of a process that has ended no namespace can be named but that of its ids; that says nothing of its children.
+func TestCheckOfWhatIsEnding(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	c, err := newChecker(procfs.Host, &engine.Process{PID: pid, Threads: []engine.Thread{{TID: pid}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waitState(t, pid, 'Z')
+	if err := checkNamespaces(c); !errors.Is(err, procfs.ErrGone) || len(c.found) != 0 {
+		t.Errorf("%v, found %v", err, c.found)
 	}
 }
