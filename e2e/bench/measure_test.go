@@ -20,8 +20,10 @@ import (
 type figures struct {
 	mib      int
 	blackout []float64 // ms, as the move reports it
-	gap      []float64 // ms, longest between two beats of the program's own heart
+	gap      []float64 // ms, between the two beats of the program's own heart between which it was moved
 	apart    []float64 // ms, |gap - blackout|
+	waits    []float64 // ms, longest other time between two beats during a move
+	aside    []float64 // ms, longest time between two beats during the plain stream, which has nothing to do with the program
 	stop     []float64 // ms of blackout with --strategy stop
 	round    []float64 // bytes/s of the first round
 	stream   []float64 // bytes/s of a plain TLS stream of as many bytes
@@ -40,7 +42,7 @@ func (r *rig) measure(ctx context.Context, mib int) (_ *figures, err error) {
 	f := &figures{mib: mib}
 	for i := range *moves {
 		began := time.Now()
-		m, gap, rate, err := d.move(ctx)
+		m, beat, err := d.move(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -52,20 +54,26 @@ func (r *rig) measure(ctx context.Context, mib int) (_ *figures, err error) {
 		if err != nil {
 			return nil, err
 		}
+		aside, err := d.beat(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f.aside = append(f.aside, aside.longest)
 		f.blackout = append(f.blackout, m.DowntimeMS)
-		f.gap = append(f.gap, gap)
-		f.apart = append(f.apart, math.Abs(gap-m.DowntimeMS))
+		f.gap = append(f.gap, beat.moved)
+		f.apart = append(f.apart, math.Abs(beat.moved-m.DowntimeMS))
+		f.waits = append(f.waits, beat.longest)
 		f.round = append(f.round, float64(first.BytesSent)/(first.MS/1000))
 		f.stream = append(f.stream, stream)
-		f.rate = append(f.rate, rate)
+		f.rate = append(f.rate, beat.rate)
 		f.tracker = m.Tracker
-		if math.Abs(gap-m.DowntimeMS) > maxApart {
-			f.notes = append(f.notes, fmt.Sprintf("a gap of %.1f ms ended %.0f ms after the move was asked for, which took %.0f ms, with %.1f ms of blackout",
-				gap, float64(d.gapEnd.Sub(began))/1e6, m.TotalMS, m.DowntimeMS))
+		if beat.longest > m.DowntimeMS {
+			f.notes = append(f.notes, fmt.Sprintf("a gap of %.1f ms, without being moved, ended %.0f ms after the move was asked for, which took %.0f ms, with %.1f ms of blackout",
+				beat.longest, float64(beat.end.Sub(began))/1e6, m.TotalMS, m.DowntimeMS))
 		}
 	}
 	for range *stops {
-		m, _, _, err := d.move(ctx, "--strategy", "stop", "--max-downtime", "5m", "--timeout", "5m")
+		m, _, err := d.move(ctx, "--strategy", "stop", "--max-downtime", "5m", "--timeout", "5m")
 		if err != nil {
 			return nil, err
 		}
@@ -83,7 +91,14 @@ type dirty struct {
 	dir     string // its working directory, which every host has
 	written uint64
 	looked  time.Time
-	gapEnd  time.Time // of the longest gap that it told of last
+}
+
+// heartbeat is what the program tells of the time since it was asked last.
+type heartbeat struct {
+	moved   float64   // ms between the two beats between which it was moved; 0 if it was not
+	longest float64   // ms, longest other gap
+	end     time.Time // of that one
+	rate    float64   // pages written per second; NaN when it has begun to count anew, which it does after a long pause
 }
 
 func (r *rig) start(ctx context.Context, mib int) (*dirty, error) {
@@ -126,45 +141,46 @@ func (d *dirty) other() *lab.Host {
 	return d.r.hosts.Host("host1")
 }
 
-// move moves the program to the other host. gap is the longest time between two of its heartbeats from just before the
-// move to just after it, in ms; rate is how many pages per second it has written meanwhile.
-func (d *dirty) move(ctx context.Context, flags ...string) (m *report, gap, rate float64, err error) {
-	if _, _, err = d.beat(ctx); err != nil { // starts the measure of the gap anew
-		return nil, 0, 0, err
+// move moves the program to the other host. The heartbeat is that of the time from just before the move to just after it.
+func (d *dirty) move(ctx context.Context, flags ...string) (*report, heartbeat, error) {
+	if _, err := d.beat(ctx); err != nil { // starts the measure of the gaps anew
+		return nil, heartbeat{}, err
 	}
 	to := d.other()
-	if m, err = d.r.move(ctx, d.name, to.Name(), flags...); err != nil {
-		return nil, 0, 0, err
+	m, err := d.r.move(ctx, d.name, to.Name(), flags...)
+	if err != nil {
+		return nil, heartbeat{}, err
 	}
 	d.at, d.pid = to, m.DestinationPID
-	gap, rate, err = d.beat(ctx)
-	return m, gap, rate, err
+	h, err := d.beat(ctx)
+	if err == nil && h.moved == 0 {
+		err = fmt.Errorf("%s: %s has not seen that it was moved", d.at.Name(), d.name)
+	}
+	return m, h, err
 }
 
-// beat asks the program for its heartbeat: the longest gap in ms since it was asked last, and how many pages per second it has
-// written since then; NaN when it has begun to count anew, which it does after a long pause.
-func (d *dirty) beat(ctx context.Context) (gap, rate float64, err error) {
+// beat asks the program for its heartbeat.
+func (d *dirty) beat(ctx context.Context) (heartbeat, error) {
 	path := filepath.Join(d.dir, "heartbeat")
 	if _, err := d.at.Exec(ctx, "sh", "-c", `rm -f "$1" && kill -USR1 "$2"`, "sh", path, strconv.Itoa(d.pid)); err != nil {
-		return 0, 0, err
+		return heartbeat{}, err
 	}
 	text, err := d.await(ctx, "heartbeat")
 	if err != nil {
-		return 0, 0, err
+		return heartbeat{}, err
 	}
-	var gapNS, count, written uint64
+	var movedNS, longestNS, count, written uint64
 	var end int64
-	if _, err := fmt.Sscanf(string(text), "beat %d %d %d %d\n", &gapNS, &count, &written, &end); err != nil {
-		return 0, 0, fmt.Errorf("%s: %s: %w in %q", d.at.Name(), path, err, text)
+	if _, err := fmt.Sscanf(string(text), "beat %d %d %d %d %d\n", &movedNS, &longestNS, &end, &count, &written); err != nil {
+		return heartbeat{}, fmt.Errorf("%s: %s: %w in %q", d.at.Name(), path, err, text)
 	}
-	d.gapEnd = time.Unix(0, end)
+	h := heartbeat{moved: float64(movedNS) / 1e6, longest: float64(longestNS) / 1e6, end: time.Unix(0, end), rate: math.NaN()}
 	now := time.Now()
-	rate = math.NaN()
 	if written >= d.written && !d.looked.IsZero() {
-		rate = float64(written-d.written) / now.Sub(d.looked).Seconds()
+		h.rate = float64(written-d.written) / now.Sub(d.looked).Seconds()
 	}
 	d.written, d.looked = written, now
-	return float64(gapNS) / 1e6, rate, nil
+	return h, nil
 }
 
 // await returns a file of the program once it is there. It is in another mount namespace, so there is nothing that could be

@@ -75,8 +75,10 @@ func printTable(out io.Writer, rows []figures) int {
 		blackouts = append(blackouts, b)
 		size := fmt.Sprintf("%d MiB: ", f.mib)
 		line(size+"blackout, median of "+fmt.Sprint(len(f.blackout)), fmt.Sprintf("%.1f ms (worst %.1f)", b, worst(f.blackout)), fmt.Sprintf("< %.0f ms", maxBlackout), v.of(b < maxBlackout))
-		line(size+"heartbeat's longest gap, median", fmt.Sprintf("%.1f ms (worst %.1f)", median(f.gap), worst(f.gap)), "", "")
+		line(size+"heartbeat's gap across the move", fmt.Sprintf("%.1f ms (worst %.1f)", median(f.gap), worst(f.gap)), "", "")
 		line(size+"gap and blackout apart, median", fmt.Sprintf("%.2f ms (worst %.2f)", median(f.apart), worst(f.apart)), fmt.Sprintf("<= %.0f ms", maxApart), v.of(median(f.apart) <= maxApart))
+		line(size+"longest gap while it is copied", fmt.Sprintf("%.1f ms (worst %.1f)", median(f.waits), worst(f.waits)),
+			fmt.Sprintf("%.1f ms (worst %.1f)", median(f.aside), worst(f.aside)), "during the plain stream")
 		ratio, floor, held := median(f.stop)/b, "", ""
 		if f.mib == largest {
 			floor, held = fmt.Sprintf(">= %.0f times", minStopRatio), v.of(ratio >= minStopRatio)
