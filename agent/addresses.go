@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,9 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	agentapi "migrate/agent/api"
+	"migrate/agent/workload"
 )
 
 // checkAddress refuses an address that a workload which starts here cannot have: of this host, or of a network that its
@@ -54,4 +58,83 @@ func bridgeNetworks(name string) ([]netip.Prefix, error) {
 		}
 	}
 	return out, nil
+}
+
+// linkMTU is the size in bytes of the largest packet on the link that carries a tree's addresses here: a workload's own port,
+// or the device of this host that has those of a bare process. 0 without an address.
+func (a *Agent) linkMTU(env *workload.Env, addresses []string) (uint32, error) {
+	if len(addresses) == 0 || a.host.ports == nil {
+		return 0, nil
+	}
+	if env != nil && !env.Spec().GetBare() {
+		return a.host.ports.MTU(env.Name())
+	}
+	p, err := netip.ParsePrefix(addresses[0])
+	if err != nil {
+		return 0, fmt.Errorf("address %q: %w", addresses[0], err)
+	}
+	return a.deviceMTU(p, true)
+}
+
+// deviceMTU is that of the device which carries, or would carry, an address on this host.
+func (a *Agent) deviceMTU(p netip.Prefix, bare bool) (uint32, error) {
+	name := a.host.bridge
+	if bare {
+		var err error
+		if name, err = deviceFor(p); err != nil {
+			return 0, err
+		}
+	}
+	if name == "" {
+		return 0, errors.New("the host has no bridge (bridge in the agent's configuration)")
+	}
+	dev, err := net.InterfaceByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("device %s: %w", name, err)
+	}
+	return uint32(dev.MTU), nil
+}
+
+// planAddresses checks that the addresses that come along fit this host's network.
+func (a *Agent) planAddresses(needs *agentapi.Requirements, bare bool, block blocker) {
+	for _, s := range needs.GetAddresses() {
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			block("address", s, "", "%v", err)
+		case a.host.ports == nil:
+			block("address", s, "", "the host's network cannot be changed by its agent")
+		case ownAddress(p.Addr()):
+			block("address", s, "take it off this host's device", "the address is in use there: it is one of the host's own")
+		case !a.onLink(p):
+			block("address", s, "", "the host has no address in the network %v, so its link does not reach the workload's clients", p.Masked())
+		default:
+			switch mtu, err := a.deviceMTU(p, bare); {
+			case err != nil:
+				block("address", s, "", "%v", err)
+			case mtu < needs.GetMtu():
+				block("address", s, "give this host's device the same MTU", "the link takes packets of %d bytes, that of the source %d: larger ones of the connections that move would get lost", mtu, needs.GetMtu())
+			}
+		}
+	}
+}
+
+// ownAddress says that a device of this host has the address.
+func ownAddress(a netip.Addr) bool {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return false // building the port will say so
+	}
+	return slices.ContainsFunc(list, func(x net.Addr) bool {
+		p, err := netip.ParsePrefix(x.String())
+		return err == nil && p.Addr().Unmap() == a.Unmap()
+	})
+}
+
+// onLink says that the host has an address in the same network.
+func (a *Agent) onLink(p netip.Prefix) bool {
+	return slices.ContainsFunc(a.node.GetAddresses(), func(s string) bool {
+		own, err := netip.ParsePrefix(s)
+		return err == nil && p.Contains(own.Addr())
+	})
 }

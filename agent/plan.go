@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -86,8 +84,11 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 			}
 		}
 	}
-	if reply.Requirements.Extra, err = extraOf(tree, needed); err != nil {
+	if reply.Requirements.Extra, err = extraOf(tree, needed, env == nil || env.Spec().GetBare()); err != nil {
 		return nil, planError(err)
+	}
+	if reply.Requirements.Mtu, err = a.linkMTU(env, reply.GetAddresses()); err != nil {
+		return nil, err
 	}
 	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), neededFeatures
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
@@ -120,9 +121,10 @@ func (a *Agent) planContents(ctx context.Context, req *agentapi.PlanSourceReques
 type extraNeeds struct {
 	Files []files.Needed  `json:"files"`
 	Tasks json.RawMessage `json:"tasks,omitempty"` // task.Needs
+	Bare  bool            `json:"bare,omitempty"`  // its addresses are on a host's own device
 }
 
-func extraOf(tree []*engine.Process, needed []files.Needed) ([]byte, error) {
+func extraOf(tree []*engine.Process, needed []files.Needed, bare bool) ([]byte, error) {
 	n, err := task.ReadNeeds(procfs.Host, tree)
 	if err != nil {
 		return nil, err
@@ -131,7 +133,7 @@ func extraOf(tree []*engine.Process, needed []files.Needed) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(extraNeeds{Files: needed, Tasks: tasks})
+	return json.Marshal(extraNeeds{Files: needed, Tasks: tasks, Bare: bare})
 }
 
 // neededFeatures are the kernel features without which a copy cannot be built, as engine/kernel names them.
@@ -274,49 +276,12 @@ func (a *Agent) PlanDestination(ctx context.Context, req *agentapi.PlanDestinati
 			block("workload", req.GetWorkload(), "", "a copy of %s is here already", req.GetWorkload())
 		}
 	}
-	a.planAddresses(needs.GetAddresses(), block)
+	a.planAddresses(needs, extra.Bare, block)
 	return reply, nil
 }
 
 // memoryReserve is what a host keeps for itself beside a workload that arrives.
 const memoryReserve = 64 << 20
-
-// planAddresses checks that the addresses that come along fit this host's network.
-func (a *Agent) planAddresses(addresses []string, block func(kind, where, remedy, format string, args ...any)) {
-	for _, s := range addresses {
-		p, err := netip.ParsePrefix(s)
-		switch {
-		case err != nil:
-			block("address", s, "", "%v", err)
-		case a.host.ports == nil:
-			block("address", s, "", "the host's network cannot be changed by its agent")
-		case ownAddress(p.Addr()):
-			block("address", s, "take it off this host's device", "the address is in use there: it is one of the host's own")
-		case !a.onLink(p):
-			block("address", s, "", "the host has no address in the network %v, so its link does not reach the workload's clients", p.Masked())
-		}
-	}
-}
-
-// ownAddress says that a device of this host has the address.
-func ownAddress(a netip.Addr) bool {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return false // building the port will say so
-	}
-	return slices.ContainsFunc(list, func(x net.Addr) bool {
-		p, err := netip.ParsePrefix(x.String())
-		return err == nil && p.Addr().Unmap() == a.Unmap()
-	})
-}
-
-// onLink says that the host has an address in the same network.
-func (a *Agent) onLink(p netip.Prefix) bool {
-	return slices.ContainsFunc(a.node.GetAddresses(), func(s string) bool {
-		own, err := netip.ParsePrefix(s)
-		return err == nil && p.Contains(own.Addr())
-	})
-}
 
 // without lists what of a is not in b.
 func without(a, b []string) []string {

@@ -126,6 +126,15 @@ func (h *Host) List(ctx context.Context) ([]Info, error) {
 	return out, nil
 }
 
+// MTU is that of a port, in bytes.
+func (h *Host) MTU(name string) (uint32, error) {
+	l, err := h.nl.LinkByName(portPrefix + id(name))
+	if err != nil {
+		return 0, fmt.Errorf("port %q: %w", name, err)
+	}
+	return uint32(l.Attrs().MTU), nil
+}
+
 // links lists all devices; a dump that changes under way is asked for again.
 func (h *Host) links(ctx context.Context) ([]netlink.Link, error) {
 	for {

@@ -102,6 +102,7 @@ func TestRefusedTargets(t *testing.T) {
 	s := begin(t, time.Minute)
 	s.Workload("still", "", "sleep", "1000")
 	before := s.ps("still")
+	untouched := s.asleep("host1", before.PID)
 	s.refused([]string{"--pid", "99999"}, "host2", "99999")
 	s.refused([]string{"--pid", "-3"}, "host2", "-3")
 	s.refused([]string{"--pid", "1"}, "host2", "pid 1")
@@ -116,6 +117,7 @@ func TestRefusedTargets(t *testing.T) {
 	s.Fails(0, "host1", cluster.Migrate, "move", "still")
 	s.Fails(0, "host1", cluster.Migrate, "move", "--to", "host2")
 	s.Fails(0, "host1", cluster.Migrate, "move", "still", "--pid", "1", "--to", "host2")
+	untouched()
 	s.unmoved(before)
 	s.Move("still", "host2") // and nothing of all this is in the way of a good move
 }
@@ -163,8 +165,10 @@ attr = ctypes.create_string_buffer(b'\x01\0\0\0\x70\0\0\0', 128)
 			s.Workload(name, "", "/usr/bin/python3", "-c", c.script+sleeper)
 			s.Logs(name, "up\n")
 			before := s.ps(name)
+			untouched := s.asleep("host1", before.PID)
 			s.refused([]string{name}, "host2", append(c.words, "pid "+strconv.Itoa(before.PID))...)
 			s.Fails(3, "host1", cluster.Migrate, "plan", name, "--to", "host2")
+			untouched()
 			s.unmoved(before)
 		})
 	}
@@ -186,7 +190,9 @@ func TestMissingFile(t *testing.T) {
 		s.Workload(name, "", "/usr/bin/python3", "-c", "f = open('"+path+"')\nf.readline()"+sleeper)
 		s.Logs(name, "up\n")
 		before := s.ps(name)
+		untouched := s.asleep("host1", before.PID)
 		s.refused([]string{name}, "host2", append(words, path, "host2")...)
+		untouched()
 		s.unmoved(before)
 	}
 

@@ -1,0 +1,125 @@
+//go:build linux
+
+package moves
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"migrate/e2e/cluster"
+)
+
+// asleep returns when a process sleeps by clock_nanosleep(2). The function that it returns checks that nothing has woken it
+// since: whatever stops, traces or freezes a process does.
+func (s *scope) asleep(host string, pid int) (untouched func()) {
+	s.Helper()
+	proc := "/proc/" + strconv.Itoa(pid)
+	s.until("it to sleep", func() bool {
+		text := s.On(host, "cat", proc+"/wchan", proc+"/stat")
+		return strings.Contains(text, "nanosleep") && strings.Contains(text, ") S ")
+	})
+	before := s.switches(host, proc)
+	return func() {
+		s.Helper()
+		if after := s.switches(host, proc); before == 0 || after != before {
+			s.Errorf("pid %d on %s has gone to sleep %d times, and %d times before the refusals", pid, host, after, before)
+		}
+	}
+}
+
+// switches counts how often the threads of a process have given a processor up.
+func (s *scope) switches(host, proc string) (n int) {
+	s.Helper()
+	for line := range strings.Lines(s.On(host, "sh", "-c", "cat "+proc+"/task/*/status")) {
+		if f := strings.Fields(line); len(f) == 2 && strings.HasSuffix(f[0], "voluntary_ctxt_switches:") {
+			k, err := strconv.Atoi(f[1])
+			if err != nil {
+				s.Fatal(err)
+			}
+			n += k
+		}
+	}
+	return n
+}
+
+// cleanly undoes what a test has done to a host; the context of the test is over by then.
+func (s *scope) cleanly(undo func(late *scope)) {
+	s.Helper()
+	s.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		undo(&scope{&cluster.Scope{T: s.T, Ctx: ctx}})
+	})
+}
+
+// setMTU changes that of a host's bridge, and returns what it was.
+func (s *scope) setMTU(host string, mtu int) (before int) {
+	s.Helper()
+	s.onBridge(host, func(h *netlink.Handle, l netlink.Link) error {
+		before = l.Attrs().MTU
+		return h.LinkSetMTU(l, mtu)
+	})
+	return before
+}
+
+// TestDestinationLacks refuses to move to a host without room, and over links that do not reach the address. The process is not
+// so much as woken.
+func TestDestinationLacks(t *testing.T) {
+	managed := func(addr string) func(*scope, string) []string {
+		return func(s *scope, name string) []string {
+			s.Workload(name, addr, "sleep", "1000")
+			return []string{name}
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		start func(s *scope, name string) []string // returns the target
+		lack  func(s *scope)
+		words []string
+	}{
+		{"memory", managed(""), func(s *scope) {
+			s.On("host2", "sh", "-c", "sed 's/^MemAvailable:.*/MemAvailable: 32768 kB/' /proc/meminfo > /tmp/meminfo && mount --bind /tmp/meminfo /proc/meminfo")
+			s.cleanly(func(late *scope) { late.On("host2", "umount", "/proc/meminfo") })
+		}, []string{"32 MiB of memory are free", "host2"}},
+		{"mtu", managed("10.77.0.83/24"), func(s *scope) {
+			before := s.setMTU("host2", 1400)
+			s.cleanly(func(late *scope) { late.setMTU("host2", before) })
+		}, []string{"10.77.0.83", "1400", "1500", "host2"}},
+		{"mtu-bare", func(s *scope, _ string) []string { return s.listener("10.77.0.84") }, func(s *scope) {
+			before := s.setMTU("host2", 1400)
+			s.cleanly(func(late *scope) { late.setMTU("host2", before) })
+		}, []string{"10.77.0.84", "1400", "1500", "host2"}},
+		{"network", func(s *scope, _ string) []string { return s.listener("10.99.0.84") }, func(*scope) {},
+			[]string{"10.99.0.84", "no address in the network 10.99.0.0/24", "host2"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := begin(t, time.Minute)
+			target := c.start(s, "lacks-"+c.name)
+			pid := 0
+			if len(target) == 1 {
+				pid = s.ps(target[0]).PID
+			} else {
+				pid, _ = strconv.Atoi(target[1])
+			}
+			c.lack(s)
+			untouched := s.asleep("host1", pid)
+			s.refused(target, "host2", c.words...)
+			untouched()
+			s.runs("host1", pid)
+		})
+	}
+}
+
+// listener starts a sleeping program on host1 that no agent knows of, which listens on a floating address.
+func (s *scope) listener(ip string) (target []string) {
+	s.Helper()
+	s.float("host1", ip+"/24")
+	s.cleanly(func(late *scope) { late.unfloat("host1", ip+"/24") })
+	cmd := s.bare("/usr/bin/python3", "-c", "import socket\ns = socket.create_server(('"+ip+"', 8080))"+sleeper)
+	return []string{"--pid", strconv.Itoa(cmd.PID)}
+}
