@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -136,7 +137,8 @@ func (s *scope) checkFill(endpoint string, size int) {
 	}
 }
 
-// TestGoServer moves a Go HTTP server whose goroutines are blocked everywhere, with keep-alive clients.
+// TestGoServer moves a Go HTTP server whose goroutines are blocked everywhere, while keep-alive clients use it, each over the
+// one connection that it has.
 func TestGoServer(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	const endpoint = "10.77.0.61:8080"
@@ -146,31 +148,94 @@ func TestGoServer(t *testing.T) {
 	}
 	s.Workload("goserver", "10.77.0.61/24", bin, "0.0.0.0:8080")
 	s.AwaitListener(endpoint)
-	client := s.DialHTTP(endpoint)
-	get := func(path string) string {
-		t.Helper()
-		var body strings.Builder
-		if err := client.Get(path, &body); err != nil {
-			t.Fatalf("%v: %s", err, body.String())
-		}
-		return strings.TrimSpace(body.String())
+	var clients []*keepAlive
+	for range 4 {
+		clients = append(clients, s.keepAlive(endpoint))
 	}
-	count := 0
+	check := s.DialHTTP(endpoint)
 	for _, to := range []string{"host2", "host3", "host1"} {
-		for range 50 {
-			count++
-			if got := get("/count"); got != strconv.Itoa(count) {
-				t.Fatalf("/count answers %s, want %d", got, count)
+		s.used(clients, 20)
+		s.Move("goserver", to, "--max-downtime", "1s") // its threads wait for the processors of a busy machine
+		if got, err := get(check, "/health"); err != nil || !strings.HasPrefix(got, "ok") {
+			t.Fatalf("/health answers %q, %v", got, err)
+		}
+	}
+	s.used(clients, 50) // the goroutines go on checking each other
+	var counts int64
+	for _, c := range clients {
+		if err := c.stop(); err != nil {
+			t.Error(err)
+		}
+		counts += c.counts.Load()
+	}
+	if got, err := get(check, "/count"); err != nil || got != strconv.FormatInt(counts+1, 10) {
+		t.Errorf("/count answers %q, %v, after the clients have counted to %d", got, err, counts)
+	}
+	if got, err := get(check, "/health"); err != nil || !strings.HasPrefix(got, "ok") {
+		t.Errorf("/health answers %q, %v", got, err)
+	}
+}
+
+func get(c *cluster.HTTPConn, path string) (string, error) {
+	var body strings.Builder
+	err := c.Get(path, &body)
+	return strings.TrimSpace(body.String()), err
+}
+
+// keepAlive is a client of the Go server that uses it all the time over one connection, until its first error.
+type keepAlive struct {
+	counts atomic.Int64 // that were answered
+	ending atomic.Bool
+	done   chan struct{}
+	err    error // once done is closed
+}
+
+func (s *scope) keepAlive(endpoint string) *keepAlive {
+	s.Helper()
+	conn, c := s.DialHTTP(endpoint), &keepAlive{done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		for last := int64(0); !c.ending.Load(); {
+			var text string
+			if text, c.err = get(conn, "/count"); c.err != nil {
+				return
+			}
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil || n <= last {
+				c.err = fmt.Errorf("/count answers %q, %w, after %d", text, err, last)
+				return
+			}
+			last = n
+			c.counts.Add(1)
+			if text, c.err = get(conn, "/slow?ms=3"); c.err != nil || text != "3" {
+				c.err = fmt.Errorf("/slow answers %q, %w", text, c.err)
+				return
 			}
 		}
-		s.Move("goserver", to)
-		if got := get("/health"); !strings.HasPrefix(got, "ok") {
-			t.Fatal(got)
-		}
-	}
-	time.Sleep(200 * time.Millisecond) // the goroutines go on checking each other
-	if got := get("/health"); !strings.HasPrefix(got, "ok") {
-		t.Fatal(got)
+	}()
+	s.Cleanup(func() { _ = c.stop() }) // a test that got this far has asked
+	return c
+}
+
+func (c *keepAlive) stop() error {
+	c.ending.Store(true)
+	<-c.done
+	return c.err
+}
+
+// used returns when each client was answered n times more.
+func (s *scope) used(clients []*keepAlive, n int64) {
+	s.Helper()
+	for _, c := range clients {
+		from := c.counts.Load()
+		s.until("a client", func() bool {
+			select {
+			case <-c.done:
+				s.Fatal(c.err)
+			default:
+			}
+			return c.counts.Load() >= from+n
+		})
 	}
 }
 
