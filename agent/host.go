@@ -60,10 +60,10 @@ type host struct {
 const outputFile = "output"
 
 // Open finds the tree of a copy.
-func (h *host) Open(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec) (move.Source, move.Port, error) {
+func (h *host) Open(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec, opts *agentapi.MoveOptions) (move.Source, move.Port, error) {
 	env, err := h.set.Get(instance)
 	if errors.Is(err, workload.ErrUnknown) && spec.GetBare() {
-		return h.openBare(ctx, instance, spec)
+		return h.openBare(ctx, instance, spec, opts)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -80,7 +80,7 @@ func (h *host) Open(ctx context.Context, instance uint64, spec *agentapi.Workloa
 	if err != nil {
 		return nil, nil, err
 	}
-	src, err := dump.Open(ctx, dump.Options{Target: dump.Target{Init: env.Init().PID}, External: external, Cgroup: cg, Terminals: terminals})
+	src, err := dump.Open(ctx, dump.Options{Target: dump.Target{Init: env.Init().PID}, External: external, Cgroup: cg, Terminals: terminals, ExternalUnix: opts.GetExternalUnix()})
 	if err != nil {
 		return nil, nil, errors.Join(err, closing())
 	}
@@ -108,13 +108,14 @@ func outputOf(env *workload.Env) (map[files.FileID]string, error) {
 }
 
 // openBare finds the tree of a process that no agent has started, and makes the cgroup in which it can be held.
-func (h *host) openBare(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec) (move.Source, move.Port, error) {
+func (h *host) openBare(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec, opts *agentapi.MoveOptions) (move.Source, move.Port, error) {
 	name := filepath.Join(h.cgroup, fmt.Sprintf("bare-%d", instance))
 	cg, err := ns.MakeCgroup(filepath.Join(name, "tree"))
 	if err != nil {
 		return nil, nil, err
 	}
-	src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: int(spec.GetPid())}, Cgroup: cg})
+	src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: int(spec.GetPid())}, Cgroup: cg,
+		NewTerminals: opts.GetNewTerminals(), ExternalUnix: opts.GetExternalUnix()})
 	if err != nil {
 		return nil, nil, errors.Join(err, removeCgroup(name))
 	}

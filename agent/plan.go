@@ -37,6 +37,7 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 		}
 		defer func() { _ = closing() }() // a duplicate
 	}
+	opts.NewTerminals, opts.ExternalUnix = env == nil && req.GetOptions().GetNewTerminals(), req.GetOptions().GetExternalUnix()
 	src, err := dump.Open(ctx, opts)
 	if err != nil {
 		return nil, planError(err)

@@ -201,18 +201,9 @@ func (s *attachment) begin(h *agentapi.AttachHello) error {
 	if s.in == nil {
 		return nil
 	}
-	fd := int(s.in.Fd())
-	if old, err := unix.IoctlGetTermios(fd, unix.TCGETS2); err == nil {
-		raw := *old
-		raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-		raw.Oflag &^= unix.OPOST
-		raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-		raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
-		raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
-		if err := unix.IoctlSetTermios(fd, unix.TCSETS2, &raw); err != nil {
-			return fmt.Errorf("this terminal: %w", err)
-		}
-		s.cooked = old
+	var err error
+	if s.cooked, err = makeRaw(s.in); err != nil {
+		return err
 	}
 	stop, err := s.typed.readFrom(s.in)
 	s.stopInput = stop

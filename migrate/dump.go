@@ -20,6 +20,8 @@ func newDumpCommand() *cobra.Command {
 	var pid int
 	var dir string
 	var running, stopped bool
+	var outside outsideFlags
+	var external []string
 	cmd := &cobra.Command{
 		Use:     "dump --pid PID --dir DIR",
 		Short:   "Write a checkpoint of a process and its descendants to disk",
@@ -28,7 +30,14 @@ func newDumpCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
-			src, err := dump.Open(ctx, dump.Options{Target: dump.Target{PID: pid}, LockConnections: true, SameHost: true})
+			opts := dump.Options{Target: dump.Target{PID: pid}, LockConnections: true, SameHost: true}
+			if err := outside.setDump(&opts); err != nil {
+				return err
+			}
+			if opts.External, err = externalFiles(external); err != nil {
+				return err
+			}
+			src, err := dump.Open(ctx, opts)
 			if err != nil {
 				return err
 			}
@@ -50,6 +59,8 @@ func newDumpCommand() *cobra.Command {
 	f.StringVar(&dir, "dir", "", "directory for the checkpoint, new or empty")
 	f.BoolVar(&running, "leave-running", false, "let the tree run on afterwards")
 	f.BoolVar(&stopped, "leave-stopped", false, "leave the tree stopped (SIGSTOP) afterwards")
+	outside.add(cmd)
+	f.StringArrayVar(&external, "external", nil, "pipe or file that migrate restore --inherit-fd will give the program: pipe:[NUMBER], as /proc/PID/fd\nshows it, or a path; may be repeated")
 	cmd.MarkFlagsMutuallyExclusive("leave-running", "leave-stopped")
 	_ = cmd.MarkFlagRequired("pid") // fails for unknown flags only
 	_ = cmd.MarkFlagRequired("dir")
@@ -70,17 +81,25 @@ func printDumpObstacles(cmd *cobra.Command, err error) error {
 }
 
 func newRestoreCommand() *cobra.Command {
-	var dir, pidfile, namespace string
+	var dir, pidfile, namespace, tty string
+	var inherit []string
 	var detach bool
 	cmd := &cobra.Command{
 		Use:     "restore --dir DIR",
 		Short:   "Bring a checkpoint on disk back",
-		Long:    "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\nexit code on. Until then SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the first process of the tree.",
-		Example: "  migrate restore --dir /var/tmp/4711\n  migrate restore --dir /var/tmp/4711 --detach --pidfile /run/it.pid",
+		Long:    "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\nexit code on. Until then SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the first process of the tree.\n\nA program that was dumped with --tty new gets the terminal of this command; it cannot be detached then.\nWhat was called --external at the dump is given by --inherit-fd, as to `criu restore`.",
+		Example: "  migrate restore --dir /var/tmp/4711\n  migrate restore --dir /var/tmp/4711 --inherit-fd 'fd[3]:pipe:[81312]' 3>&1\n  migrate restore --dir /var/tmp/4711 --detach --pidfile /run/it.pid",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if tty != "" && tty != "new" {
+				return fmt.Errorf("--tty %q is not known: use new", tty)
+			}
 			if namespace != "same" && namespace != "new" {
 				return fmt.Errorf("--pid-namespace %q is not known: use same or new", namespace)
+			}
+			given, err := parseInherited(inherit)
+			if err != nil {
+				return err
 			}
 			var signals chan os.Signal
 			if !detach {
@@ -88,9 +107,20 @@ func newRestoreCommand() *cobra.Command {
 				signal.Notify(signals, forwarded...)
 				defer signal.Stop(signals)
 			}
-			r, err := restore.FromDir(cmd.Context(), dir, restore.DirOptions{NewPIDNamespace: namespace == "new"})
+			opts := restore.DirOptions{NewPIDNamespace: namespace == "new", External: given.open}
+			own := terminalOf(cmd.InOrStdin(), cmd.OutOrStdout())
+			if own != nil && !detach {
+				opts.Terminal = own.take
+			}
+			r, err := restore.FromDir(cmd.Context(), dir, opts)
 			if err != nil {
-				return err
+				return errors.Join(err, own.end())
+			}
+			defer func() { err = errors.Join(err, own.end()) }()
+			if own != nil {
+				if err := own.begin(); err != nil {
+					return err
+				}
 			}
 			if pidfile != "" {
 				if err := os.WriteFile(pidfile, []byte(strconv.Itoa(r.PID)+"\n"), 0o644); err != nil {
@@ -106,6 +136,8 @@ func newRestoreCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&dir, "dir", "", "directory of the checkpoint")
 	f.BoolVar(&detach, "detach", false, "return once the tree runs")
+	f.StringVar(&tty, "tty", "", "new: as at the dump, for a program that gets the terminal of this command")
+	f.StringArrayVar(&inherit, "inherit-fd", nil, "fd[N]:NAME: the descriptor N of this command stands for what was called --external NAME at the dump; may be repeated")
 	f.StringVar(&pidfile, "pidfile", "", "file to write the process id of the tree's root to")
 	f.StringVar(&namespace, "pid-namespace", "same", "same: the ids are those of this pid namespace; new: in one of its own")
 	_ = cmd.MarkFlagRequired("dir") // fails for unknown flags only

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -18,6 +19,7 @@ const exitBlocked = 3
 func newPlanCommand() *cobra.Command {
 	var target targetFlags
 	var files filesFlags
+	var outside outsideFlags
 	var to, output string
 	cmd := &cobra.Command{
 		Use:     "plan (NAME | --pid PID) --to HOST",
@@ -26,7 +28,7 @@ func newPlanCommand() *cobra.Command {
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts := &agentapi.MoveOptions{}
-			if err := files.set(opts); err != nil {
+			if err := errors.Join(files.set(opts), outside.setMove(opts)); err != nil {
 				return err
 			}
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
@@ -51,6 +53,7 @@ func newPlanCommand() *cobra.Command {
 	}
 	target.add(cmd)
 	files.add(cmd)
+	outside.add(cmd)
 	cmd.Flags().StringVar(&to, "to", "", "destination host")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
 	addOutputFlag(cmd, &output)

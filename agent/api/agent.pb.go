@@ -858,8 +858,10 @@ type MoveOptions struct {
 	Compress                string                 `protobuf:"bytes,8,opt,name=compress,proto3" json:"compress,omitempty"`                                                                   // auto|off|s2|zstd; empty: auto
 	CloseTcp                bool                   `protobuf:"varint,9,opt,name=close_tcp,json=closeTcp,proto3" json:"close_tcp,omitempty"`
 	Files                   FilesMode              `protobuf:"varint,10,opt,name=files,proto3,enum=migrate.agent.v1.FilesMode" json:"files,omitempty"`
-	Volumes                 []string               `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`      // directories to bring over, besides those of the workload; absolute
-	Overwrite               bool                   `protobuf:"varint,12,opt,name=overwrite,proto3" json:"overwrite,omitempty"` // also what is there and was made by no move
+	Volumes                 []string               `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`                                                                                                         // directories to bring over, besides those of the workload; absolute
+	Overwrite               bool                   `protobuf:"varint,12,opt,name=overwrite,proto3" json:"overwrite,omitempty"`                                                                                                    // also what is there and was made by no move
+	NewTerminals            bool                   `protobuf:"varint,13,opt,name=new_terminals,json=newTerminals,proto3" json:"new_terminals,omitempty"`                                                                          // a terminal whose other end is held outside of the tree is left for a new one, held by the agent
+	ExternalUnix            map[string]string      `protobuf:"bytes,14,rep,name=external_unix,json=externalUnix,proto3" json:"external_unix,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what becomes of unix sockets whose peers are outside of the tree: reconnect or null, by the peer's address
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -976,6 +978,20 @@ func (x *MoveOptions) GetOverwrite() bool {
 		return x.Overwrite
 	}
 	return false
+}
+
+func (x *MoveOptions) GetNewTerminals() bool {
+	if x != nil {
+		return x.NewTerminals
+	}
+	return false
+}
+
+func (x *MoveOptions) GetExternalUnix() map[string]string {
+	if x != nil {
+		return x.ExternalUnix
+	}
+	return nil
 }
 
 // Requirements is what a tree needs from a destination.
@@ -4452,7 +4468,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	" \x03(\tR\vcpuFeatures\x12'\n" +
 	"\x0fkernel_features\x18\v \x03(\tR\x0ekernelFeatures\x12\x18\n" +
 	"\aversion\x18\f \x01(\tR\aversion\x12\x16\n" +
-	"\x06server\x18\r \x01(\bR\x06server\"\xe7\x03\n" +
+	"\x06server\x18\r \x01(\bR\x06server\"\xa3\x05\n" +
 	"\vMoveOptions\x126\n" +
 	"\bstrategy\x18\x01 \x01(\x0e2\x1a.migrate.agent.v1.StrategyR\bstrategy\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12\x1d\n" +
@@ -4468,7 +4484,12 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x05files\x18\n" +
 	" \x01(\x0e2\x1b.migrate.agent.v1.FilesModeR\x05files\x12\x18\n" +
 	"\avolumes\x18\v \x03(\tR\avolumes\x12\x1c\n" +
-	"\toverwrite\x18\f \x01(\bR\toverwrite\"\xc1\x02\n" +
+	"\toverwrite\x18\f \x01(\bR\toverwrite\x12#\n" +
+	"\rnew_terminals\x18\r \x01(\bR\fnewTerminals\x12T\n" +
+	"\rexternal_unix\x18\x0e \x03(\v2/.migrate.agent.v1.MoveOptions.ExternalUnixEntryR\fexternalUnix\x1a?\n" +
+	"\x11ExternalUnixEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x02\n" +
 	"\fRequirements\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x120\n" +
 	"\x05files\x18\x02 \x03(\v2\x1a.migrate.agent.v1.FileNeedR\x05files\x12!\n" +
@@ -4793,7 +4814,7 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_api_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_agent_api_agent_proto_goTypes = []any{
 	(Role)(0),                      // 0: migrate.agent.v1.Role
 	(Strategy)(0),                  // 1: migrate.agent.v1.Strategy
@@ -4860,6 +4881,7 @@ var file_agent_api_agent_proto_goTypes = []any{
 	(*AttachHello)(nil),            // 62: migrate.agent.v1.AttachHello
 	(*AttachEnded)(nil),            // 63: migrate.agent.v1.AttachEnded
 	nil,                            // 64: migrate.agent.v1.WorkloadSpec.LabelsEntry
+	nil,                            // 65: migrate.agent.v1.MoveOptions.ExternalUnixEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
 	64, // 0: migrate.agent.v1.WorkloadSpec.labels:type_name -> migrate.agent.v1.WorkloadSpec.LabelsEntry
@@ -4867,96 +4889,97 @@ var file_agent_api_agent_proto_depIdxs = []int32{
 	1,  // 2: migrate.agent.v1.MoveOptions.strategy:type_name -> migrate.agent.v1.Strategy
 	2,  // 3: migrate.agent.v1.MoveOptions.on_timeout:type_name -> migrate.agent.v1.OnTimeout
 	3,  // 4: migrate.agent.v1.MoveOptions.files:type_name -> migrate.agent.v1.FilesMode
-	13, // 5: migrate.agent.v1.Requirements.files:type_name -> migrate.agent.v1.FileNeed
-	14, // 6: migrate.agent.v1.Requirements.volumes:type_name -> migrate.agent.v1.VolumeNeed
-	10, // 7: migrate.agent.v1.PlanSourceRequest.destination:type_name -> migrate.agent.v1.NodeInfo
-	11, // 8: migrate.agent.v1.PlanSourceRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	7,  // 9: migrate.agent.v1.PlanSourceReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	12, // 10: migrate.agent.v1.PlanSourceReply.requirements:type_name -> migrate.agent.v1.Requirements
-	17, // 11: migrate.agent.v1.PlanSourceReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	10, // 12: migrate.agent.v1.PlanDestinationRequest.source:type_name -> migrate.agent.v1.NodeInfo
-	12, // 13: migrate.agent.v1.PlanDestinationRequest.requirements:type_name -> migrate.agent.v1.Requirements
-	11, // 14: migrate.agent.v1.PlanDestinationRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	7,  // 15: migrate.agent.v1.PlanDestinationReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	6,  // 16: migrate.agent.v1.StartWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
-	8,  // 17: migrate.agent.v1.StartWorkloadRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	6,  // 18: migrate.agent.v1.StopWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
-	6,  // 19: migrate.agent.v1.OrderRequest.ref:type_name -> migrate.agent.v1.Ref
-	0,  // 20: migrate.agent.v1.OrderRequest.role:type_name -> migrate.agent.v1.Role
-	27, // 21: migrate.agent.v1.OrderRequest.prepare_destination:type_name -> migrate.agent.v1.PrepareDestination
-	28, // 22: migrate.agent.v1.OrderRequest.prepare_source:type_name -> migrate.agent.v1.PrepareSource
-	29, // 23: migrate.agent.v1.OrderRequest.copy:type_name -> migrate.agent.v1.Copy
-	30, // 24: migrate.agent.v1.OrderRequest.switch:type_name -> migrate.agent.v1.Switch
-	31, // 25: migrate.agent.v1.OrderRequest.end_attempt:type_name -> migrate.agent.v1.EndAttempt
-	32, // 26: migrate.agent.v1.OrderRequest.abort:type_name -> migrate.agent.v1.Abort
-	33, // 27: migrate.agent.v1.OrderRequest.commit:type_name -> migrate.agent.v1.Commit
-	34, // 28: migrate.agent.v1.OrderRequest.revert:type_name -> migrate.agent.v1.Revert
-	35, // 29: migrate.agent.v1.OrderRequest.release:type_name -> migrate.agent.v1.Release
-	36, // 30: migrate.agent.v1.OrderRequest.destroy_copy:type_name -> migrate.agent.v1.DestroyCopy
-	37, // 31: migrate.agent.v1.OrderRequest.retune:type_name -> migrate.agent.v1.Retune
-	10, // 32: migrate.agent.v1.PrepareDestination.source:type_name -> migrate.agent.v1.NodeInfo
-	8,  // 33: migrate.agent.v1.PrepareDestination.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	11, // 34: migrate.agent.v1.PrepareDestination.options:type_name -> migrate.agent.v1.MoveOptions
-	10, // 35: migrate.agent.v1.PrepareSource.destination:type_name -> migrate.agent.v1.NodeInfo
-	8,  // 36: migrate.agent.v1.PrepareSource.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	11, // 37: migrate.agent.v1.PrepareSource.options:type_name -> migrate.agent.v1.MoveOptions
-	11, // 38: migrate.agent.v1.Retune.options:type_name -> migrate.agent.v1.MoveOptions
-	4,  // 39: migrate.agent.v1.OrderReply.refusal:type_name -> migrate.agent.v1.Refusal
-	10, // 40: migrate.agent.v1.LocalInfoReply.node:type_name -> migrate.agent.v1.NodeInfo
-	41, // 41: migrate.agent.v1.LocalInfoReply.copies:type_name -> migrate.agent.v1.CopyInfo
-	5,  // 42: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
-	42, // 43: migrate.agent.v1.PrepareFilesRequest.session:type_name -> migrate.agent.v1.Session
-	13, // 44: migrate.agent.v1.PrepareFilesRequest.files:type_name -> migrate.agent.v1.FileNeed
-	44, // 45: migrate.agent.v1.PrepareFilesRequest.dirs:type_name -> migrate.agent.v1.DirNeed
-	7,  // 46: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	42, // 47: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
-	7,  // 48: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	42, // 49: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
-	51, // 50: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
-	42, // 51: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
-	42, // 52: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
-	42, // 53: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
-	60, // 54: migrate.agent.v1.AttachInput.start:type_name -> migrate.agent.v1.AttachStart
-	9,  // 55: migrate.agent.v1.AttachInput.size:type_name -> migrate.agent.v1.Terminal
-	62, // 56: migrate.agent.v1.AttachOutput.hello:type_name -> migrate.agent.v1.AttachHello
-	63, // 57: migrate.agent.v1.AttachOutput.ended:type_name -> migrate.agent.v1.AttachEnded
-	15, // 58: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
-	18, // 59: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
-	20, // 60: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
-	22, // 61: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
-	24, // 62: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
-	59, // 63: migrate.agent.v1.Agent.Attach:input_type -> migrate.agent.v1.AttachInput
-	26, // 64: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
-	39, // 65: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
-	43, // 66: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
-	46, // 67: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
-	48, // 68: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
-	50, // 69: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
-	53, // 70: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
-	55, // 71: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
-	57, // 72: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
-	59, // 73: migrate.agent.v1.Peer.Attach:input_type -> migrate.agent.v1.AttachInput
-	16, // 74: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
-	19, // 75: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
-	21, // 76: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
-	23, // 77: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
-	25, // 78: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
-	61, // 79: migrate.agent.v1.Agent.Attach:output_type -> migrate.agent.v1.AttachOutput
-	38, // 80: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
-	40, // 81: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
-	45, // 82: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
-	47, // 83: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
-	49, // 84: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
-	52, // 85: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
-	54, // 86: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
-	56, // 87: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
-	58, // 88: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
-	61, // 89: migrate.agent.v1.Peer.Attach:output_type -> migrate.agent.v1.AttachOutput
-	74, // [74:90] is the sub-list for method output_type
-	58, // [58:74] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	65, // 5: migrate.agent.v1.MoveOptions.external_unix:type_name -> migrate.agent.v1.MoveOptions.ExternalUnixEntry
+	13, // 6: migrate.agent.v1.Requirements.files:type_name -> migrate.agent.v1.FileNeed
+	14, // 7: migrate.agent.v1.Requirements.volumes:type_name -> migrate.agent.v1.VolumeNeed
+	10, // 8: migrate.agent.v1.PlanSourceRequest.destination:type_name -> migrate.agent.v1.NodeInfo
+	11, // 9: migrate.agent.v1.PlanSourceRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	7,  // 10: migrate.agent.v1.PlanSourceReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	12, // 11: migrate.agent.v1.PlanSourceReply.requirements:type_name -> migrate.agent.v1.Requirements
+	17, // 12: migrate.agent.v1.PlanSourceReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	10, // 13: migrate.agent.v1.PlanDestinationRequest.source:type_name -> migrate.agent.v1.NodeInfo
+	12, // 14: migrate.agent.v1.PlanDestinationRequest.requirements:type_name -> migrate.agent.v1.Requirements
+	11, // 15: migrate.agent.v1.PlanDestinationRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	7,  // 16: migrate.agent.v1.PlanDestinationReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	6,  // 17: migrate.agent.v1.StartWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
+	8,  // 18: migrate.agent.v1.StartWorkloadRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	6,  // 19: migrate.agent.v1.StopWorkloadRequest.ref:type_name -> migrate.agent.v1.Ref
+	6,  // 20: migrate.agent.v1.OrderRequest.ref:type_name -> migrate.agent.v1.Ref
+	0,  // 21: migrate.agent.v1.OrderRequest.role:type_name -> migrate.agent.v1.Role
+	27, // 22: migrate.agent.v1.OrderRequest.prepare_destination:type_name -> migrate.agent.v1.PrepareDestination
+	28, // 23: migrate.agent.v1.OrderRequest.prepare_source:type_name -> migrate.agent.v1.PrepareSource
+	29, // 24: migrate.agent.v1.OrderRequest.copy:type_name -> migrate.agent.v1.Copy
+	30, // 25: migrate.agent.v1.OrderRequest.switch:type_name -> migrate.agent.v1.Switch
+	31, // 26: migrate.agent.v1.OrderRequest.end_attempt:type_name -> migrate.agent.v1.EndAttempt
+	32, // 27: migrate.agent.v1.OrderRequest.abort:type_name -> migrate.agent.v1.Abort
+	33, // 28: migrate.agent.v1.OrderRequest.commit:type_name -> migrate.agent.v1.Commit
+	34, // 29: migrate.agent.v1.OrderRequest.revert:type_name -> migrate.agent.v1.Revert
+	35, // 30: migrate.agent.v1.OrderRequest.release:type_name -> migrate.agent.v1.Release
+	36, // 31: migrate.agent.v1.OrderRequest.destroy_copy:type_name -> migrate.agent.v1.DestroyCopy
+	37, // 32: migrate.agent.v1.OrderRequest.retune:type_name -> migrate.agent.v1.Retune
+	10, // 33: migrate.agent.v1.PrepareDestination.source:type_name -> migrate.agent.v1.NodeInfo
+	8,  // 34: migrate.agent.v1.PrepareDestination.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	11, // 35: migrate.agent.v1.PrepareDestination.options:type_name -> migrate.agent.v1.MoveOptions
+	10, // 36: migrate.agent.v1.PrepareSource.destination:type_name -> migrate.agent.v1.NodeInfo
+	8,  // 37: migrate.agent.v1.PrepareSource.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	11, // 38: migrate.agent.v1.PrepareSource.options:type_name -> migrate.agent.v1.MoveOptions
+	11, // 39: migrate.agent.v1.Retune.options:type_name -> migrate.agent.v1.MoveOptions
+	4,  // 40: migrate.agent.v1.OrderReply.refusal:type_name -> migrate.agent.v1.Refusal
+	10, // 41: migrate.agent.v1.LocalInfoReply.node:type_name -> migrate.agent.v1.NodeInfo
+	41, // 42: migrate.agent.v1.LocalInfoReply.copies:type_name -> migrate.agent.v1.CopyInfo
+	5,  // 43: migrate.agent.v1.CopyInfo.state:type_name -> migrate.agent.v1.CopyState
+	42, // 44: migrate.agent.v1.PrepareFilesRequest.session:type_name -> migrate.agent.v1.Session
+	13, // 45: migrate.agent.v1.PrepareFilesRequest.files:type_name -> migrate.agent.v1.FileNeed
+	44, // 46: migrate.agent.v1.PrepareFilesRequest.dirs:type_name -> migrate.agent.v1.DirNeed
+	7,  // 47: migrate.agent.v1.PrepareFilesReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	42, // 48: migrate.agent.v1.PrepareRequest.session:type_name -> migrate.agent.v1.Session
+	7,  // 49: migrate.agent.v1.PrepareReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	42, // 50: migrate.agent.v1.FollowRequest.session:type_name -> migrate.agent.v1.Session
+	51, // 51: migrate.agent.v1.FinishPart.header:type_name -> migrate.agent.v1.FinishHeader
+	42, // 52: migrate.agent.v1.FinishHeader.session:type_name -> migrate.agent.v1.Session
+	42, // 53: migrate.agent.v1.FrameBatch.session:type_name -> migrate.agent.v1.Session
+	42, // 54: migrate.agent.v1.PeerAbortRequest.session:type_name -> migrate.agent.v1.Session
+	60, // 55: migrate.agent.v1.AttachInput.start:type_name -> migrate.agent.v1.AttachStart
+	9,  // 56: migrate.agent.v1.AttachInput.size:type_name -> migrate.agent.v1.Terminal
+	62, // 57: migrate.agent.v1.AttachOutput.hello:type_name -> migrate.agent.v1.AttachHello
+	63, // 58: migrate.agent.v1.AttachOutput.ended:type_name -> migrate.agent.v1.AttachEnded
+	15, // 59: migrate.agent.v1.Agent.PlanSource:input_type -> migrate.agent.v1.PlanSourceRequest
+	18, // 60: migrate.agent.v1.Agent.PlanDestination:input_type -> migrate.agent.v1.PlanDestinationRequest
+	20, // 61: migrate.agent.v1.Agent.StartWorkload:input_type -> migrate.agent.v1.StartWorkloadRequest
+	22, // 62: migrate.agent.v1.Agent.StopWorkload:input_type -> migrate.agent.v1.StopWorkloadRequest
+	24, // 63: migrate.agent.v1.Agent.Logs:input_type -> migrate.agent.v1.LogsRequest
+	59, // 64: migrate.agent.v1.Agent.Attach:input_type -> migrate.agent.v1.AttachInput
+	26, // 65: migrate.agent.v1.Agent.Order:input_type -> migrate.agent.v1.OrderRequest
+	39, // 66: migrate.agent.v1.Agent.LocalInfo:input_type -> migrate.agent.v1.LocalInfoRequest
+	43, // 67: migrate.agent.v1.Peer.PrepareFiles:input_type -> migrate.agent.v1.PrepareFilesRequest
+	46, // 68: migrate.agent.v1.Peer.Prepare:input_type -> migrate.agent.v1.PrepareRequest
+	48, // 69: migrate.agent.v1.Peer.Follow:input_type -> migrate.agent.v1.FollowRequest
+	50, // 70: migrate.agent.v1.Peer.Finish:input_type -> migrate.agent.v1.FinishPart
+	53, // 71: migrate.agent.v1.Peer.Frames:input_type -> migrate.agent.v1.FrameBatch
+	55, // 72: migrate.agent.v1.Peer.Clock:input_type -> migrate.agent.v1.ClockRequest
+	57, // 73: migrate.agent.v1.Peer.Abort:input_type -> migrate.agent.v1.PeerAbortRequest
+	59, // 74: migrate.agent.v1.Peer.Attach:input_type -> migrate.agent.v1.AttachInput
+	16, // 75: migrate.agent.v1.Agent.PlanSource:output_type -> migrate.agent.v1.PlanSourceReply
+	19, // 76: migrate.agent.v1.Agent.PlanDestination:output_type -> migrate.agent.v1.PlanDestinationReply
+	21, // 77: migrate.agent.v1.Agent.StartWorkload:output_type -> migrate.agent.v1.StartWorkloadReply
+	23, // 78: migrate.agent.v1.Agent.StopWorkload:output_type -> migrate.agent.v1.StopWorkloadReply
+	25, // 79: migrate.agent.v1.Agent.Logs:output_type -> migrate.agent.v1.LogsChunk
+	61, // 80: migrate.agent.v1.Agent.Attach:output_type -> migrate.agent.v1.AttachOutput
+	38, // 81: migrate.agent.v1.Agent.Order:output_type -> migrate.agent.v1.OrderReply
+	40, // 82: migrate.agent.v1.Agent.LocalInfo:output_type -> migrate.agent.v1.LocalInfoReply
+	45, // 83: migrate.agent.v1.Peer.PrepareFiles:output_type -> migrate.agent.v1.PrepareFilesReply
+	47, // 84: migrate.agent.v1.Peer.Prepare:output_type -> migrate.agent.v1.PrepareReply
+	49, // 85: migrate.agent.v1.Peer.Follow:output_type -> migrate.agent.v1.FollowReply
+	52, // 86: migrate.agent.v1.Peer.Finish:output_type -> migrate.agent.v1.FinishReply
+	54, // 87: migrate.agent.v1.Peer.Frames:output_type -> migrate.agent.v1.FramesReply
+	56, // 88: migrate.agent.v1.Peer.Clock:output_type -> migrate.agent.v1.ClockReply
+	58, // 89: migrate.agent.v1.Peer.Abort:output_type -> migrate.agent.v1.PeerAbortReply
+	61, // 90: migrate.agent.v1.Peer.Attach:output_type -> migrate.agent.v1.AttachOutput
+	75, // [75:91] is the sub-list for method output_type
+	59, // [59:75] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -4987,7 +5010,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -154,7 +154,7 @@ type Clocks struct {
 type Host interface {
 	// Open finds the tree of a copy; for a bare process that no agent knows yet, spec.pid. It touches nothing. The port is nil
 	// where the copy has none.
-	Open(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec) (Source, Port, error)
+	Open(ctx context.Context, instance uint64, spec *agentapi.WorkloadSpec, opts *agentapi.MoveOptions) (Source, Port, error)
 	// Clocks reads the clocks as the tree sees them.
 	Clocks(ctx context.Context, h Handle) (Clocks, error)
 	// Build makes the surroundings of a copy and a skeleton in them. Obstacles: nothing was built.

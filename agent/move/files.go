@@ -72,13 +72,13 @@ func (s *source) bringFiles(ctx context.Context) error {
 	opts := s.opts()
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.timeout, fmt.Errorf("the files of the program could not be brought over within %v", opts.timeout))
 	defer cancel()
-	volumes, err := Volumes(s.spec, opts.files)
+	volumes, err := Volumes(s.spec, opts.asked)
 	if err != nil {
 		return err
 	}
 	units := DirUnits(volumes)
 	req := &agentapi.PrepareFilesRequest{Session: s.session(0), Volumes: volumes, Probe: fmt.Sprintf(".migrate-probe-%s", rand.Text())}
-	if opts.files.GetFiles() == agentapi.FilesMode_FILES_MODE_COPY {
+	if opts.asked.GetFiles() == agentapi.FilesMode_FILES_MODE_COPY {
 		if req.Files, err = s.tree.Contents(ctx, units, true); err != nil {
 			return err
 		}

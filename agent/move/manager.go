@@ -257,7 +257,7 @@ func (s *source) openTree(ctx context.Context, p *agentapi.PrepareSource) error 
 	if s.rec.Peer, err = protojson.Marshal(s.peerNode); err != nil {
 		return fmt.Errorf("destination: %w", err)
 	}
-	tree, port, err := s.m.cfg.Host.Open(ctx, s.id.Instance, s.spec)
+	tree, port, err := s.m.cfg.Host.Open(ctx, s.id.Instance, s.spec, s.options.asked)
 	if err != nil {
 		return &refusal{agentapi.Refusal_REFUSAL_NO_SUCH_PROCESS, err.Error()}
 	}

@@ -18,7 +18,7 @@ type options struct {
 	bandwidth   int64
 	streams     uint32
 	codec       pagexfer.Codec
-	files       *agentapi.MoveOptions // files, volumes and overwrite; as asked
+	asked       *agentapi.MoveOptions // what is for others to look at: files, volumes, and what is outside of the tree
 }
 
 // unsupportedError means that the options ask for what this version cannot do, however often it is asked.
@@ -33,7 +33,7 @@ func parseOptions(o *agentapi.MoveOptions) (options, error) {
 		stop:        o.GetStrategy() == agentapi.Strategy_STRATEGY_STOP,
 		maxDowntime: o.MaxDowntime(), hardLimit: o.HardLimit(), timeout: o.Timeout(),
 		force:     o.GetOnTimeout() == agentapi.OnTimeout_ON_TIMEOUT_FORCE,
-		bandwidth: int64(o.GetBandwidthBytesPerSecond()), streams: o.GetStreams(), files: o,
+		bandwidth: int64(o.GetBandwidthBytesPerSecond()), streams: o.GetStreams(), asked: o,
 	}
 	var err error
 	if out.codec, err = pagexfer.ParseCodec(o.GetCompress()); err != nil {

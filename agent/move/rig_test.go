@@ -353,7 +353,7 @@ func (h *host) err(step string) error {
 	return h.fail[step]
 }
 
-func (h *host) Open(_ context.Context, instance uint64, _ *agentapi.WorkloadSpec) (Source, Port, error) {
+func (h *host) Open(_ context.Context, instance uint64, _ *agentapi.WorkloadSpec, _ *agentapi.MoveOptions) (Source, Port, error) {
 	return &fakeSource{tr: h.w.tree(instance)}, &fakePort{h: h}, h.err("open")
 }
 

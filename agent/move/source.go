@@ -255,7 +255,7 @@ func (s *source) anew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tree, port, err := s.m.cfg.Host.Open(ctx, s.id.Instance, s.spec)
+	tree, port, err := s.m.cfg.Host.Open(ctx, s.id.Instance, s.spec, s.options.asked)
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,8 @@ type Options struct {
 	// those whose masters are held by others (see files.Options).
 	Terminals    map[string]*os.File
 	NewTerminals bool
+	// ExternalUnix: see files.Options.
+	ExternalUnix map[string]string
 }
 
 // Source is a process tree that is being dumped or moved away.
@@ -79,7 +81,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.memory = newMemory(s)
 	s.memory.objects.In(s.procs[0].PID)
 	s.files = files.NewDumper(files.Options{Init: o.Init, Young: s.young, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost,
-		Terminals: o.Terminals, NewTerminals: o.NewTerminals})
+		Terminals: o.Terminals, NewTerminals: o.NewTerminals, ExternalUnix: o.ExternalUnix})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)
 	return s, ctx.Err()
 }

@@ -49,6 +49,9 @@ type Options struct {
 	// Terminals are the masters of pseudoterminals that the agent holds for the tree, by the names under which Env.Terminal gets
 	// them at the destination. They are used as long as the Dumper is.
 	Terminals map[string]*os.File
+	// ExternalUnix says what becomes of unix sockets whose peers are outside of the tree, by the peer's address (UnixAddress): Reconnect
+	// or HangUp. Others are refused.
+	ExternalUnix map[string]string
 	// NewTerminals makes the tree leave terminals whose master is held by somebody else: it gets new ones (FreshTerminal).
 	NewTerminals bool
 }
@@ -65,6 +68,7 @@ type Dumper struct {
 	places map[inode]place   // where watched files were found
 	peek   *peek.Kernel      // once a terminal was met
 	ttyIDs map[uint64]uint32 // of terminals, by their addresses
+	fresh  uint32            // the id of the one that the tree leaves for a new one; 0 for none
 
 	locked   map[uint64]bool    // while Check or Dump runs: inodes with locks, nil until asked for
 	current  *snapshot          // while Check or Dump runs
@@ -353,7 +357,7 @@ func (d *Dumper) Dump(ctx context.Context, procs []*engine.Process, cp *images.C
 	_, end = span.Begin(ctx, "problems")
 	for _, desc := range snap.list {
 		if ps := d.problems(ctx, snap, desc); len(ps) > 0 {
-			return fmt.Errorf("%s: %s (%s): %w", desc.where(), ps[0].reason, desc.kind.Name, ErrNotCarried)
+			return fmt.Errorf("%s: %s (%s): %w%s", desc.where(), ps[0].reason, desc.kind.Name, ErrNotCarried, ps[0].hint())
 		}
 	}
 	end()

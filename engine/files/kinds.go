@@ -44,6 +44,14 @@ type problem struct {
 	passing        bool // see engine.Obstacle
 }
 
+// hint is the remedy, to be appended to an error.
+func (p problem) hint() string {
+	if p.remedy == "" {
+		return ""
+	}
+	return "; " + p.remedy
+}
+
 // Errors of Dump that callers match with errors.Is.
 var (
 	// ErrNotCarried: something that Check would have named appeared since, or could not be seen before the freeze.

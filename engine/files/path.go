@@ -198,5 +198,5 @@ func (d *Dumper) neededService(desc *description) (Needed, bool) {
 		return Needed{}, false // Check has said so
 	}
 	name := d.service(desc, u)
-	return Needed{Path: string(name), Mode: unix.S_IFSOCK}, name != nil
+	return Needed{Path: string(name), Mode: unix.S_IFSOCK}, len(name) > 0 && name[0] == '/'
 }

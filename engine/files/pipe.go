@@ -85,7 +85,7 @@ func checkPipe(_ context.Context, dm *Dumper, d *description) []problem {
 	}
 	// Where nobody is seen to hold it, it may have been a process that has been born and has ended since the tree was listed.
 	return []problem{{passing: len(who) == 0, reason: fmt.Sprintf("the %s end of pipe %d is held outside of the tree%s", missing, d.stat.Ino, by),
-		remedy: "redirect it to a file, or start the program with migrate run"}}
+		remedy: fmt.Sprintf("redirect it to a file, start the program with migrate run, or, for a dump to disk, call it --external pipe:[%d] and give it another one with migrate restore --inherit-fd", d.stat.Ino)}}
 }
 
 func polled(fd int, event int16) bool {

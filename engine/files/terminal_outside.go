@@ -22,7 +22,8 @@ import (
 // A pseudoterminal whose master is outside of the tree comes along in one of two ways. The agent holds the master for the tree
 // (Options.Terminals): then the terminal is moved with all that waits in it, and the agent of the destination gets the new master.
 // Or somebody else holds it, such as a terminal emulator, sshd or a shell's: that terminal stays where it is, with what waits in it,
-// and the tree gets a new one, under any number, with the settings and the size of the old one.
+// and the tree gets a new one, under any number, with the
+// settings and the size of the old one.
 
 // FreshTerminal is the name under which Env.Terminal gets the master of a new terminal.
 const FreshTerminal = "new"
@@ -51,9 +52,9 @@ func (d *Dumper) outsideMasters(list []*terminal, byAddr map[uint64]*terminal) (
 		}
 		t.rdev, t.holder, t.master = tty.rdev, name, m
 	}
-	for _, t := range list {
-		if d.opts.NewTerminals && t.isPTY() && t.master == nil && len(t.hungUp) == 0 {
-			t.holder = FreshTerminal
+	for _, t := range list { // one: whoever takes its master cannot show two
+		if d.opts.NewTerminals && t.isPTY() && t.master == nil && len(t.hungUp) == 0 && (d.fresh == 0 || d.fresh == t.id) {
+			t.holder, d.fresh = FreshTerminal, t.id
 		}
 	}
 	return list, nil
@@ -154,6 +155,10 @@ func (d *Dumper) freshSessions(procs []*engine.Process, want map[int]*engine.Pro
 		if err = errors.Join(err, unix.Close(fd)); err != nil {
 			return nil, fmt.Errorf("the controlling terminal of pid %d: %w", p.PID, err)
 		}
+		if d.fresh != 0 && d.fresh != t.GetId() {
+			continue
+		}
+		d.fresh = t.GetId()
 		delete(want, p.PID)
 		t.Path, t.Flags, t.Fresh = "/dev/ptmx", unix.O_RDWR, true
 		out = append(out, t)

@@ -24,7 +24,7 @@ import (
 var kindUnix = &Kind{
 	Name: "unix socket", Type: fdinfo.FdTypes_UNIXSK, Carried: true,
 	Note: "all types and states with what waits in their queues: credentials, descriptors in flight, connections that wait to be accepted; " +
-		"datagrams to a path outside, such as /dev/log; not with another peer outside of the tree. SO_PEERCRED stays, unless its process is " +
+		"datagrams to a path outside, such as /dev/log; with another peer outside of the tree only as --external-unix says. SO_PEERCRED stays, unless its process is " +
 		"outside of the tree and its id is taken at the destination",
 	match: func(d *description) bool { s := d.socket(); return s != nil && s.domain == unix.AF_UNIX },
 	check: checkUnix, dump: dumpUnix, open: openUnix, connect: connectUnix, settle: (*Restorer).finishUnix,
@@ -60,13 +60,8 @@ func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
 	}
 	var out []problem
 	outside := u.HasPeer && u.Peer != 0 && dm.current.bySocket(u.Peer) == nil
-	if outside && dm.service(d, u) == nil && !dm.mayBeInFlight() {
-		name, _ := sock.UnixPeerName(d.fd) // only for the message
-		peer := fmt.Sprintf("socket %d", u.Peer)
-		if len(name) > 0 {
-			peer = fmt.Sprintf("%q", name)
-		}
-		out = append(out, problem{reason: "its peer is outside of the tree: " + peer})
+	if outside && dm.service(d, u) == nil && dm.externalUnix(d, u) == "" && !dm.mayBeInFlight() {
+		out = append(out, outsidePeer(d, u))
 	}
 	return append(out, checkOptions(d)...)
 }
@@ -74,6 +69,13 @@ func checkUnix(_ context.Context, dm *Dumper, d *description) []problem {
 // service is the path of the peer of a datagram socket that is outside of the tree, such as /dev/log: the socket only ever
 // sends there, so at the destination it is connected to whoever has that path. nil for all other sockets.
 func (d *Dumper) service(desc *description, u *sock.UnixInfo) []byte {
+	switch d.externalUnix(desc, u) {
+	case HangUp:
+		return nil
+	case Reconnect:
+		name, _ := sock.UnixPeerName(desc.fd) // externalUnix has read it
+		return name
+	}
 	if u.Type != unix.SOCK_DGRAM || !u.HasPeer || u.Peer == 0 || d.current.bySocket(u.Peer) != nil {
 		return nil
 	}
@@ -121,6 +123,16 @@ func dumpUnix(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 	s := &sock.UnixState{}
 	if name := r.service(d, u); name != nil {
 		r.blob(serviceBlob(d.id), name)
+	}
+	switch r.externalUnix(d, u) {
+	case Reconnect: // what waits belongs to the old connection
+		d.queue, d.unseen = nil, false
+	case HangUp:
+		u.Peer, *e.Peer = 0, 0
+		if u.Type != unix.SOCK_DGRAM {
+			u.Shutdown = 3
+			e.Shutdown = sk_opts.SkShutdown(u.Shutdown).Enum()
+		}
 	}
 	if u.HasFile && len(name) > 0 {
 		if err := r.unixFile(d, e, s); err != nil {

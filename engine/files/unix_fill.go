@@ -166,7 +166,8 @@ func (p *unixPlan) senderOf(to *unixSock, name []byte) *unixSock {
 // link connects datagram sockets that were not born as pairs. A socket that has a peer takes no others, so those that are
 // connected to it come first.
 func (p *unixPlan) link(ctx context.Context, s *unixSock) error {
-	if s.stream() || s.linked || s.GetState() != unixConnected {
+	service := p.service(s)
+	if s.stream() && len(service) == 0 || s.linked || s.GetState() != unixConnected {
 		return nil
 	}
 	s.linked = true
@@ -177,8 +178,12 @@ func (p *unixPlan) link(ctx context.Context, s *unixSock) error {
 			}
 		}
 	}
-	if name := p.r.cp.Blobs[serviceBlob(s.GetId())]; len(name) > 0 {
-		return sock.In(p.r.placeOf(s.entry, ""), func() error { return sock.ConnectUnix(s.fd, name) })
+	if len(service) > 0 {
+		err := sock.In(p.r.placeOf(s.entry, ""), func() error { return sock.ConnectUnix(s.fd, service) })
+		if err != nil {
+			return fmt.Errorf("connecting anew to %q: %w", UnixAddress(service), err)
+		}
+		return nil
 	}
 	to := s.peer
 	switch {

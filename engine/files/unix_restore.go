@@ -131,7 +131,7 @@ func (p *unixPlan) open(ctx context.Context) error {
 // single makes sockets that exist by themselves.
 func (p *unixPlan) single(_ context.Context, s *unixSock) error {
 	switch {
-	case s.stream() && s.GetState() == unixConnected && !p.pending[s.GetId()]:
+	case s.stream() && s.GetState() == unixConnected && !p.pending[s.GetId()] && p.service(s) == nil:
 		return nil
 	case !s.stream() && p.paired(s):
 		return nil
@@ -143,6 +143,9 @@ func (p *unixPlan) single(_ context.Context, s *unixSock) error {
 	p.made(s, fd)
 	return p.bind(s, s.fd)
 }
+
+// service is the name to which a socket is connected anew; nil for all others.
+func (p *unixPlan) service(s *unixSock) []byte { return p.r.cp.Blobs[serviceBlob(s.GetId())] }
 
 // paired tells whether a datagram socket was born with another one (socketpair(2)), or can only be made so because its peer has
 // no name.

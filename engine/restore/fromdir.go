@@ -8,15 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
+	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
 	"migrate/engine/ns"
 	"migrate/engine/procfs"
+	"migrate/engine/remote"
 )
 
 // DirOptions say where a checkpoint on disk is brought back.
@@ -24,6 +27,11 @@ type DirOptions struct {
 	// NewPIDNamespace puts the tree under a pid 1 of its own; otherwise it gets its ids in the pid namespace of this process,
 	// whose children its roots become.
 	NewPIDNamespace bool
+	// Terminal takes the master of the terminal that the tree gets in the place of one that it has left (files.FreshTerminal). It is the
+	// callee's own. nil: such a checkpoint is refused.
+	Terminal func(master *os.File) error
+	// External opens what the dump has called external (dump.Options), by that name; nil if there is nothing of the kind.
+	External func(name string, flags int) (*os.File, error)
 }
 
 // Restored is a tree that was brought back from disk and runs.
@@ -41,6 +49,9 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 	if len(cp.Processes) == 0 {
 		return nil, fmt.Errorf("%s: the checkpoint has no process", dir)
 	}
+	if slices.ContainsFunc(cp.Terminals, func(t *imagespb.Terminal) bool { return t.GetHolder() != "" }) && o.Terminal == nil {
+		return nil, fmt.Errorf("%s: %w", dir, ErrNeedsTerminal)
+	}
 	if !o.NewPIDNamespace {
 		if err := awaitIDs(ctx, cp); err != nil {
 			return nil, err
@@ -55,9 +66,14 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 			err = errors.Join(err, parent.Kill(context.WithoutCancel(ctx)), parent.Close())
 		}
 	}()
-	env := Env{Parent: parent.PID, Sibling: !o.NewPIDNamespace}
+	env := Env{Parent: parent.PID, Sibling: !o.NewPIDNamespace, External: o.External}
 	if o.NewPIDNamespace {
 		env.SetUp = SetUpMounts
+	}
+	if o.Terminal != nil {
+		env.Terminal = func(_ context.Context, _ remote.Caller, _ string, master *os.File) error {
+			return o.giveTerminal(master)
+		}
 	}
 	layout := layoutOf(cp)
 	env.heritage = newHeritage(layout, func(ctx context.Context, s *Skeleton, pid uint32) error { return s.fillSpace(ctx, dir, pid) })
@@ -76,6 +92,22 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 		r.Init = parent
 	}
 	return r, nil
+}
+
+// ErrNeedsTerminal means that a checkpoint has left its terminal behind (--tty new), and nobody is here to give it a new one.
+var ErrNeedsTerminal = errors.New("the program was dumped without its terminal (--tty new) and gets the one of `migrate restore`: run that in the foreground, on a terminal")
+
+// giveTerminal hands out a duplicate.
+func (o *DirOptions) giveTerminal(master *os.File) error {
+	rc, err := master.SyscallConn()
+	if err != nil {
+		return err
+	}
+	dup := -1
+	if cerr := rc.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil || err != nil {
+		return errors.Join(cerr, err)
+	}
+	return o.Terminal(os.NewFile(uintptr(dup), master.Name()))
 }
 
 // layoutOf is the layout of a checkpoint's tree.
