@@ -193,7 +193,7 @@ func TestAttach(t *testing.T) {
 		word := fmt.Sprintf("half%d", i)
 		a.types("echo " + word)
 		a.await("echo " + word)
-		s.Move("shell", to, "--max-downtime", "2s")
+		s.Move("shell", to, "--max-downtime", "10s")
 		b.types("way$((6*7))\n")
 		for _, k := range []*keyboard{a, b} {
 			k.await("\n" + word + "way42")
@@ -208,7 +208,7 @@ func TestAttach(t *testing.T) {
 	a.await("up 2\r\n")
 	a.types("typed\n")
 	a.await("typed\r\ntyped")
-	s.Move("shell", "host2", "--max-downtime", "2s")
+	s.Move("shell", "host2", "--max-downtime", "10s")
 	a.types("\x03") // the foreground group is cat's
 	a.await("^C\r\nready> ")
 	a.types("stty size\n")
@@ -251,7 +251,7 @@ func TestAttachLosesNothing(t *testing.T) {
 		}
 	}()
 	for _, to := range []string{"host2", "host1", "host3", "host1"} {
-		s.Move("echo", to, "--max-downtime", "2s")
+		s.Move("echo", to, "--max-downtime", "10s")
 	}
 	close(stop)
 	n := <-done
@@ -309,7 +309,7 @@ func TestAttachWithoutTerminal(t *testing.T) {
 	s.Logs("plain", "up\n")
 	a := s.terminal("host3", 24, 80, cluster.Migrate, "attach", "plain")
 	a.await("was started without a terminal")
-	s.Move("plain", "host2", "--max-downtime", "2s")
+	s.Move("plain", "host2", "--max-downtime", "10s")
 	s.On("host2", "kill", "-USR1", fmt.Sprint(s.ps("plain").PID))
 	a.await("going")
 	if code := a.code(); code != 5 {

@@ -54,9 +54,12 @@ func TestConformance(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			s := begin(t, time.Minute)
+			s := begin(t, 2*time.Minute)
 			dir := "/tmp/" + name
-			s.On("host1", "mkdir", "-p", "-m", "777", dir)
+			for _, host := range []string{"host1", "host2"} {
+				s.On(host, "rm", "-rf", dir)
+			}
+			s.On("host1", "mkdir", "-m", "777", dir)
 			cmd := exec.CommandContext(s.Ctx, "gcc", "-O1", "-pthread", "-o", s.inside("host1")+dir+"/program", src)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("gcc: %v\n%s", err, out)
@@ -64,7 +67,7 @@ func TestConformance(t *testing.T) {
 			s.Workload(name, "", "/bin/sh", "-c", "cd "+dir+" && exec "+dir+"/program")
 			s.eventually("host1", dir+"/ready")
 			s.copyDir(dir, "host1", "host2")
-			s.Move(name, "host2", "--max-downtime", "2s")
+			s.Move(name, "host2", "--max-downtime", "10s")
 			s.On("host2", "kill", "-TERM", strconv.Itoa(s.ps(name).PID))
 			if result := s.eventually("host2", dir+"/result"); strings.TrimSpace(result) != "pass" {
 				t.Error(result)
@@ -94,7 +97,7 @@ func (s *scope) copyDir(dir, from, to string) {
 // eventually returns what is in a file of a host, once it is there.
 func (s *scope) eventually(host, path string) string {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(s.Ctx, time.Minute)
 	defer cancel()
 	for {
 		if text, err := os.ReadFile(s.inside(host) + path); err == nil {

@@ -24,7 +24,7 @@ func TestNewTerminal(t *testing.T) {
 	outer.await("ready> ")
 	text := s.Fails(1, "host1", cluster.Migrate, "move", "--pid", pid, "--to", "host2")
 	s.mention(text, "terminal", "--tty new", pid)
-	r := s.MoveOn("host1", "--pid", pid, "--to", "host2", "--tty", "new", "--max-downtime", "2s")
+	r := s.MoveOn("host1", "--pid", pid, "--to", "host2", "--tty", "new", "--max-downtime", "10s")
 	name := s.nameOf("host2", r.DestinationPID)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -39,7 +39,7 @@ func TestNewTerminal(t *testing.T) {
 	a.await("ready> ")
 	a.types("echo $x $(stty size) $(stty -a | grep -o -- '-ixon ')\n")
 	a.await("kept 20 70 -ixon")
-	s.Move(name, "host3", "--max-downtime", "2s")
+	s.Move(name, "host3", "--max-downtime", "10s")
 	a.types("cat\n")
 	a.await("cat\r\n")
 	a.types("\x03")
@@ -73,6 +73,6 @@ func TestExternalUnix(t *testing.T) {
 	s.Logs("client", "it is host1\n")
 	text := s.Fails(3, "host1", cluster.Migrate, "plan", "client", "--to", "host2")
 	s.mention(text, path, "--external-unix")
-	s.Move("client", "host2", "--external-unix", path+"=reconnect", "--max-downtime", "2s")
+	s.Move("client", "host2", "--external-unix", path+"=reconnect", "--max-downtime", "10s")
 	s.Logs("client", "it is host2\n")
 }
