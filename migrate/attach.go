@@ -37,8 +37,8 @@ func newAttachCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "attach NAME",
 		Short: "Connect this terminal to a workload",
-		Long: "Connects this terminal to that of a workload that was started with `migrate run -t`, on whatever host it is: keys go to the\n" +
-			"program, what it prints comes here, and the window has the size of this one. It follows the workload from host to host; nothing\n" +
+		Long: "Connects this terminal to that of a workload that was started with `migrate run -t` or moved with --tty new, on whatever host it\n" +
+			"is: keys go to the program, what it prints comes here, and the window has the size of this one. It follows the workload from host to host; nothing\n" +
 			"that is typed or printed is lost on the way. Ctrl-P Ctrl-Q detaches, and the program runs on. When it ends, its exit code is passed on.\n\n" +
 			"Several can be attached at once: all see the same and may all type, and the window has the size that the last of them has asked for.\n" +
 			"What was printed before is in `migrate logs`. Of a workload without a terminal the output is followed; it reads nothing.",

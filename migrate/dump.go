@@ -26,7 +26,7 @@ func newDumpCommand() *cobra.Command {
 		Use:     "dump --pid PID --dir DIR",
 		Short:   "Write a checkpoint of a process and its descendants to disk",
 		Long:    "Writes a checkpoint of a process and all its descendants. The tree ends once the checkpoint is complete, unless it\nis to be left running or stopped. When the dump fails, the tree runs on.\n\nThe peers of its TCP connections see nothing of the end: until the checkpoint is restored, a table of nftables drops\ntheir segments (inet migrate-dump-...; blob-tcp-lock.raw in DIR has its name). To give a checkpoint up, delete the table.",
-		Example: "  migrate dump --pid 4711 --dir /var/tmp/4711\n  migrate dump --pid 4711 --dir /var/tmp/4711 --leave-running",
+		Example: "  migrate dump --pid 4711 --dir /var/tmp/4711\n  migrate dump --pid 4711 --dir /var/tmp/4711 --leave-running\n  migrate dump --pid 4711 --dir /var/tmp/4711 --tty new --external 'pipe:[81312]' --external-unix /run/dbus/socket=null",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
@@ -59,8 +59,8 @@ func newDumpCommand() *cobra.Command {
 	f.StringVar(&dir, "dir", "", "directory for the checkpoint, new or empty")
 	f.BoolVar(&running, "leave-running", false, "let the tree run on afterwards")
 	f.BoolVar(&stopped, "leave-stopped", false, "leave the tree stopped (SIGSTOP) afterwards")
-	outside.add(cmd)
-	f.StringArrayVar(&external, "external", nil, "pipe or file that migrate restore --inherit-fd will give the program: pipe:[NUMBER], as /proc/PID/fd\nshows it, or a path; may be repeated")
+	outside.add(cmd, "that of migrate restore")
+	f.StringArrayVar(&external, "external", nil, "pipe or file that migrate restore --inherit-fd will give the program: pipe:[NUMBER], as /proc/PID/fd\nshows it, or a path; what waits in it stays behind; may be repeated")
 	cmd.MarkFlagsMutuallyExclusive("leave-running", "leave-stopped")
 	_ = cmd.MarkFlagRequired("pid") // fails for unknown flags only
 	_ = cmd.MarkFlagRequired("dir")
@@ -80,68 +80,81 @@ func printDumpObstacles(cmd *cobra.Command, err error) error {
 	return err
 }
 
+// restoreFlags are the flags of `migrate restore`.
+type restoreFlags struct {
+	dir, pidfile, namespace, tty string
+	inherit                      []string
+	detach                       bool
+}
+
 func newRestoreCommand() *cobra.Command {
-	var dir, pidfile, namespace, tty string
-	var inherit []string
-	var detach bool
+	var o restoreFlags
 	cmd := &cobra.Command{
-		Use:     "restore --dir DIR",
-		Short:   "Bring a checkpoint on disk back",
-		Long:    "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\nexit code on. Until then SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the first process of the tree.\n\nA program that was dumped with --tty new gets the terminal of this command; it cannot be detached then.\nWhat was called --external at the dump is given by --inherit-fd, as to `criu restore`.",
-		Example: "  migrate restore --dir /var/tmp/4711\n  migrate restore --dir /var/tmp/4711 --inherit-fd 'fd[3]:pipe:[81312]' 3>&1\n  migrate restore --dir /var/tmp/4711 --detach --pidfile /run/it.pid",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if tty != "" && tty != "new" {
-				return fmt.Errorf("--tty %q is not known: use new", tty)
-			}
-			if namespace != "same" && namespace != "new" {
-				return fmt.Errorf("--pid-namespace %q is not known: use same or new", namespace)
-			}
-			given, err := parseInherited(inherit)
-			if err != nil {
-				return err
-			}
-			var signals chan os.Signal
-			if !detach {
-				signals = make(chan os.Signal, 16)
-				signal.Notify(signals, forwarded...)
-				defer signal.Stop(signals)
-			}
-			opts := restore.DirOptions{NewPIDNamespace: namespace == "new", External: given.open}
-			own := terminalOf(cmd.InOrStdin(), cmd.OutOrStdout())
-			if own != nil && !detach {
-				opts.Terminal = own.take
-			}
-			r, err := restore.FromDir(cmd.Context(), dir, opts)
-			if err != nil {
-				return errors.Join(err, own.end())
-			}
-			defer func() { err = errors.Join(err, own.end()) }()
-			if own != nil {
-				if err := own.begin(); err != nil {
-					return err
-				}
-			}
-			if pidfile != "" {
-				if err := os.WriteFile(pidfile, []byte(strconv.Itoa(r.PID)+"\n"), 0o644); err != nil {
-					return err
-				}
-			}
-			if detach {
-				return nil
-			}
-			return waitFor(r, signals)
-		},
+		Use:   "restore --dir DIR",
+		Short: "Bring a checkpoint on disk back",
+		Long: "Brings a checkpoint back with the same process ids, as a child of this command, waits for its end and passes its\n" +
+			"exit code on. Until then SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the first process of the tree.\n\n" +
+			"A program that was dumped with --tty new gets the terminal of this command, which must not be detached then.\n" +
+			"What was called --external at the dump is given by --inherit-fd, as to `criu restore`.",
+		Example: "  migrate restore --dir /var/tmp/4711\n  migrate restore --dir /var/tmp/4711 --detach --pidfile /run/it.pid\n" +
+			"  migrate restore --dir /var/tmp/4711 --inherit-fd 'fd[3]:pipe:[81312]' 3>>/var/log/it",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&dir, "dir", "", "directory of the checkpoint")
-	f.BoolVar(&detach, "detach", false, "return once the tree runs")
-	f.StringVar(&tty, "tty", "", "new: as at the dump, for a program that gets the terminal of this command")
-	f.StringArrayVar(&inherit, "inherit-fd", nil, "fd[N]:NAME: the descriptor N of this command stands for what was called --external NAME at the dump; may be repeated")
-	f.StringVar(&pidfile, "pidfile", "", "file to write the process id of the tree's root to")
-	f.StringVar(&namespace, "pid-namespace", "same", "same: the ids are those of this pid namespace; new: in one of its own")
+	f.StringVar(&o.dir, "dir", "", "directory of the checkpoint")
+	f.BoolVar(&o.detach, "detach", false, "return once the tree runs")
+	f.StringVar(&o.tty, "tty", "", "new: insist on a terminal for the program, that of this command; one that was dumped with --tty new gets it in any case")
+	f.StringArrayVar(&o.inherit, "inherit-fd", nil, "fd[N]:NAME: the descriptor N of this command stands for what was called --external NAME at the dump; may be\nrepeated")
+	f.StringVar(&o.pidfile, "pidfile", "", "file to write the process id of the tree's root to")
+	f.StringVar(&o.namespace, "pid-namespace", "same", "same: the ids are those of this pid namespace; new: in one of its own")
+	cmd.MarkFlagsMutuallyExclusive("tty", "detach")
 	_ = cmd.MarkFlagRequired("dir") // fails for unknown flags only
 	return cmd
+}
+
+func (o *restoreFlags) run(cmd *cobra.Command) (err error) {
+	if o.namespace != "same" && o.namespace != "new" {
+		return fmt.Errorf("--pid-namespace %q is not known: use same or new", o.namespace)
+	}
+	own := terminalOf(cmd.InOrStdin(), cmd.OutOrStdout())
+	switch {
+	case o.tty != "" && o.tty != "new":
+		return fmt.Errorf("--tty %q is not known: use new", o.tty)
+	case o.tty == "new" && own == nil:
+		return errors.New("--tty new gives the program the terminal of this command, and its standard input is none")
+	}
+	given, err := parseInherited(o.inherit)
+	if err != nil {
+		return err
+	}
+	opts := restore.DirOptions{NewPIDNamespace: o.namespace == "new", External: given.open}
+	if own != nil && !o.detach {
+		opts.Terminal = own.take
+	}
+	var signals chan os.Signal
+	if !o.detach {
+		signals = make(chan os.Signal, 16)
+		signal.Notify(signals, forwarded...)
+		defer signal.Stop(signals)
+	}
+	defer func() { err = errors.Join(err, own.end()) }()
+	r, err := restore.FromDir(cmd.Context(), o.dir, opts)
+	if err != nil {
+		return err
+	}
+	if err := own.begin(); err != nil {
+		return err
+	}
+	if o.pidfile != "" {
+		if err := os.WriteFile(o.pidfile, []byte(strconv.Itoa(r.PID)+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	if o.detach {
+		return nil
+	}
+	return waitFor(r, signals)
 }
 
 // forwarded are the signals that a restore in the foreground passes on.

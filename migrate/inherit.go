@@ -30,6 +30,9 @@ func parseInherited(list []string) (inherited, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--inherit-fd %q: descriptor %s: %w", s, m[1], err)
 		}
+		if _, twice := out[m[2]]; twice {
+			return nil, fmt.Errorf("--inherit-fd names %s twice", m[2])
+		}
 		out[m[2]] = fd
 	}
 	return out, nil

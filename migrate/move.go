@@ -122,7 +122,7 @@ func newMoveCommand() *cobra.Command {
 	f.StringVar(&m.compress, "compress", "auto", "auto, off, s2 or zstd")
 	f.BoolVar(&m.closeTCP, "close-tcp", false, "close connections that cannot move, instead of refusing the move")
 	m.files.add(cmd)
-	m.outside.add(cmd)
+	m.outside.add(cmd, "that of migrate attach")
 	f.StringVar(&m.progress, "progress", "auto", "auto (live on a terminal, else lines, none with -o json), plain or none")
 	f.BoolVar(&m.explain, "explain", false, "print what the blackout was spent on, step by step (-o json always has it)")
 	f.BoolVar(&m.detach, "detach", false, "print the id of the move and return")
@@ -157,10 +157,13 @@ func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 		Strategy: strategy, MaxDowntimeNs: m.maxDowntime.Nanoseconds(), TimeoutNs: m.timeout.Nanoseconds(), OnTimeout: onTimeout,
 		HardLimitNs: m.hardLimit.Nanoseconds(), BandwidthBytesPerSecond: uint64(m.bandwidth), Streams: m.streams, Compress: m.compress, CloseTcp: m.closeTCP,
 	}
-	if err := errors.Join(o.Check(), m.files.set(o), m.outside.setMove(o)); err != nil {
+	if err := m.files.set(o); err != nil {
 		return nil, err
 	}
-	return o, nil
+	if err := m.outside.setMove(o); err != nil {
+		return nil, err
+	}
+	return o, o.Check()
 }
 
 func (m *moveFlags) print(w io.Writer, last *clusterapi.Migration) error {

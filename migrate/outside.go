@@ -22,10 +22,11 @@ type outsideFlags struct {
 	unix []string
 }
 
-func (o *outsideFlags) add(cmd *cobra.Command) {
+// add adds them to a command; then is what the new terminal becomes.
+func (o *outsideFlags) add(cmd *cobra.Command, then string) {
 	f := cmd.Flags()
-	f.StringVar(&o.tty, "tty", "", "new: a terminal whose other end is held by another program (terminal emulator, sshd, shell) is left behind for a\nnew one with the same settings and size")
-	f.StringArrayVar(&o.unix, "external-unix", nil, "PATH=reconnect: a unix socket that is connected to PATH outside of the tree is connected anew at the destination;\nPATH=null: its peer hangs up. @NAME is an abstract address; may be repeated")
+	f.StringVar(&o.tty, "tty", "", "new: a terminal whose other end is held by another program (terminal emulator, sshd, shell) is left behind for a\nnew one with the same settings: "+then)
+	f.StringArrayVar(&o.unix, "external-unix", nil, "PATH=reconnect: a unix socket that is connected to PATH outside of the tree is connected anew, as the process that has it;\nPATH=null: its peer hangs up. PATH as the refusal names it, @NAME for an abstract address; may be repeated")
 }
 
 // parse checks them.
@@ -36,12 +37,17 @@ func (o *outsideFlags) parse() (newTerminals bool, external map[string]string, e
 	external = map[string]string{}
 	for _, u := range o.unix {
 		i := strings.LastIndex(u, "=")
-		if i <= 0 || u[i+1:] != files.Reconnect && u[i+1:] != files.HangUp || u[0] != '/' && u[0] != '@' {
-			return false, nil, fmt.Errorf("--external-unix %q has not the form PATH=reconnect or PATH=null, with an absolute path or @NAME", u)
+		if i <= 0 || u[i+1:] != files.Reconnect && u[i+1:] != files.HangUp {
+			return false, nil, fmt.Errorf("--external-unix %q has not the form PATH=reconnect or PATH=null", u)
 		}
-		external[u[:i]] = u[i+1:]
+		at, how := u[:i], u[i+1:]
+		if external[at] != "" && external[at] != how {
+			return false, nil, fmt.Errorf("--external-unix names %s twice: reconnect it, or let it hang up", at)
+		}
+		external[at] = how
 	}
-	return o.tty == "new", external, nil
+	check := agentapi.MoveOptions{ExternalUnix: external}
+	return o.tty == "new", external, check.Check()
 }
 
 // setMove writes them into the options of a move.
@@ -75,7 +81,11 @@ func externalFiles(list []string) (map[files.FileID]string, error) {
 		} else if err := unix.Stat(name, &st); err != nil {
 			return nil, fmt.Errorf("--external %q is neither a pipe, such as pipe:[4711], nor a file: %w", name, err)
 		}
-		out[files.FileID{Dev: st.Dev, Ino: st.Ino}] = name
+		id := files.FileID{Dev: st.Dev, Ino: st.Ino}
+		if other, twice := out[id]; twice && other != name {
+			return nil, fmt.Errorf("--external %q and %q are one file", other, name)
+		}
+		out[id] = name
 	}
 	return out, nil
 }

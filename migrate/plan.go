@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -28,7 +27,10 @@ func newPlanCommand() *cobra.Command {
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts := &agentapi.MoveOptions{}
-			if err := errors.Join(files.set(opts), outside.setMove(opts)); err != nil {
+			if err := files.set(opts); err != nil {
+				return err
+			}
+			if err := outside.setMove(opts); err != nil {
 				return err
 			}
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
@@ -53,7 +55,7 @@ func newPlanCommand() *cobra.Command {
 	}
 	target.add(cmd)
 	files.add(cmd)
-	outside.add(cmd)
+	outside.add(cmd, "that of migrate attach")
 	cmd.Flags().StringVar(&to, "to", "", "destination host")
 	_ = cmd.MarkFlagRequired("to") // fails for unknown flags only
 	addOutputFlag(cmd, &output)

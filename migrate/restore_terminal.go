@@ -35,19 +35,14 @@ func terminalOf(in, out any) *ownTerminal {
 	return &ownTerminal{in: i, out: o, typed: newTyped(nil)}
 }
 
-// take is given the other end of the program's terminal.
-func (t *ownTerminal) take(master *os.File) error {
+// take is given the other end of the program's terminal. This one gives up its line editing and its signals: the program's has them.
+func (t *ownTerminal) take(master *os.File) (err error) {
 	if t.master != nil {
 		return errors.New("it has two terminals")
 	}
 	t.master = master
-	return unix.SetNonblock(int(master.Fd()), true)
-}
-
-// begin copies from now on, until end.
-func (t *ownTerminal) begin() (err error) {
-	if t.master == nil {
-		return nil
+	if err := unix.SetNonblock(int(master.Fd()), true); err != nil {
+		return err
 	}
 	if t.cooked, err = makeRaw(t.in); err != nil {
 		return err
@@ -57,6 +52,14 @@ func (t *ownTerminal) begin() (err error) {
 		return err
 	}
 	t.stops = append(t.stops, stop)
+	return nil
+}
+
+// begin copies from now on, until end.
+func (t *ownTerminal) begin() error {
+	if t == nil || t.master == nil {
+		return nil
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -100,25 +103,33 @@ func (t *ownTerminal) resize() {
 	}
 }
 
-// unopened is how often it is looked whether somebody has opened a terminal again that nobody has open: the kernel says that it is hung up
-// until then.
-const unopened = 100
+const (
+	// unopened is how often it is looked whether somebody has opened a terminal again that nobody has open, in milliseconds: the kernel
+	// says that it is hung up until then.
+	unopened = 100
+	// leftOver bounds what is still printed when the program has ended, in bytes. The kernel holds less (TTYB_DEFAULT_MEM_LIMIT in
+	// drivers/tty/tty_buffer.c): what is beyond it is of somebody who has stayed behind and prints on.
+	leftOver = 1 << 20
+)
 
 // print prints what the program prints, until stop; then what it has printed by then.
 func (t *ownTerminal) print(stop int) {
 	fd, buf := int(t.master.Fd()), make([]byte, 32<<10)
-	for stopping := false; ; {
+	stopping := false
+	for left := leftOver; left > 0; {
 		n, err := unix.Read(fd, buf)
 		switch {
 		case n > 0:
 			_, _ = t.out.Write(buf[:n]) // nobody is there to be told
+			stopping = stopping || await(stop, -1, 0, 0)
+			if stopping {
+				left -= n
+			}
 		case errors.Is(err, unix.EINTR):
 		case stopping:
 			return
-		case errors.Is(err, unix.EAGAIN):
-			stopping = await(stop, fd, unix.POLLIN, -1)
 		default:
-			stopping = await(stop, -1, 0, unopened)
+			stopping = await(stop, fd, unix.POLLIN, -1)
 		}
 	}
 }
@@ -133,7 +144,7 @@ func (t *ownTerminal) typeIn(stop int, quit <-chan struct{}) {
 			if n > 0 {
 				offset, data = offset+uint64(n), data[n:]
 				t.typed.taken(offset)
-			} else if !errors.Is(err, unix.EINTR) && await(stop, fd, unix.POLLOUT, unopened) {
+			} else if !errors.Is(err, unix.EINTR) && await(stop, fd, unix.POLLOUT, -1) {
 				return
 			}
 		}
@@ -145,10 +156,14 @@ func (t *ownTerminal) typeIn(stop int, quit <-chan struct{}) {
 	}
 }
 
-// await waits for an event of a file (none: -1), at most for some milliseconds, and tells whether stop is to be heeded.
+// await waits for an event of a file (none: -1), at most for some milliseconds (-1: without end), and tells whether stop is to be heeded.
+// Of a terminal that nobody has open it waits a while.
 func await(stop, fd int, events int16, ms int) bool {
 	p := []unix.PollFd{{Fd: int32(stop), Events: unix.POLLIN}, {Fd: int32(fd), Events: events}}
 	_, err := unix.Poll(p, ms)
+	if err == nil && p[0].Revents == 0 && p[1].Revents != 0 && p[1].Revents&events == 0 {
+		return await(stop, -1, 0, unopened)
+	}
 	return err == nil && p[0].Revents != 0
 }
 

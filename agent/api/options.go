@@ -14,6 +14,9 @@ const (
 	DefaultTimeout      = 5 * time.Minute
 	MaxStreams          = 16
 
+	maxExternalUnix = 1000
+	longestUnix     = 108 // bytes in the address of a unix socket (unix(7))
+
 	longestDowntime = 24 * time.Hour
 	longestTimeout  = 30 * 24 * time.Hour
 	highestRate     = 1e15 // bytes per second
@@ -75,6 +78,24 @@ func (x *MoveOptions) Check() error {
 		return fmt.Errorf("%d streams asked for; at most %d are possible", x.GetStreams(), MaxStreams)
 	case x.GetCompress() != "" && !slices.Contains(Compressions, x.GetCompress()):
 		return fmt.Errorf("compression %q is not known: use auto, off, s2 or zstd", x.GetCompress())
+	}
+	return x.checkOutside()
+}
+
+// checkOutside checks what is to become of things that are half outside of the tree.
+func (x *MoveOptions) checkOutside() error {
+	if n := len(x.GetExternalUnix()); n > maxExternalUnix {
+		return fmt.Errorf("%d external unix sockets are named; at most %d are possible", n, maxExternalUnix)
+	}
+	for at, how := range x.GetExternalUnix() {
+		switch {
+		case at == "" || len(at) > longestUnix:
+			return fmt.Errorf("external unix socket %q: an address has 1 to %d bytes", at, longestUnix)
+		case how != "reconnect" && how != "null":
+			return fmt.Errorf("external unix socket %q: %q is not known: use reconnect or null", at, how)
+		case how == "reconnect" && at[0] != '/' && at[0] != '@':
+			return fmt.Errorf("external unix socket %q can be connected anew only by an absolute path or an abstract address (@NAME); use null", at)
+		}
 	}
 	return nil
 }

@@ -39,6 +39,9 @@ func startDaemons(ctx context.Context, t *testing.T, dir string) *daemons {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = l.Close() })
+		if err := os.Chmod(filepath.Join(dir, name), 0o777); err != nil {
+			t.Fatal(err)
+		}
 		go func() {
 			for {
 				c, err := l.Accept()
@@ -55,6 +58,9 @@ func startDaemons(ctx context.Context, t *testing.T, dir string) *daemons {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
+	if err := os.Chmod(filepath.Join(dir, "dgram"), 0o777); err != nil {
+		t.Fatal(err)
+	}
 	go func() {
 		buf := make([]byte, 64)
 		for {
@@ -70,12 +76,17 @@ func startDaemons(ctx context.Context, t *testing.T, dir string) *daemons {
 
 func (d *daemons) serve(c net.Conn, name string) {
 	buf := make([]byte, 64)
+	client, err := clientOf(c)
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
 	for {
 		n, err := c.Read(buf)
 		if err != nil {
 			return
 		}
-		d.heard <- name + " " + string(buf[:n])
+		d.heard <- fmt.Sprintf("%s %s by %s", name, buf[:n], client)
 		for _, text := range []string{"welcome", "left"} {
 			if string(buf[:n]) == "hello" {
 				_, _ = io.WriteString(c, text) // the program will miss it
@@ -84,10 +95,29 @@ func (d *daemons) serve(c net.Conn, name string) {
 	}
 }
 
-// hear awaits a word of every daemon.
-func (d *daemons) hear(ctx context.Context, word string) {
+// clientOf is who the kernel says is at the other end of a connection (SO_PEERCRED).
+func clientOf(c net.Conn) (string, error) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return "", fmt.Errorf("a connection of type %T", c)
+	}
+	rc, err := u.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var cred *unix.Ucred
+	cerr := rc.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, cerr); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("process %d, user %d, group %d", cred.Pid, cred.Uid, cred.Gid), nil
+}
+
+// hear awaits a word of a program from every daemon; those of connections know who it is.
+func (d *daemons) hear(ctx context.Context, w *workload, word string) {
 	d.t.Helper()
-	want := map[string]bool{"stream " + word: true, "seqpacket " + word: true, "dgram " + word: true}
+	by := fmt.Sprintf(" by process %d, user 1, group 2", w.pid)
+	want := map[string]bool{"stream " + word + by: true, "seqpacket " + word + by: true, "dgram " + word: true}
 	for len(want) > 0 {
 		select {
 		case h := <-d.heard:
@@ -101,43 +131,54 @@ func (d *daemons) hear(ctx context.Context, word string) {
 	}
 }
 
-// TestExternalUnix refuses connections to daemons outside of the tree by name, and carries them as it is told to.
-func TestExternalUnix(t *testing.T) {
+// TestOutside refuses by name what is half outside of a tree, and carries it as it is told to.
+func TestOutside(t *testing.T) {
 	kerneltest.Root(t)
 	bin := build(t)
-	for _, how := range []string{"reconnect", "null"} {
-		t.Run(how, func(t *testing.T) {
+	for name, test := range map[string]func(ctx context.Context, t *testing.T, bin string){
+		"unix-reconnect": func(ctx context.Context, t *testing.T, bin string) { externalUnix(ctx, t, bin, "reconnect") },
+		"unix-null":      func(ctx context.Context, t *testing.T, bin string) { externalUnix(ctx, t, bin, "null") },
+		"inherit-fd":     inheritFD,
+		"tty-new":        newTerminal,
+	} {
+		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), timeout)
 			defer cancel()
-			dir := t.TempDir()
-			if how == "reconnect" {
-				if err := os.WriteFile(filepath.Join(dir, how), nil, 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			d := startDaemons(ctx, t, dir)
-			w := start(ctx, t, bin, dir, compile(ctx, t, "testdata/outside_unix.c"))
-			d.hear(ctx, "hello")
-			text := w.refuses(ctx, t)
-			var flags []string
-			for _, name := range []string{"stream", "seqpacket", "dgram"} {
-				path := filepath.Join(dir, name)
-				flags = append(flags, "--external-unix", path+"="+how)
-			}
-			// The first that is met is named. A socket that only sends datagrams is connected anew in any case.
-			if want := "--external-unix " + filepath.Join(dir, "stream") + "=reconnect"; !strings.Contains(text, want) {
-				t.Errorf("no %q is named as a remedy:\n%s", want, text)
-			}
-			image := w.dump(ctx, t, flags...)
-			w.mustBeGone(t)
-			if how == "reconnect" {
-				w.restoreGreeted(ctx, t, image, d)
-				return
-			}
-			w.restore(ctx, t, image)
-			w.check(ctx, t)
+			test(ctx, t, bin)
 		})
 	}
+}
+
+// externalUnix is about connections to daemons.
+func externalUnix(ctx context.Context, t *testing.T, bin, how string) {
+	t.Helper()
+	dir := t.TempDir()
+	if how == "reconnect" {
+		if err := os.WriteFile(filepath.Join(dir, how), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	openUp(t, dir)
+	d := startDaemons(ctx, t, dir)
+	w := start(ctx, t, bin, dir, compile(ctx, t, "testdata/outside_unix.c"))
+	d.hear(ctx, w, "hello")
+	text := w.refuses(ctx, t)
+	var flags []string
+	for _, name := range []string{"stream", "seqpacket", "dgram"} {
+		flags = append(flags, "--external-unix", filepath.Join(dir, name)+"="+how)
+	}
+	// The first that is met is named. A socket that only sends datagrams is connected anew in any case.
+	if want := "--external-unix " + filepath.Join(dir, "stream") + "=reconnect"; !strings.Contains(text, want) {
+		t.Errorf("no %q is named as a remedy:\n%s", want, text)
+	}
+	image := w.dump(ctx, t, flags...)
+	w.mustBeGone(t)
+	if how == "reconnect" {
+		w.restoreGreeted(ctx, t, image, d)
+		return
+	}
+	w.restore(ctx, t, image)
+	w.check(ctx, t)
 }
 
 // restoreGreeted restores a program whose daemons greet it anew.
@@ -147,7 +188,7 @@ func (w *workload) restoreGreeted(ctx context.Context, t *testing.T, image strin
 	if err := unix.Kill(w.pid, unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	d.hear(ctx, "after")
+	d.hear(ctx, w, "after")
 	if result := strings.TrimSpace(w.await(ctx, t, "result")); result != "pass" {
 		t.Fatal(result)
 	}
@@ -168,12 +209,10 @@ func (w *workload) refuses(ctx context.Context, t *testing.T, flags ...string) s
 	return string(out)
 }
 
-// TestInheritFD gives a program whose output goes through a pipe to a logger another pipe when it comes back.
-func TestInheritFD(t *testing.T) {
-	kerneltest.Root(t)
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
-	defer cancel()
-	w := &workload{bin: build(t), dir: t.TempDir(), exited: make(chan struct{})}
+// inheritFD gives a program whose output goes through a pipe to a logger another pipe when it comes back.
+func inheritFD(ctx context.Context, t *testing.T, bin string) {
+	t.Helper()
+	w := &workload{bin: bin, dir: t.TempDir(), exited: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "trap 'echo again; exit' TERM; echo first; while :; do sleep 0.05 >/dev/null; done")
 	cmd.Stdin, cmd.SysProcAttr = nil, &syscall.SysProcAttr{Setsid: true}
 	r, out, err := os.Pipe()

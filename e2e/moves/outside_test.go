@@ -40,8 +40,10 @@ func TestNewTerminal(t *testing.T) {
 	a.types("echo $x $(stty size) $(stty -a | grep -o -- '-ixon ')\n")
 	a.await("kept 20 70 -ixon")
 	s.Move(name, "host3", "--max-downtime", "10s")
-	a.types("cat\n")
-	a.await("cat\r\n")
+	a.types("sh -c 'echo up$((1+1)); exec cat'\n")
+	a.await("up2\r\n")
+	a.types("typed\n")
+	a.await("typed\r\ntyped\r\n") // by the terminal and by cat
 	a.types("\x03")
 	a.await("ready> ")
 	a.types("exit 6\n")

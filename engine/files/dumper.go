@@ -31,7 +31,7 @@ type FileID struct{ Dev, Ino uint64 }
 
 // Options of a Dumper.
 type Options struct {
-	// External names files and pipes that belong to the agent, such as the log of a workload: they are not
+	// External names files and pipes that belong to the agent, such as the log of a workload, or to whoever restores a dump: they are not
 	// carried, but attached at the destination by Env.External under the same name.
 	External map[FileID]string
 	// Init is the pid 1 of a workload, on this host: the tree is all that runs under it. 0: there is none.

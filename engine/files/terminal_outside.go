@@ -22,8 +22,7 @@ import (
 // A pseudoterminal whose master is outside of the tree comes along in one of two ways. The agent holds the master for the tree
 // (Options.Terminals): then the terminal is moved with all that waits in it, and the agent of the destination gets the new master.
 // Or somebody else holds it, such as a terminal emulator, sshd or a shell's: that terminal stays where it is, with what waits in it,
-// and the tree gets a new one, under any number, with the
-// settings and the size of the old one.
+// and the tree gets a new one, under any number, with the settings and the size of the old one.
 
 // FreshTerminal is the name under which Env.Terminal gets the master of a new terminal.
 const FreshTerminal = "new"

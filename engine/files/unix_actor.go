@@ -55,6 +55,25 @@ func (p *unixPlan) actor(ctx context.Context, e *fdinfo.FileEntry, cred *sock.Cr
 	return a, err
 }
 
+// itself is the process that is home to a record, with the user and groups that it has in the checkpoint: those that the tree's user
+// namespace knows. nil: as of actor.
+func (p *unixPlan) itself(e *fdinfo.FileEntry) (*actor, error) {
+	if p.r.env.Caller == nil {
+		return nil, nil
+	}
+	vpid := p.r.homes[e.GetId()].vpid
+	a := &actor{caller: p.r.env.Caller(vpid)}
+	if a.caller == nil {
+		return nil, fmt.Errorf("process %d is not there", vpid)
+	}
+	if c := p.r.cp.Process(uint32(vpid)); c != nil && len(c.Threads) > 0 {
+		if k := c.Leader().Core.GetThreadCore().GetCreds(); k != nil {
+			a.cred, a.groups = &sock.Cred{UID: k.GetEuid(), GID: k.GetEgid()}, k.GetGroups()
+		}
+	}
+	return a, nil
+}
+
 // inside translates user and groups to what the tree's user namespace calls them.
 func (p *unixPlan) inside(cred *sock.Cred, groups []uint32) (*sock.Cred, []uint32, error) {
 	spaces := p.r.cp.Namespaces

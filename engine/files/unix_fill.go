@@ -69,7 +69,10 @@ func (p *unixPlan) fillPending(ctx context.Context, s *unixSock) error {
 		}
 		err := p.listen(ctx, s, client.state.Cred, client.state.Groups, max(int(s.GetBacklog()), len(s.state.Pending)))
 		if err == nil {
-			err = p.connect(ctx, client.fd, s, client.entry, p.credOf(client.entry), nil)
+			var a *actor
+			if a, err = p.itself(client.entry); err == nil {
+				err = p.connect(ctx, client.fd, s, a)
+			}
 		}
 		if err == nil {
 			err = sock.FillUnix(client.fd, w.Packets, p.filling(ctx, nil))
@@ -90,20 +93,6 @@ func (p *unixPlan) fillPending(ctx context.Context, s *unixSock) error {
 		return p.listen(ctx, s, final, s.state.Groups, backlog)
 	}
 	return nil
-}
-
-// credOf is who a process is by its record.
-func (p *unixPlan) credOf(e *fdinfo.FileEntry) *sock.Cred {
-	vpid := p.r.homes[e.GetId()].vpid
-	c := p.r.cp.Process(uint32(vpid))
-	if c == nil || len(c.Threads) == 0 {
-		return nil
-	}
-	k := c.Leader().Core.GetThreadCore().GetCreds()
-	if k == nil {
-		return nil
-	}
-	return &sock.Cred{PID: uint32(vpid), UID: k.GetEuid(), GID: k.GetEgid()}
 }
 
 // early tells whether datagrams must be sent before their receiver gets a peer: the kernel takes them only from the peer then.
@@ -179,8 +168,7 @@ func (p *unixPlan) link(ctx context.Context, s *unixSock) error {
 		}
 	}
 	if len(service) > 0 {
-		err := sock.In(p.r.placeOf(s.entry, ""), func() error { return sock.ConnectUnix(s.fd, service) })
-		if err != nil {
+		if err := p.connectAnew(ctx, s, service); err != nil {
 			return fmt.Errorf("connecting anew to %q: %w", UnixAddress(service), err)
 		}
 		return nil
@@ -202,7 +190,7 @@ func (p *unixPlan) link(ctx context.Context, s *unixSock) error {
 	case to == nil:
 		return errors.New("its peer is not in the checkpoint")
 	}
-	return p.connect(ctx, s.fd, to, s.entry, nil, nil)
+	return p.connect(ctx, s.fd, to, nil)
 }
 
 // fillLate fills queues from the peers.

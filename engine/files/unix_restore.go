@@ -312,7 +312,11 @@ func (p *unixPlan) through(ctx context.Context, l, server, client *unixSock) err
 	if err := p.bind(client, cfd); err != nil {
 		return err
 	}
-	if err := p.connect(ctx, cfd, l, client.entry, server.state.Cred, server.state.Groups); err != nil {
+	a, err := p.actor(ctx, client.entry, server.state.Cred, server.state.Groups)
+	if err != nil {
+		return err
+	}
+	if err := p.connect(ctx, cfd, l, a); err != nil {
 		return err
 	}
 	sfd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC)
@@ -327,21 +331,15 @@ func (p *unixPlan) through(ctx context.Context, l, server, client *unixSock) err
 	return nil
 }
 
-// connect connects a socket to a named one, as somebody.
-func (p *unixPlan) connect(ctx context.Context, fd int, to *unixSock, e *fdinfo.FileEntry, cred *sock.Cred, groups []uint32) error {
+// connect connects a socket to a named one; nobody remembers who has connected a datagram socket.
+func (p *unixPlan) connect(ctx context.Context, fd int, to *unixSock, a *actor) error {
 	dir, name := to.address()
 	var failed error
-	if to.stream() {
-		a, err := p.actor(ctx, e, cred, groups)
-		if err != nil {
-			return err
+	if to.stream() && a != nil {
+		if failed = a.connect(ctx, fd, dir, name); failed == nil {
+			return nil
 		}
-		if a != nil {
-			if failed = a.connect(ctx, fd, dir, name); failed == nil {
-				return nil
-			}
-			// The actor may be in another mount namespace, where the path means something else.
-		}
+		// The actor may be in another mount namespace, where the path means something else.
 	}
 	if err := sock.In(p.r.placeOf(to.entry, dir), func() error { return sock.ConnectUnix(fd, name) }); err != nil {
 		return errors.Join(err, failed)

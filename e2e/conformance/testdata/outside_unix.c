@@ -1,5 +1,7 @@
-/* Connections to daemons outside of the tree, of every type: connected anew if the file "reconnect" is there, else hung up. */
+/* Connections of an ordinary user to daemons outside of the tree, of every type: connected anew if the file "reconnect" is there, else
+ * hung up. */
 #include "../../workloads/c/workload.h"
+#include <grp.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -10,6 +12,7 @@ int main(void)
 {
 	int s[3], again = !access("reconnect", F_OK);
 	char buf[64];
+	CHECK(!setgroups(0, NULL) && !setresgid(2, 2, 2) && !setresuid(1, 1, 1), "another user");
 	for (int i = 0; i < 3; i++) {
 		struct sockaddr_un a = {.sun_family = AF_UNIX};
 		char dir[80];
