@@ -53,6 +53,7 @@ type Limits struct {
 	Redrive    time.Duration // between two sendings of an order that was not answered; 0: 1 s
 	Reachable  time.Duration // for an agent to answer a plan; 0: 10 s
 	StartGrace time.Duration // for an agent to start or stop a workload, besides the grace of the stop; 0: 30 s
+	DrainRetry time.Duration // until a host that could not take a workload is asked again; 0: 30 s
 }
 
 // DefaultPorts are used where Config.Ports is zero.
@@ -93,6 +94,7 @@ func (c Config) complete() (Config, error) {
 	l.Redrive = cmp.Or(l.Redrive, time.Second)
 	l.Reachable = cmp.Or(l.Reachable, 10*time.Second)
 	l.StartGrace = cmp.Or(l.StartGrace, 30*time.Second)
+	l.DrainRetry = cmp.Or(l.DrainRetry, 30*time.Second)
 	return c, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -70,6 +71,7 @@ type fakeAgent struct {
 	wg      sync.WaitGroup
 
 	obstacles []*agentapi.Obstacle
+	refuses   []string // workloads that this host does not take
 	// hook is called before each action; an error drops it and all that follow, as a crash would.
 	hook atomic.Pointer[func(role handoff.Role, a handoff.Action) error]
 
@@ -131,7 +133,7 @@ func (a *fakeAgent) heartbeats() {
 	defer tick.Stop()
 	for {
 		if !a.isSilent() {
-			_, _ = a.cluster.Cluster().Heartbeat(a.ctx, &clusterapi.HeartbeatRequest{Node: a.info.Name, BootId: a.boot})
+			_, _ = a.cluster.Cluster().Heartbeat(a.ctx, &clusterapi.HeartbeatRequest{Node: a.info.Name, BootId: a.boot, MemoryFreeBytes: 1 << 30})
 		}
 		select {
 		case <-a.ctx.Done():
@@ -183,7 +185,10 @@ func (a *fakeAgent) PlanSource(_ context.Context, req *agentapi.PlanSourceReques
 	return &agentapi.PlanSourceReply{Obstacles: a.obstacles, Pid: req.GetPid(), Command: "prog"}, nil
 }
 
-func (a *fakeAgent) PlanDestination(context.Context, *agentapi.PlanDestinationRequest) (*agentapi.PlanDestinationReply, error) {
+func (a *fakeAgent) PlanDestination(_ context.Context, req *agentapi.PlanDestinationRequest) (*agentapi.PlanDestinationReply, error) {
+	if slices.Contains(a.refuses, req.GetWorkload()) {
+		return &agentapi.PlanDestinationReply{Obstacles: []*agentapi.Obstacle{{Where: "/srv/data", Reason: a.info.GetName() + " does not have it"}}}, nil
+	}
 	return &agentapi.PlanDestinationReply{}, nil
 }
 

@@ -36,7 +36,7 @@ func (v *service) Nodes(context.Context, *clusterapi.NodesRequest) (*clusterapi.
 	v.s.node.store.Read(func(st *fsm.State) {
 		out.Incarnation = st.Incarnation
 		for _, n := range st.Nodes {
-			out.Nodes = append(out.Nodes, &clusterapi.Node{Info: n.GetInfo()})
+			out.Nodes = append(out.Nodes, &clusterapi.Node{Info: n.GetInfo(), DrainUnixNs: n.GetDrain().GetBegunUnixNs(), DrainDeadlineUnixNs: n.GetDrain().GetDeadlineUnixNs()})
 		}
 		for _, w := range st.Workloads {
 			if w.GetState() != clusterapi.WorkloadState_WORKLOAD_STATE_ENDED && w.GetState() != clusterapi.WorkloadState_WORKLOAD_STATE_LOST {

@@ -63,7 +63,9 @@ func (t *term) resolve(what *clusterapi.Target, destination string) (target, err
 	if out.source, err = t.host(source); err != nil {
 		return out, err
 	}
-	out.dest, err = t.host(destination)
+	if out.dest, err = t.host(destination); err == nil && t.drainOf(destination) != nil {
+		err = fsm.Drained(destination)
+	}
 	return out, err
 }
 

@@ -21,8 +21,9 @@ type term struct {
 	began    time.Time
 	nodes    map[string]heard
 	sessions map[string]*session
-	errands  map[string]bool // workloads that are being started or stopped
-	changed  chan struct{}   // closed and replaced when a session's view has changed
+	errands  map[string]bool // workloads that are being started, stopped or drained
+	drains   drains
+	changed  chan struct{} // closed and replaced when a session's view has changed
 }
 
 // heard is what a node said last.
@@ -35,11 +36,11 @@ type heard struct {
 
 func newTerm(ctx context.Context, s *Server) *term {
 	return &term{s: s, ctx: ctx, began: time.Now(), nodes: map[string]heard{}, sessions: map[string]*session{},
-		errands: map[string]bool{}, changed: make(chan struct{})}
+		errands: map[string]bool{}, drains: drains{refused: map[drainMove]refusal{}, begun: map[string]drainMove{}}, changed: make(chan struct{})}
 }
 
 // run opens a session for every migration that is not closed, sees to workloads that are neither started nor stopped
-// for good, and returns when the leadership and all that it owns has ended.
+// for good and to hosts that are being emptied, and returns when the leadership and all that it owns has ended.
 func (t *term) run() {
 	defer t.wg.Wait()
 	tick := time.NewTicker(t.s.c.Limits.Redrive)
@@ -48,6 +49,7 @@ func (t *term) run() {
 		changed := t.s.node.store.Changed()
 		t.openSessions()
 		t.settle()
+		t.drain()
 		select {
 		case <-t.ctx.Done():
 			return

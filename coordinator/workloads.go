@@ -95,7 +95,7 @@ func (t *term) logged(name string) (w *logpb.Workload) {
 	return w
 }
 
-// place is the host that was asked for, or the one with the fewest workloads of those that are up.
+// place is the host that was asked for, or the one with the fewest workloads of those that are up and not drained.
 func (t *term) place(ctx context.Context, host string) (string, error) {
 	if host != "" {
 		_, err := t.host(host)
@@ -103,11 +103,13 @@ func (t *term) place(ctx context.Context, host string) (string, error) {
 	}
 	load := map[string]int{}
 	t.s.node.store.Read(func(st *fsm.State) {
-		for name := range st.Nodes {
-			load[name] = 0
+		for name, n := range st.Nodes {
+			if n.GetDrain() == nil {
+				load[name] = 0
+			}
 		}
 		for _, w := range st.Workloads {
-			if w.GetState() == clusterapi.WorkloadState_WORKLOAD_STATE_RUNNING {
+			if _, ok := load[w.GetHost()]; ok && w.GetState() == clusterapi.WorkloadState_WORKLOAD_STATE_RUNNING {
 				load[w.GetHost()]++
 			}
 		}
@@ -118,7 +120,7 @@ func (t *term) place(ctx context.Context, host string) (string, error) {
 			return n, nil
 		}
 	}
-	return "", status.Error(codes.FailedPrecondition, "no host is up")
+	return "", status.Error(codes.FailedPrecondition, "no host is up and takes workloads")
 }
 
 // host is a registered node that may be asked.

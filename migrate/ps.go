@@ -106,6 +106,8 @@ type node struct {
 	Kernel          string `json:"kernel"`
 	Version         string `json:"version"`
 	LastHeardNS     int64  `json:"last_heard_unix_ns"`
+	DrainNS         int64  `json:"drain_unix_ns"`
+	DrainDeadlineNS int64  `json:"drain_deadline_unix_ns"`
 }
 
 func nodeOf(n *clusterapi.Node) node {
@@ -114,6 +116,7 @@ func nodeOf(n *clusterapi.Node) node {
 		Name: i.GetName(), Up: n.GetUp(), Leader: n.GetLeader(), Voter: n.GetVoter(), Address: i.GetControlAddress(), BootID: i.GetBootId(),
 		CPUs: i.GetCpus(), MemoryBytes: i.GetMemoryBytes(), MemoryFreeBytes: n.GetMemoryFreeBytes(), Workloads: n.GetWorkloads(),
 		Kernel: i.GetKernel(), Version: i.GetVersion(), LastHeardNS: n.GetLastHeardUnixNs(),
+		DrainNS: n.GetDrainUnixNs(), DrainDeadlineNS: n.GetDrainDeadlineUnixNs(),
 	}
 }
 
@@ -124,6 +127,12 @@ func printNodes(w io.Writer, list []node) error {
 		state, role := "down", "host"
 		if n.Up {
 			state = "up"
+		}
+		switch {
+		case n.DrainNS != 0 && n.Workloads > 0:
+			state += ", draining"
+		case n.DrainNS != 0:
+			state += ", drained"
 		}
 		switch {
 		case n.Leader:

@@ -225,6 +225,61 @@ func (Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{2}
 }
 
+type DrainState int32
+
+const (
+	DrainState_DRAIN_STATE_UNSPECIFIED DrainState = 0
+	DrainState_DRAIN_STATE_WAITING     DrainState = 1 // for its turn
+	DrainState_DRAIN_STATE_MOVING      DrainState = 2
+	DrainState_DRAIN_STATE_MOVED       DrainState = 3
+	DrainState_DRAIN_STATE_STUCK       DrainState = 4 // no host can take it now; it is tried again later
+)
+
+// Enum value maps for DrainState.
+var (
+	DrainState_name = map[int32]string{
+		0: "DRAIN_STATE_UNSPECIFIED",
+		1: "DRAIN_STATE_WAITING",
+		2: "DRAIN_STATE_MOVING",
+		3: "DRAIN_STATE_MOVED",
+		4: "DRAIN_STATE_STUCK",
+	}
+	DrainState_value = map[string]int32{
+		"DRAIN_STATE_UNSPECIFIED": 0,
+		"DRAIN_STATE_WAITING":     1,
+		"DRAIN_STATE_MOVING":      2,
+		"DRAIN_STATE_MOVED":       3,
+		"DRAIN_STATE_STUCK":       4,
+	}
+)
+
+func (x DrainState) Enum() *DrainState {
+	p := new(DrainState)
+	*p = x
+	return p
+}
+
+func (x DrainState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainState) Descriptor() protoreflect.EnumDescriptor {
+	return file_coordinator_api_cluster_proto_enumTypes[3].Descriptor()
+}
+
+func (DrainState) Type() protoreflect.EnumType {
+	return &file_coordinator_api_cluster_proto_enumTypes[3]
+}
+
+func (x DrainState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainState.Descriptor instead.
+func (DrainState) EnumDescriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{3}
+}
+
 type Decision int32
 
 const (
@@ -261,11 +316,11 @@ func (x Decision) String() string {
 }
 
 func (Decision) Descriptor() protoreflect.EnumDescriptor {
-	return file_coordinator_api_cluster_proto_enumTypes[3].Descriptor()
+	return file_coordinator_api_cluster_proto_enumTypes[4].Descriptor()
 }
 
 func (Decision) Type() protoreflect.EnumType {
-	return &file_coordinator_api_cluster_proto_enumTypes[3]
+	return &file_coordinator_api_cluster_proto_enumTypes[4]
 }
 
 func (x Decision) Number() protoreflect.EnumNumber {
@@ -274,7 +329,7 @@ func (x Decision) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Decision.Descriptor instead.
 func (Decision) EnumDescriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{3}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 // Target is a workload by name, or a process by host and pid.
@@ -2469,16 +2524,18 @@ func (x *NodesReply) GetIncarnation() uint64 {
 }
 
 type Node struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Info            *api.NodeInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
-	Up              bool                   `protobuf:"varint,2,opt,name=up,proto3" json:"up,omitempty"` // a hint: heard within some seconds
-	LastHeardUnixNs int64                  `protobuf:"varint,3,opt,name=last_heard_unix_ns,json=lastHeardUnixNs,proto3" json:"last_heard_unix_ns,omitempty"`
-	MemoryFreeBytes uint64                 `protobuf:"varint,4,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
-	Workloads       uint32                 `protobuf:"varint,5,opt,name=workloads,proto3" json:"workloads,omitempty"`
-	Leader          bool                   `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`
-	Voter           bool                   `protobuf:"varint,7,opt,name=voter,proto3" json:"voter,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Info                *api.NodeInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	Up                  bool                   `protobuf:"varint,2,opt,name=up,proto3" json:"up,omitempty"` // a hint: heard within some seconds
+	LastHeardUnixNs     int64                  `protobuf:"varint,3,opt,name=last_heard_unix_ns,json=lastHeardUnixNs,proto3" json:"last_heard_unix_ns,omitempty"`
+	MemoryFreeBytes     uint64                 `protobuf:"varint,4,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
+	Workloads           uint32                 `protobuf:"varint,5,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	Leader              bool                   `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`
+	Voter               bool                   `protobuf:"varint,7,opt,name=voter,proto3" json:"voter,omitempty"`
+	DrainUnixNs         int64                  `protobuf:"varint,8,opt,name=drain_unix_ns,json=drainUnixNs,proto3" json:"drain_unix_ns,omitempty"`                           // since when it takes no workloads; 0: it takes them
+	DrainDeadlineUnixNs int64                  `protobuf:"varint,9,opt,name=drain_deadline_unix_ns,json=drainDeadlineUnixNs,proto3" json:"drain_deadline_unix_ns,omitempty"` // 0: none
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -2560,6 +2617,456 @@ func (x *Node) GetVoter() bool {
 	return false
 }
 
+func (x *Node) GetDrainUnixNs() int64 {
+	if x != nil {
+		return x.DrainUnixNs
+	}
+	return 0
+}
+
+func (x *Node) GetDrainDeadlineUnixNs() int64 {
+	if x != nil {
+		return x.DrainDeadlineUnixNs
+	}
+	return 0
+}
+
+type DrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	DeadlineNs    int64                  `protobuf:"varint,2,opt,name=deadline_ns,json=deadlineNs,proto3" json:"deadline_ns,omitempty"`    // from now on; after it nothing more is begun; 0: none
+	MaxParallel   uint32                 `protobuf:"varint,3,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"` // moves at a time; 0: 2
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetDeadlineNs() int64 {
+	if x != nil {
+		return x.DeadlineNs
+	}
+	return 0
+}
+
+func (x *DrainRequest) GetMaxParallel() uint32 {
+	if x != nil {
+		return x.MaxParallel
+	}
+	return 0
+}
+
+type DrainReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        *DrainStatus           `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainReply) Reset() {
+	*x = DrainReply{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainReply) ProtoMessage() {}
+
+func (x *DrainReply) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainReply.ProtoReflect.Descriptor instead.
+func (*DrainReply) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *DrainReply) GetStatus() *DrainStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+type UndrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	CancelMoves   bool                   `protobuf:"varint,2,opt,name=cancel_moves,json=cancelMoves,proto3" json:"cancel_moves,omitempty"` // also end what the drain has begun and is not past its commit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainRequest) Reset() {
+	*x = UndrainRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainRequest) ProtoMessage() {}
+
+func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
+func (*UndrainRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *UndrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UndrainRequest) GetCancelMoves() bool {
+	if x != nil {
+		return x.CancelMoves
+	}
+	return false
+}
+
+type UndrainReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moving        []string               `protobuf:"bytes,1,rep,name=moving,proto3" json:"moving,omitempty"` // migrations from there that are under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainReply) Reset() {
+	*x = UndrainReply{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainReply) ProtoMessage() {}
+
+func (x *UndrainReply) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainReply.ProtoReflect.Descriptor instead.
+func (*UndrainReply) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *UndrainReply) GetMoving() []string {
+	if x != nil {
+		return x.Moving
+	}
+	return nil
+}
+
+type WatchDrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchDrainRequest) Reset() {
+	*x = WatchDrainRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchDrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchDrainRequest) ProtoMessage() {}
+
+func (x *WatchDrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchDrainRequest.ProtoReflect.Descriptor instead.
+func (*WatchDrainRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *WatchDrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type DrainItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workload      string                 `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	State         DrainState             `protobuf:"varint,2,opt,name=state,proto3,enum=migrate.cluster.v1.DrainState" json:"state,omitempty"`
+	Migration     string                 `protobuf:"bytes,3,opt,name=migration,proto3" json:"migration,omitempty"`     // the last one, if there was any
+	Destination   string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // of that
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`           // why it is stuck
+	DowntimeMs    float64                `protobuf:"fixed64,6,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	RoundFraction float64                `protobuf:"fixed64,7,opt,name=round_fraction,json=roundFraction,proto3" json:"round_fraction,omitempty"`
+	Round         uint32                 `protobuf:"varint,8,opt,name=round,proto3" json:"round,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainItem) Reset() {
+	*x = DrainItem{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainItem) ProtoMessage() {}
+
+func (x *DrainItem) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainItem.ProtoReflect.Descriptor instead.
+func (*DrainItem) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DrainItem) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *DrainItem) GetState() DrainState {
+	if x != nil {
+		return x.State
+	}
+	return DrainState_DRAIN_STATE_UNSPECIFIED
+}
+
+func (x *DrainItem) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
+}
+
+func (x *DrainItem) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *DrainItem) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DrainItem) GetDowntimeMs() float64 {
+	if x != nil {
+		return x.DowntimeMs
+	}
+	return 0
+}
+
+func (x *DrainItem) GetRoundFraction() float64 {
+	if x != nil {
+		return x.RoundFraction
+	}
+	return 0
+}
+
+func (x *DrainItem) GetRound() uint32 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+type DrainStatus struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	BegunUnixNs    int64                  `protobuf:"varint,2,opt,name=begun_unix_ns,json=begunUnixNs,proto3" json:"begun_unix_ns,omitempty"`
+	DeadlineUnixNs int64                  `protobuf:"varint,3,opt,name=deadline_unix_ns,json=deadlineUnixNs,proto3" json:"deadline_unix_ns,omitempty"` // 0: none
+	MaxParallel    uint32                 `protobuf:"varint,4,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	Items          []*DrainItem           `protobuf:"bytes,5,rep,name=items,proto3" json:"items,omitempty"`      // by workload
+	Final          bool                   `protobuf:"varint,6,opt,name=final,proto3" json:"final,omitempty"`     // nothing moves or waits for its turn
+	Expired        bool                   `protobuf:"varint,7,opt,name=expired,proto3" json:"expired,omitempty"` // its deadline has passed
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DrainStatus) Reset() {
+	*x = DrainStatus{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainStatus) ProtoMessage() {}
+
+func (x *DrainStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
+func (*DrainStatus) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DrainStatus) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainStatus) GetBegunUnixNs() int64 {
+	if x != nil {
+		return x.BegunUnixNs
+	}
+	return 0
+}
+
+func (x *DrainStatus) GetDeadlineUnixNs() int64 {
+	if x != nil {
+		return x.DeadlineUnixNs
+	}
+	return 0
+}
+
+func (x *DrainStatus) GetMaxParallel() uint32 {
+	if x != nil {
+		return x.MaxParallel
+	}
+	return 0
+}
+
+func (x *DrainStatus) GetItems() []*DrainItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *DrainStatus) GetFinal() bool {
+	if x != nil {
+		return x.Final
+	}
+	return false
+}
+
+func (x *DrainStatus) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
 // RegisterNode is the first call of an agent after its start. A new boot id says that the host holds no copy from
 // before: an agent calls this before it starts anything.
 type RegisterNodeRequest struct {
@@ -2571,7 +3078,7 @@ type RegisterNodeRequest struct {
 
 func (x *RegisterNodeRequest) Reset() {
 	*x = RegisterNodeRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +3090,7 @@ func (x *RegisterNodeRequest) String() string {
 func (*RegisterNodeRequest) ProtoMessage() {}
 
 func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +3103,7 @@ func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeRequest.ProtoReflect.Descriptor instead.
 func (*RegisterNodeRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{32}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RegisterNodeRequest) GetNode() *api.NodeInfo {
@@ -2618,7 +3125,7 @@ type RegisterNodeReply struct {
 
 func (x *RegisterNodeReply) Reset() {
 	*x = RegisterNodeReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +3137,7 @@ func (x *RegisterNodeReply) String() string {
 func (*RegisterNodeReply) ProtoMessage() {}
 
 func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +3150,7 @@ func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeReply.ProtoReflect.Descriptor instead.
 func (*RegisterNodeReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{33}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RegisterNodeReply) GetIncarnation() uint64 {
@@ -2686,7 +3193,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +3205,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +3218,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{34}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HeartbeatRequest) GetNode() string {
@@ -2752,7 +3259,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +3271,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +3284,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{35}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *HeartbeatReply) GetIncarnation() uint64 {
@@ -2826,7 +3333,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +3345,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3358,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{36}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReportRequest) GetRef() *api.Ref {
@@ -3129,7 +3636,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3648,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3661,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{37}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{44}
 }
 
 type Resumed struct {
@@ -3169,7 +3676,7 @@ type Resumed struct {
 
 func (x *Resumed) Reset() {
 	*x = Resumed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +3688,7 @@ func (x *Resumed) String() string {
 func (*Resumed) ProtoMessage() {}
 
 func (x *Resumed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +3701,7 @@ func (x *Resumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resumed.ProtoReflect.Descriptor instead.
 func (*Resumed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{38}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Resumed) GetPid() int32 {
@@ -3234,7 +3741,7 @@ type Declined struct {
 
 func (x *Declined) Reset() {
 	*x = Declined{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3753,7 @@ func (x *Declined) String() string {
 func (*Declined) ProtoMessage() {}
 
 func (x *Declined) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3766,7 @@ func (x *Declined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Declined.ProtoReflect.Descriptor instead.
 func (*Declined) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{39}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Declined) GetReason() string {
@@ -3277,7 +3784,7 @@ type CopyDestroyed struct {
 
 func (x *CopyDestroyed) Reset() {
 	*x = CopyDestroyed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3289,7 +3796,7 @@ func (x *CopyDestroyed) String() string {
 func (*CopyDestroyed) ProtoMessage() {}
 
 func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3302,7 +3809,7 @@ func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyDestroyed.ProtoReflect.Descriptor instead.
 func (*CopyDestroyed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{40}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
 }
 
 type Prepared struct {
@@ -3314,7 +3821,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3326,7 +3833,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3339,7 +3846,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{41}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Prepared) GetPid() int32 {
@@ -3359,7 +3866,7 @@ type Converged struct {
 
 func (x *Converged) Reset() {
 	*x = Converged{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3878,7 @@ func (x *Converged) String() string {
 func (*Converged) ProtoMessage() {}
 
 func (x *Converged) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3891,7 @@ func (x *Converged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Converged.ProtoReflect.Descriptor instead.
 func (*Converged) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{42}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Converged) GetPredictedDowntimeMs() float64 {
@@ -3409,7 +3916,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3928,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3941,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{43}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
 }
 
 type Vote struct {
@@ -3446,7 +3953,7 @@ type Vote struct {
 
 func (x *Vote) Reset() {
 	*x = Vote{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3458,7 +3965,7 @@ func (x *Vote) String() string {
 func (*Vote) ProtoMessage() {}
 
 func (x *Vote) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3471,7 +3978,7 @@ func (x *Vote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vote.ProtoReflect.Descriptor instead.
 func (*Vote) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{44}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Vote) GetHash() []byte {
@@ -3492,7 +3999,7 @@ type AttemptEnded struct {
 
 func (x *AttemptEnded) Reset() {
 	*x = AttemptEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +4011,7 @@ func (x *AttemptEnded) String() string {
 func (*AttemptEnded) ProtoMessage() {}
 
 func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +4024,7 @@ func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptEnded.ProtoReflect.Descriptor instead.
 func (*AttemptEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AttemptEnded) GetReason() string {
@@ -3550,7 +4057,7 @@ type Confirmed struct {
 
 func (x *Confirmed) Reset() {
 	*x = Confirmed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +4069,7 @@ func (x *Confirmed) String() string {
 func (*Confirmed) ProtoMessage() {}
 
 func (x *Confirmed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +4082,7 @@ func (x *Confirmed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirmed.ProtoReflect.Descriptor instead.
 func (*Confirmed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Confirmed) GetFrozenMs() float64 {
@@ -3593,7 +4100,7 @@ type Released struct {
 
 func (x *Released) Reset() {
 	*x = Released{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3605,7 +4112,7 @@ func (x *Released) String() string {
 func (*Released) ProtoMessage() {}
 
 func (x *Released) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3618,7 +4125,7 @@ func (x *Released) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Released.ProtoReflect.Descriptor instead.
 func (*Released) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
 }
 
 type Failed struct {
@@ -3631,7 +4138,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +4150,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +4163,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Failed) GetReason() string {
@@ -3683,7 +4190,7 @@ type LostCopy struct {
 
 func (x *LostCopy) Reset() {
 	*x = LostCopy{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3695,7 +4202,7 @@ func (x *LostCopy) String() string {
 func (*LostCopy) ProtoMessage() {}
 
 func (x *LostCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3708,7 +4215,7 @@ func (x *LostCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostCopy.ProtoReflect.Descriptor instead.
 func (*LostCopy) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *LostCopy) GetReason() string {
@@ -3735,7 +4242,7 @@ type WorkloadEnded struct {
 
 func (x *WorkloadEnded) Reset() {
 	*x = WorkloadEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3747,7 +4254,7 @@ func (x *WorkloadEnded) String() string {
 func (*WorkloadEnded) ProtoMessage() {}
 
 func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3760,7 +4267,7 @@ func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadEnded.ProtoReflect.Descriptor instead.
 func (*WorkloadEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *WorkloadEnded) GetWorkload() string {
@@ -3788,7 +4295,7 @@ type ReportReply struct {
 
 func (x *ReportReply) Reset() {
 	*x = ReportReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3800,7 +4307,7 @@ func (x *ReportReply) String() string {
 func (*ReportReply) ProtoMessage() {}
 
 func (x *ReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3813,7 +4320,7 @@ func (x *ReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
 func (*ReportReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ReportReply) GetStale() bool {
@@ -3849,7 +4356,7 @@ type RequestCommitRequest struct {
 
 func (x *RequestCommitRequest) Reset() {
 	*x = RequestCommitRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3861,7 +4368,7 @@ func (x *RequestCommitRequest) String() string {
 func (*RequestCommitRequest) ProtoMessage() {}
 
 func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3874,7 +4381,7 @@ func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitRequest.ProtoReflect.Descriptor instead.
 func (*RequestCommitRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RequestCommitRequest) GetRef() *api.Ref {
@@ -3917,7 +4424,7 @@ type RequestCommitReply struct {
 
 func (x *RequestCommitReply) Reset() {
 	*x = RequestCommitReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3929,7 +4436,7 @@ func (x *RequestCommitReply) String() string {
 func (*RequestCommitReply) ProtoMessage() {}
 
 func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3942,7 +4449,7 @@ func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitReply.ProtoReflect.Descriptor instead.
 func (*RequestCommitReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RequestCommitReply) GetDecision() Decision {
@@ -3982,7 +4489,7 @@ type ReadMigrationRequest struct {
 
 func (x *ReadMigrationRequest) Reset() {
 	*x = ReadMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4501,7 @@ func (x *ReadMigrationRequest) String() string {
 func (*ReadMigrationRequest) ProtoMessage() {}
 
 func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4514,7 @@ func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationRequest.ProtoReflect.Descriptor instead.
 func (*ReadMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ReadMigrationRequest) GetId() string {
@@ -4043,7 +4550,7 @@ type ReadMigrationReply struct {
 
 func (x *ReadMigrationReply) Reset() {
 	*x = ReadMigrationReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +4562,7 @@ func (x *ReadMigrationReply) String() string {
 func (*ReadMigrationReply) ProtoMessage() {}
 
 func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +4575,7 @@ func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationReply.ProtoReflect.Descriptor instead.
 func (*ReadMigrationReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ReadMigrationReply) GetId() string {
@@ -4376,7 +4883,7 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"NodesReply\x12.\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x18.migrate.cluster.v1.NodeR\x05nodes\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12 \n" +
-	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"\xeb\x01\n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"\xc4\x02\n" +
 	"\x04Node\x12.\n" +
 	"\x04info\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x04info\x12\x0e\n" +
 	"\x02up\x18\x02 \x01(\bR\x02up\x12+\n" +
@@ -4384,7 +4891,42 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x11memory_free_bytes\x18\x04 \x01(\x04R\x0fmemoryFreeBytes\x12\x1c\n" +
 	"\tworkloads\x18\x05 \x01(\rR\tworkloads\x12\x16\n" +
 	"\x06leader\x18\x06 \x01(\bR\x06leader\x12\x14\n" +
-	"\x05voter\x18\a \x01(\bR\x05voter\"E\n" +
+	"\x05voter\x18\a \x01(\bR\x05voter\x12\"\n" +
+	"\rdrain_unix_ns\x18\b \x01(\x03R\vdrainUnixNs\x123\n" +
+	"\x16drain_deadline_unix_ns\x18\t \x01(\x03R\x13drainDeadlineUnixNs\"f\n" +
+	"\fDrainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
+	"\vdeadline_ns\x18\x02 \x01(\x03R\n" +
+	"deadlineNs\x12!\n" +
+	"\fmax_parallel\x18\x03 \x01(\rR\vmaxParallel\"E\n" +
+	"\n" +
+	"DrainReply\x127\n" +
+	"\x06status\x18\x01 \x01(\v2\x1f.migrate.cluster.v1.DrainStatusR\x06status\"G\n" +
+	"\x0eUndrainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
+	"\fcancel_moves\x18\x02 \x01(\bR\vcancelMoves\"&\n" +
+	"\fUndrainReply\x12\x16\n" +
+	"\x06moving\x18\x01 \x03(\tR\x06moving\"'\n" +
+	"\x11WatchDrainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x93\x02\n" +
+	"\tDrainItem\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x124\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1e.migrate.cluster.v1.DrainStateR\x05state\x12\x1c\n" +
+	"\tmigration\x18\x03 \x01(\tR\tmigration\x12 \n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vdowntime_ms\x18\x06 \x01(\x01R\n" +
+	"downtimeMs\x12%\n" +
+	"\x0eround_fraction\x18\a \x01(\x01R\rroundFraction\x12\x14\n" +
+	"\x05round\x18\b \x01(\rR\x05round\"\xf7\x01\n" +
+	"\vDrainStatus\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\"\n" +
+	"\rbegun_unix_ns\x18\x02 \x01(\x03R\vbegunUnixNs\x12(\n" +
+	"\x10deadline_unix_ns\x18\x03 \x01(\x03R\x0edeadlineUnixNs\x12!\n" +
+	"\fmax_parallel\x18\x04 \x01(\rR\vmaxParallel\x123\n" +
+	"\x05items\x18\x05 \x03(\v2\x1d.migrate.cluster.v1.DrainItemR\x05items\x12\x14\n" +
+	"\x05final\x18\x06 \x01(\bR\x05final\x12\x18\n" +
+	"\aexpired\x18\a \x01(\bR\aexpired\"E\n" +
 	"\x13RegisterNodeRequest\x12.\n" +
 	"\x04node\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x04node\"\xc7\x01\n" +
 	"\x11RegisterNodeReply\x12 \n" +
@@ -4524,12 +5066,19 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x16OUTCOME_SOURCE_RUNNING\x10\x02\x12\x15\n" +
 	"\x11OUTCOME_UNDECIDED\x10\x03\x12\x1a\n" +
 	"\x16OUTCOME_NEEDS_OPERATOR\x10\x04\x12\x10\n" +
-	"\fOUTCOME_LOST\x10\x05*n\n" +
+	"\fOUTCOME_LOST\x10\x05*\x88\x01\n" +
+	"\n" +
+	"DrainState\x12\x1b\n" +
+	"\x17DRAIN_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DRAIN_STATE_WAITING\x10\x01\x12\x16\n" +
+	"\x12DRAIN_STATE_MOVING\x10\x02\x12\x15\n" +
+	"\x11DRAIN_STATE_MOVED\x10\x03\x12\x15\n" +
+	"\x11DRAIN_STATE_STUCK\x10\x04*n\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DECISION_COMMITTED\x10\x01\x12\x1a\n" +
 	"\x16DECISION_ATTEMPT_ENDED\x10\x02\x12\x14\n" +
-	"\x10DECISION_ABORTED\x10\x032\xe9\v\n" +
+	"\x10DECISION_ABORTED\x10\x032\xdd\r\n" +
 	"\aCluster\x12C\n" +
 	"\x03Run\x12\x1e.migrate.cluster.v1.RunRequest\x1a\x1c.migrate.cluster.v1.RunReply\x12F\n" +
 	"\x04Stop\x12\x1f.migrate.cluster.v1.StopRequest\x1a\x1d.migrate.cluster.v1.StopReply\x12U\n" +
@@ -4543,7 +5092,11 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x06Cancel\x12!.migrate.cluster.v1.CancelRequest\x1a\x1f.migrate.cluster.v1.CancelReply\x12L\n" +
 	"\x06Retune\x12!.migrate.cluster.v1.RetuneRequest\x1a\x1f.migrate.cluster.v1.RetuneReply\x12O\n" +
 	"\aResolve\x12\".migrate.cluster.v1.ResolveRequest\x1a .migrate.cluster.v1.ResolveReply\x12I\n" +
-	"\x05Nodes\x12 .migrate.cluster.v1.NodesRequest\x1a\x1e.migrate.cluster.v1.NodesReply\x12^\n" +
+	"\x05Nodes\x12 .migrate.cluster.v1.NodesRequest\x1a\x1e.migrate.cluster.v1.NodesReply\x12I\n" +
+	"\x05Drain\x12 .migrate.cluster.v1.DrainRequest\x1a\x1e.migrate.cluster.v1.DrainReply\x12O\n" +
+	"\aUndrain\x12\".migrate.cluster.v1.UndrainRequest\x1a .migrate.cluster.v1.UndrainReply\x12V\n" +
+	"\n" +
+	"WatchDrain\x12%.migrate.cluster.v1.WatchDrainRequest\x1a\x1f.migrate.cluster.v1.DrainStatus0\x01\x12^\n" +
 	"\fRegisterNode\x12'.migrate.cluster.v1.RegisterNodeRequest\x1a%.migrate.cluster.v1.RegisterNodeReply\x12U\n" +
 	"\tHeartbeat\x12$.migrate.cluster.v1.HeartbeatRequest\x1a\".migrate.cluster.v1.HeartbeatReply\x12L\n" +
 	"\x06Report\x12!.migrate.cluster.v1.ReportRequest\x1a\x1f.migrate.cluster.v1.ReportReply\x12a\n" +
@@ -4562,177 +5115,194 @@ func file_coordinator_api_cluster_proto_rawDescGZIP() []byte {
 	return file_coordinator_api_cluster_proto_rawDescData
 }
 
-var file_coordinator_api_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_coordinator_api_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_coordinator_api_cluster_proto_goTypes = []any{
 	(WorkloadState)(0),            // 0: migrate.cluster.v1.WorkloadState
 	(Phase)(0),                    // 1: migrate.cluster.v1.Phase
 	(Outcome)(0),                  // 2: migrate.cluster.v1.Outcome
-	(Decision)(0),                 // 3: migrate.cluster.v1.Decision
-	(*Target)(nil),                // 4: migrate.cluster.v1.Target
-	(*RunRequest)(nil),            // 5: migrate.cluster.v1.RunRequest
-	(*RunReply)(nil),              // 6: migrate.cluster.v1.RunReply
-	(*StopRequest)(nil),           // 7: migrate.cluster.v1.StopRequest
-	(*StopReply)(nil),             // 8: migrate.cluster.v1.StopReply
-	(*WorkloadsRequest)(nil),      // 9: migrate.cluster.v1.WorkloadsRequest
-	(*WorkloadsReply)(nil),        // 10: migrate.cluster.v1.WorkloadsReply
-	(*Workload)(nil),              // 11: migrate.cluster.v1.Workload
-	(*LogsRequest)(nil),           // 12: migrate.cluster.v1.LogsRequest
-	(*PlanRequest)(nil),           // 13: migrate.cluster.v1.PlanRequest
-	(*PlanReply)(nil),             // 14: migrate.cluster.v1.PlanReply
-	(*MoveRequest)(nil),           // 15: migrate.cluster.v1.MoveRequest
-	(*MoveReply)(nil),             // 16: migrate.cluster.v1.MoveReply
-	(*Round)(nil),                 // 17: migrate.cluster.v1.Round
-	(*Connection)(nil),            // 18: migrate.cluster.v1.Connection
-	(*Progress)(nil),              // 19: migrate.cluster.v1.Progress
-	(*Step)(nil),                  // 20: migrate.cluster.v1.Step
-	(*Migration)(nil),             // 21: migrate.cluster.v1.Migration
-	(*MigrationEvent)(nil),        // 22: migrate.cluster.v1.MigrationEvent
-	(*WatchMigrationRequest)(nil), // 23: migrate.cluster.v1.WatchMigrationRequest
-	(*GetMigrationRequest)(nil),   // 24: migrate.cluster.v1.GetMigrationRequest
-	(*ListMigrationsRequest)(nil), // 25: migrate.cluster.v1.ListMigrationsRequest
-	(*ListMigrationsReply)(nil),   // 26: migrate.cluster.v1.ListMigrationsReply
-	(*CancelRequest)(nil),         // 27: migrate.cluster.v1.CancelRequest
-	(*CancelReply)(nil),           // 28: migrate.cluster.v1.CancelReply
-	(*RetuneRequest)(nil),         // 29: migrate.cluster.v1.RetuneRequest
-	(*RetuneReply)(nil),           // 30: migrate.cluster.v1.RetuneReply
-	(*ResolveRequest)(nil),        // 31: migrate.cluster.v1.ResolveRequest
-	(*ResolveReply)(nil),          // 32: migrate.cluster.v1.ResolveReply
-	(*NodesRequest)(nil),          // 33: migrate.cluster.v1.NodesRequest
-	(*NodesReply)(nil),            // 34: migrate.cluster.v1.NodesReply
-	(*Node)(nil),                  // 35: migrate.cluster.v1.Node
-	(*RegisterNodeRequest)(nil),   // 36: migrate.cluster.v1.RegisterNodeRequest
-	(*RegisterNodeReply)(nil),     // 37: migrate.cluster.v1.RegisterNodeReply
-	(*HeartbeatRequest)(nil),      // 38: migrate.cluster.v1.HeartbeatRequest
-	(*HeartbeatReply)(nil),        // 39: migrate.cluster.v1.HeartbeatReply
-	(*ReportRequest)(nil),         // 40: migrate.cluster.v1.ReportRequest
-	(*Ready)(nil),                 // 41: migrate.cluster.v1.Ready
-	(*Resumed)(nil),               // 42: migrate.cluster.v1.Resumed
-	(*Declined)(nil),              // 43: migrate.cluster.v1.Declined
-	(*CopyDestroyed)(nil),         // 44: migrate.cluster.v1.CopyDestroyed
-	(*Prepared)(nil),              // 45: migrate.cluster.v1.Prepared
-	(*Converged)(nil),             // 46: migrate.cluster.v1.Converged
-	(*Frozen)(nil),                // 47: migrate.cluster.v1.Frozen
-	(*Vote)(nil),                  // 48: migrate.cluster.v1.Vote
-	(*AttemptEnded)(nil),          // 49: migrate.cluster.v1.AttemptEnded
-	(*Confirmed)(nil),             // 50: migrate.cluster.v1.Confirmed
-	(*Released)(nil),              // 51: migrate.cluster.v1.Released
-	(*Failed)(nil),                // 52: migrate.cluster.v1.Failed
-	(*LostCopy)(nil),              // 53: migrate.cluster.v1.LostCopy
-	(*WorkloadEnded)(nil),         // 54: migrate.cluster.v1.WorkloadEnded
-	(*ReportReply)(nil),           // 55: migrate.cluster.v1.ReportReply
-	(*RequestCommitRequest)(nil),  // 56: migrate.cluster.v1.RequestCommitRequest
-	(*RequestCommitReply)(nil),    // 57: migrate.cluster.v1.RequestCommitReply
-	(*ReadMigrationRequest)(nil),  // 58: migrate.cluster.v1.ReadMigrationRequest
-	(*ReadMigrationReply)(nil),    // 59: migrate.cluster.v1.ReadMigrationReply
-	(*api.WorkloadSpec)(nil),      // 60: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),       // 61: migrate.agent.v1.MoveOptions
-	(*api.Obstacle)(nil),          // 62: migrate.agent.v1.Obstacle
-	(*api.PlanFigures)(nil),       // 63: migrate.agent.v1.PlanFigures
-	(*api.NodeInfo)(nil),          // 64: migrate.agent.v1.NodeInfo
-	(*api.CopyInfo)(nil),          // 65: migrate.agent.v1.CopyInfo
-	(*api.Ref)(nil),               // 66: migrate.agent.v1.Ref
-	(api.Role)(0),                 // 67: migrate.agent.v1.Role
-	(*api.LogsChunk)(nil),         // 68: migrate.agent.v1.LogsChunk
+	(DrainState)(0),               // 3: migrate.cluster.v1.DrainState
+	(Decision)(0),                 // 4: migrate.cluster.v1.Decision
+	(*Target)(nil),                // 5: migrate.cluster.v1.Target
+	(*RunRequest)(nil),            // 6: migrate.cluster.v1.RunRequest
+	(*RunReply)(nil),              // 7: migrate.cluster.v1.RunReply
+	(*StopRequest)(nil),           // 8: migrate.cluster.v1.StopRequest
+	(*StopReply)(nil),             // 9: migrate.cluster.v1.StopReply
+	(*WorkloadsRequest)(nil),      // 10: migrate.cluster.v1.WorkloadsRequest
+	(*WorkloadsReply)(nil),        // 11: migrate.cluster.v1.WorkloadsReply
+	(*Workload)(nil),              // 12: migrate.cluster.v1.Workload
+	(*LogsRequest)(nil),           // 13: migrate.cluster.v1.LogsRequest
+	(*PlanRequest)(nil),           // 14: migrate.cluster.v1.PlanRequest
+	(*PlanReply)(nil),             // 15: migrate.cluster.v1.PlanReply
+	(*MoveRequest)(nil),           // 16: migrate.cluster.v1.MoveRequest
+	(*MoveReply)(nil),             // 17: migrate.cluster.v1.MoveReply
+	(*Round)(nil),                 // 18: migrate.cluster.v1.Round
+	(*Connection)(nil),            // 19: migrate.cluster.v1.Connection
+	(*Progress)(nil),              // 20: migrate.cluster.v1.Progress
+	(*Step)(nil),                  // 21: migrate.cluster.v1.Step
+	(*Migration)(nil),             // 22: migrate.cluster.v1.Migration
+	(*MigrationEvent)(nil),        // 23: migrate.cluster.v1.MigrationEvent
+	(*WatchMigrationRequest)(nil), // 24: migrate.cluster.v1.WatchMigrationRequest
+	(*GetMigrationRequest)(nil),   // 25: migrate.cluster.v1.GetMigrationRequest
+	(*ListMigrationsRequest)(nil), // 26: migrate.cluster.v1.ListMigrationsRequest
+	(*ListMigrationsReply)(nil),   // 27: migrate.cluster.v1.ListMigrationsReply
+	(*CancelRequest)(nil),         // 28: migrate.cluster.v1.CancelRequest
+	(*CancelReply)(nil),           // 29: migrate.cluster.v1.CancelReply
+	(*RetuneRequest)(nil),         // 30: migrate.cluster.v1.RetuneRequest
+	(*RetuneReply)(nil),           // 31: migrate.cluster.v1.RetuneReply
+	(*ResolveRequest)(nil),        // 32: migrate.cluster.v1.ResolveRequest
+	(*ResolveReply)(nil),          // 33: migrate.cluster.v1.ResolveReply
+	(*NodesRequest)(nil),          // 34: migrate.cluster.v1.NodesRequest
+	(*NodesReply)(nil),            // 35: migrate.cluster.v1.NodesReply
+	(*Node)(nil),                  // 36: migrate.cluster.v1.Node
+	(*DrainRequest)(nil),          // 37: migrate.cluster.v1.DrainRequest
+	(*DrainReply)(nil),            // 38: migrate.cluster.v1.DrainReply
+	(*UndrainRequest)(nil),        // 39: migrate.cluster.v1.UndrainRequest
+	(*UndrainReply)(nil),          // 40: migrate.cluster.v1.UndrainReply
+	(*WatchDrainRequest)(nil),     // 41: migrate.cluster.v1.WatchDrainRequest
+	(*DrainItem)(nil),             // 42: migrate.cluster.v1.DrainItem
+	(*DrainStatus)(nil),           // 43: migrate.cluster.v1.DrainStatus
+	(*RegisterNodeRequest)(nil),   // 44: migrate.cluster.v1.RegisterNodeRequest
+	(*RegisterNodeReply)(nil),     // 45: migrate.cluster.v1.RegisterNodeReply
+	(*HeartbeatRequest)(nil),      // 46: migrate.cluster.v1.HeartbeatRequest
+	(*HeartbeatReply)(nil),        // 47: migrate.cluster.v1.HeartbeatReply
+	(*ReportRequest)(nil),         // 48: migrate.cluster.v1.ReportRequest
+	(*Ready)(nil),                 // 49: migrate.cluster.v1.Ready
+	(*Resumed)(nil),               // 50: migrate.cluster.v1.Resumed
+	(*Declined)(nil),              // 51: migrate.cluster.v1.Declined
+	(*CopyDestroyed)(nil),         // 52: migrate.cluster.v1.CopyDestroyed
+	(*Prepared)(nil),              // 53: migrate.cluster.v1.Prepared
+	(*Converged)(nil),             // 54: migrate.cluster.v1.Converged
+	(*Frozen)(nil),                // 55: migrate.cluster.v1.Frozen
+	(*Vote)(nil),                  // 56: migrate.cluster.v1.Vote
+	(*AttemptEnded)(nil),          // 57: migrate.cluster.v1.AttemptEnded
+	(*Confirmed)(nil),             // 58: migrate.cluster.v1.Confirmed
+	(*Released)(nil),              // 59: migrate.cluster.v1.Released
+	(*Failed)(nil),                // 60: migrate.cluster.v1.Failed
+	(*LostCopy)(nil),              // 61: migrate.cluster.v1.LostCopy
+	(*WorkloadEnded)(nil),         // 62: migrate.cluster.v1.WorkloadEnded
+	(*ReportReply)(nil),           // 63: migrate.cluster.v1.ReportReply
+	(*RequestCommitRequest)(nil),  // 64: migrate.cluster.v1.RequestCommitRequest
+	(*RequestCommitReply)(nil),    // 65: migrate.cluster.v1.RequestCommitReply
+	(*ReadMigrationRequest)(nil),  // 66: migrate.cluster.v1.ReadMigrationRequest
+	(*ReadMigrationReply)(nil),    // 67: migrate.cluster.v1.ReadMigrationReply
+	(*api.WorkloadSpec)(nil),      // 68: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),       // 69: migrate.agent.v1.MoveOptions
+	(*api.Obstacle)(nil),          // 70: migrate.agent.v1.Obstacle
+	(*api.PlanFigures)(nil),       // 71: migrate.agent.v1.PlanFigures
+	(*api.NodeInfo)(nil),          // 72: migrate.agent.v1.NodeInfo
+	(*api.CopyInfo)(nil),          // 73: migrate.agent.v1.CopyInfo
+	(*api.Ref)(nil),               // 74: migrate.agent.v1.Ref
+	(api.Role)(0),                 // 75: migrate.agent.v1.Role
+	(*api.LogsChunk)(nil),         // 76: migrate.agent.v1.LogsChunk
 }
 var file_coordinator_api_cluster_proto_depIdxs = []int32{
-	60, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	11, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
-	11, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
+	68, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	12, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
+	12, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
 	0,  // 3: migrate.cluster.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	60, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	4,  // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
-	61, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	62, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	63, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	4,  // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
-	61, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	62, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	63, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	17, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
-	20, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
+	68, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	5,  // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
+	69, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	70, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	71, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	5,  // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
+	69, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	70, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	71, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	18, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
+	21, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
 	1,  // 15: migrate.cluster.v1.Migration.phase:type_name -> migrate.cluster.v1.Phase
 	2,  // 16: migrate.cluster.v1.Migration.outcome:type_name -> migrate.cluster.v1.Outcome
-	61, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	19, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	18, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	20, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
-	21, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
-	21, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
-	21, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
-	21, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
-	21, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
-	35, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
-	64, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	64, // 28: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
-	59, // 29: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
-	11, // 30: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
-	65, // 31: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
-	66, // 32: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
-	67, // 33: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
-	41, // 34: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
-	42, // 35: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
-	43, // 36: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
-	44, // 37: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
-	45, // 38: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
-	19, // 39: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
-	46, // 40: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
-	47, // 41: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
-	48, // 42: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
-	49, // 43: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
-	50, // 44: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
-	51, // 45: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
-	52, // 46: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
-	53, // 47: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
-	54, // 48: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
-	18, // 49: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
-	20, // 50: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
-	59, // 51: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
-	66, // 52: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
-	3,  // 53: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
-	1,  // 54: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
-	2,  // 55: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
-	5,  // 56: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
-	7,  // 57: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
-	9,  // 58: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
-	12, // 59: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
-	13, // 60: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
-	15, // 61: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
-	23, // 62: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
-	24, // 63: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
-	25, // 64: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
-	27, // 65: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
-	29, // 66: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
-	31, // 67: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
-	33, // 68: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
-	36, // 69: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
-	38, // 70: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
-	40, // 71: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
-	56, // 72: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
-	58, // 73: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
-	6,  // 74: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
-	8,  // 75: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
-	10, // 76: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
-	68, // 77: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
-	14, // 78: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
-	16, // 79: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
-	22, // 80: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
-	21, // 81: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
-	26, // 82: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
-	28, // 83: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
-	30, // 84: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
-	32, // 85: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
-	34, // 86: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
-	37, // 87: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
-	39, // 88: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
-	55, // 89: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
-	57, // 90: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
-	59, // 91: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
-	74, // [74:92] is the sub-list for method output_type
-	56, // [56:74] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	69, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	20, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	19, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	21, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	22, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
+	22, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
+	22, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
+	22, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
+	22, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
+	36, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
+	72, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	43, // 28: migrate.cluster.v1.DrainReply.status:type_name -> migrate.cluster.v1.DrainStatus
+	3,  // 29: migrate.cluster.v1.DrainItem.state:type_name -> migrate.cluster.v1.DrainState
+	42, // 30: migrate.cluster.v1.DrainStatus.items:type_name -> migrate.cluster.v1.DrainItem
+	72, // 31: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
+	67, // 32: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
+	12, // 33: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
+	73, // 34: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
+	74, // 35: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
+	75, // 36: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
+	49, // 37: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
+	50, // 38: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
+	51, // 39: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
+	52, // 40: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
+	53, // 41: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
+	20, // 42: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
+	54, // 43: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
+	55, // 44: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
+	56, // 45: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
+	57, // 46: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
+	58, // 47: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
+	59, // 48: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
+	60, // 49: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
+	61, // 50: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
+	62, // 51: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
+	19, // 52: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
+	21, // 53: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
+	67, // 54: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
+	74, // 55: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
+	4,  // 56: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
+	1,  // 57: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
+	2,  // 58: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
+	6,  // 59: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
+	8,  // 60: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
+	10, // 61: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
+	13, // 62: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
+	14, // 63: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
+	16, // 64: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
+	24, // 65: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
+	25, // 66: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
+	26, // 67: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
+	28, // 68: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
+	30, // 69: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
+	32, // 70: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
+	34, // 71: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
+	37, // 72: migrate.cluster.v1.Cluster.Drain:input_type -> migrate.cluster.v1.DrainRequest
+	39, // 73: migrate.cluster.v1.Cluster.Undrain:input_type -> migrate.cluster.v1.UndrainRequest
+	41, // 74: migrate.cluster.v1.Cluster.WatchDrain:input_type -> migrate.cluster.v1.WatchDrainRequest
+	44, // 75: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
+	46, // 76: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
+	48, // 77: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
+	64, // 78: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
+	66, // 79: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
+	7,  // 80: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
+	9,  // 81: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
+	11, // 82: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
+	76, // 83: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
+	15, // 84: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
+	17, // 85: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
+	23, // 86: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
+	22, // 87: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
+	27, // 88: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
+	29, // 89: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
+	31, // 90: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
+	33, // 91: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
+	35, // 92: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
+	38, // 93: migrate.cluster.v1.Cluster.Drain:output_type -> migrate.cluster.v1.DrainReply
+	40, // 94: migrate.cluster.v1.Cluster.Undrain:output_type -> migrate.cluster.v1.UndrainReply
+	43, // 95: migrate.cluster.v1.Cluster.WatchDrain:output_type -> migrate.cluster.v1.DrainStatus
+	45, // 96: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
+	47, // 97: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
+	63, // 98: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
+	65, // 99: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
+	67, // 100: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
+	80, // [80:101] is the sub-list for method output_type
+	59, // [59:80] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_api_cluster_proto_init() }
@@ -4744,7 +5314,7 @@ func file_coordinator_api_cluster_proto_init() {
 		(*Target_Workload)(nil),
 		(*Target_Pid)(nil),
 	}
-	file_coordinator_api_cluster_proto_msgTypes[36].OneofWrappers = []any{
+	file_coordinator_api_cluster_proto_msgTypes[43].OneofWrappers = []any{
 		(*ReportRequest_Ready)(nil),
 		(*ReportRequest_Resumed)(nil),
 		(*ReportRequest_Declined)(nil),
@@ -4766,8 +5336,8 @@ func file_coordinator_api_cluster_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_api_cluster_proto_rawDesc), len(file_coordinator_api_cluster_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   56,
+			NumEnums:      5,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,9 @@ const (
 	Cluster_Retune_FullMethodName         = "/migrate.cluster.v1.Cluster/Retune"
 	Cluster_Resolve_FullMethodName        = "/migrate.cluster.v1.Cluster/Resolve"
 	Cluster_Nodes_FullMethodName          = "/migrate.cluster.v1.Cluster/Nodes"
+	Cluster_Drain_FullMethodName          = "/migrate.cluster.v1.Cluster/Drain"
+	Cluster_Undrain_FullMethodName        = "/migrate.cluster.v1.Cluster/Undrain"
+	Cluster_WatchDrain_FullMethodName     = "/migrate.cluster.v1.Cluster/WatchDrain"
 	Cluster_RegisterNode_FullMethodName   = "/migrate.cluster.v1.Cluster/RegisterNode"
 	Cluster_Heartbeat_FullMethodName      = "/migrate.cluster.v1.Cluster/Heartbeat"
 	Cluster_Report_FullMethodName         = "/migrate.cluster.v1.Cluster/Report"
@@ -71,6 +74,12 @@ type ClusterClient interface {
 	Resolve(ctx context.Context, in *ResolveRequest, opts ...grpc.CallOption) (*ResolveReply, error)
 	// Hosts.
 	Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesReply, error)
+	// Drain takes a host out of placement and moves its workloads to the others. It goes on until nothing is left there, its
+	// deadline, or Undrain, whoever watches it. Again, it changes the deadline and the limit.
+	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainReply, error)
+	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainReply, error)
+	// WatchDrain first sends how far it is, then every change, and ends when nothing moves that could.
+	WatchDrain(ctx context.Context, in *WatchDrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainStatus], error)
 	// For agents. All idempotent.
 	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeReply, error)
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatReply, error)
@@ -238,6 +247,45 @@ func (c *clusterClient) Nodes(ctx context.Context, in *NodesRequest, opts ...grp
 	return out, nil
 }
 
+func (c *clusterClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainReply)
+	err := c.cc.Invoke(ctx, Cluster_Drain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndrainReply)
+	err := c.cc.Invoke(ctx, Cluster_Undrain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) WatchDrain(ctx context.Context, in *WatchDrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainStatus], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cluster_ServiceDesc.Streams[2], Cluster_WatchDrain_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchDrainRequest, DrainStatus]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_WatchDrainClient = grpc.ServerStreamingClient[DrainStatus]
+
 func (c *clusterClient) RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RegisterNodeReply)
@@ -317,6 +365,12 @@ type ClusterServer interface {
 	Resolve(context.Context, *ResolveRequest) (*ResolveReply, error)
 	// Hosts.
 	Nodes(context.Context, *NodesRequest) (*NodesReply, error)
+	// Drain takes a host out of placement and moves its workloads to the others. It goes on until nothing is left there, its
+	// deadline, or Undrain, whoever watches it. Again, it changes the deadline and the limit.
+	Drain(context.Context, *DrainRequest) (*DrainReply, error)
+	Undrain(context.Context, *UndrainRequest) (*UndrainReply, error)
+	// WatchDrain first sends how far it is, then every change, and ends when nothing moves that could.
+	WatchDrain(*WatchDrainRequest, grpc.ServerStreamingServer[DrainStatus]) error
 	// For agents. All idempotent.
 	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeReply, error)
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error)
@@ -374,6 +428,15 @@ func (UnimplementedClusterServer) Resolve(context.Context, *ResolveRequest) (*Re
 }
 func (UnimplementedClusterServer) Nodes(context.Context, *NodesRequest) (*NodesReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Nodes not implemented")
+}
+func (UnimplementedClusterServer) Drain(context.Context, *DrainRequest) (*DrainReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedClusterServer) Undrain(context.Context, *UndrainRequest) (*UndrainReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Undrain not implemented")
+}
+func (UnimplementedClusterServer) WatchDrain(*WatchDrainRequest, grpc.ServerStreamingServer[DrainStatus]) error {
+	return status.Error(codes.Unimplemented, "method WatchDrain not implemented")
 }
 func (UnimplementedClusterServer) RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method RegisterNode not implemented")
@@ -631,6 +694,53 @@ func _Cluster_Nodes_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).Drain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_Drain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).Drain(ctx, req.(*DrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_Undrain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).Undrain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_Undrain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).Undrain(ctx, req.(*UndrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_WatchDrain_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchDrainRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ClusterServer).WatchDrain(m, &grpc.GenericServerStream[WatchDrainRequest, DrainStatus]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_WatchDrainServer = grpc.ServerStreamingServer[DrainStatus]
+
 func _Cluster_RegisterNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RegisterNodeRequest)
 	if err := dec(in); err != nil {
@@ -773,6 +883,14 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Cluster_Nodes_Handler,
 		},
 		{
+			MethodName: "Drain",
+			Handler:    _Cluster_Drain_Handler,
+		},
+		{
+			MethodName: "Undrain",
+			Handler:    _Cluster_Undrain_Handler,
+		},
+		{
 			MethodName: "RegisterNode",
 			Handler:    _Cluster_RegisterNode_Handler,
 		},
@@ -802,6 +920,11 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchMigration",
 			Handler:       _Cluster_WatchMigration_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchDrain",
+			Handler:       _Cluster_WatchDrain_Handler,
 			ServerStreams: true,
 		},
 	},

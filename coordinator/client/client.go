@@ -296,34 +296,3 @@ func (c *Conn) next(after int) {
 		c.good = (after + 1) % len(c.conns)
 	}
 }
-
-// Watch calls f with each change of a migration until it is final, across changes of the leader. It returns the final
-// state, or the last one seen with the error that ended it: the context's, f's, or the cluster's.
-func Watch(ctx context.Context, cluster clusterapi.ClusterClient, id string, f func(*clusterapi.MigrationEvent) error) (*clusterapi.Migration, error) {
-	var last *clusterapi.Migration
-	wait := pause
-	for {
-		st, err := cluster.WatchMigration(ctx, &clusterapi.WatchMigrationRequest{Id: id})
-		for err == nil {
-			var ev *clusterapi.MigrationEvent
-			if ev, err = st.Recv(); err == nil {
-				last, wait = ev.GetMigration(), pause
-				err = f(ev)
-			}
-		}
-		switch {
-		case last.GetFinal():
-			return last, nil
-		case ctx.Err() != nil:
-			return last, ctx.Err()
-		case status.Code(err) != codes.Unavailable:
-			return last, err
-		}
-		select {
-		case <-ctx.Done():
-			return last, ctx.Err()
-		case <-time.After(wait):
-			wait = min(2*wait, maxPause)
-		}
-	}
-}

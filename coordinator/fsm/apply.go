@@ -33,6 +33,8 @@ func dispatch(s *State, c *logpb.Command) Result {
 		return s.migrationEntry(k.MigrationEntry, now)
 	case *logpb.Command_Retune:
 		return s.retune(k.Retune)
+	case *logpb.Command_SetDrain:
+		return s.setDrain(k.SetDrain)
 	}
 	return Result{Err: conflict(Refused, "a command of an unknown kind")}
 }
@@ -52,7 +54,7 @@ func (s *State) registerNode(c *logpb.RegisterNode, now int64) Result {
 	if name == "" || c.GetNode().GetBootId() == "" {
 		return Result{Err: conflict(Refused, "a node without name or boot id cannot register")}
 	}
-	s.Nodes[name] = &logpb.Node{Info: c.GetNode(), RegisteredUnixNs: now}
+	s.Nodes[name] = &logpb.Node{Info: c.GetNode(), RegisteredUnixNs: now, Drain: s.Nodes[name].GetDrain()}
 	for wname, w := range s.Workloads {
 		if w.Host == name && w.BootId != c.GetNode().GetBootId() && w.Migration == "" && alive(w.State) {
 			n := proto.CloneOf(w)
@@ -78,6 +80,8 @@ func (s *State) createWorkload(c *logpb.CreateWorkload, now int64) Result {
 		return Result{Err: conflict(NotFound, "no host is named %q", c.GetHost())}
 	case old != nil && c.GetRequestId() != "" && old.RequestId == c.GetRequestId():
 		return Result{Workload: old}
+	case node.GetDrain() != nil && !c.GetSpec().GetBare(): // a bare one is there already
+		return Result{Err: Drained(c.GetHost())}
 	case old != nil && (alive(old.State) || old.Migration != ""):
 		return Result{Err: conflict(Exists, "workload %q exists already, on %s; give another --name or stop it first", name, old.Host)}
 	}
@@ -172,6 +176,8 @@ func (s *State) beginMigration(c *logpb.BeginMigration, now int64) Result {
 		return Result{Err: conflict(NotFound, "no workload is named %q", c.GetWorkload())}
 	case dst == nil:
 		return Result{Err: conflict(NotFound, "no host is named %q", c.GetDestination())}
+	case dst.GetDrain() != nil:
+		return Result{Err: Drained(c.GetDestination())}
 	case w.Migration != "":
 		return Result{Err: conflict(Refused, "workload %q is moving already (migration %s)", c.GetWorkload(), w.Migration)}
 	case w.State != clusterapi.WorkloadState_WORKLOAD_STATE_RUNNING:

@@ -40,6 +40,7 @@ type Command struct {
 	//	*Command_BeginMigration
 	//	*Command_MigrationEntry
 	//	*Command_Retune
+	//	*Command_SetDrain
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -170,6 +171,15 @@ func (x *Command) GetRetune() *Retune {
 	return nil
 }
 
+func (x *Command) GetSetDrain() *SetDrain {
+	if x != nil {
+		if x, ok := x.Command.(*Command_SetDrain); ok {
+			return x.SetDrain
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -210,6 +220,10 @@ type Command_Retune struct {
 	Retune *Retune `protobuf:"bytes,18,opt,name=retune,proto3,oneof"`
 }
 
+type Command_SetDrain struct {
+	SetDrain *SetDrain `protobuf:"bytes,19,opt,name=set_drain,json=setDrain,proto3,oneof"`
+}
+
 func (*Command_SetIncarnation) isCommand_Command() {}
 
 func (*Command_RegisterNode) isCommand_Command() {}
@@ -227,6 +241,8 @@ func (*Command_BeginMigration) isCommand_Command() {}
 func (*Command_MigrationEntry) isCommand_Command() {}
 
 func (*Command_Retune) isCommand_Command() {}
+
+func (*Command_SetDrain) isCommand_Command() {}
 
 // SetIncarnation is the first entry of a cluster, and of one that was restored. It only goes up.
 type SetIncarnation struct {
@@ -884,17 +900,132 @@ func (x *Retune) GetBandwidthBytesPerSecond() uint64 {
 	return 0
 }
 
+// SetDrain takes a host out of placement, or back in when there is no drain in it.
+type SetDrain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Drain         *Drain                 `protobuf:"bytes,2,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDrain) Reset() {
+	*x = SetDrain{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDrain) ProtoMessage() {}
+
+func (x *SetDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDrain.ProtoReflect.Descriptor instead.
+func (*SetDrain) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SetDrain) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SetDrain) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// Drain is the wish to have a host empty. It stays until it is taken back.
+type Drain struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	BegunUnixNs    int64                  `protobuf:"varint,1,opt,name=begun_unix_ns,json=begunUnixNs,proto3" json:"begun_unix_ns,omitempty"`
+	DeadlineUnixNs int64                  `protobuf:"varint,2,opt,name=deadline_unix_ns,json=deadlineUnixNs,proto3" json:"deadline_unix_ns,omitempty"` // 0: none
+	MaxParallel    uint32                 `protobuf:"varint,3,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Drain) GetBegunUnixNs() int64 {
+	if x != nil {
+		return x.BegunUnixNs
+	}
+	return 0
+}
+
+func (x *Drain) GetDeadlineUnixNs() int64 {
+	if x != nil {
+		return x.DeadlineUnixNs
+	}
+	return 0
+}
+
+func (x *Drain) GetMaxParallel() uint32 {
+	if x != nil {
+		return x.MaxParallel
+	}
+	return 0
+}
+
 type Node struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Info             *api.NodeInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
 	RegisteredUnixNs int64                  `protobuf:"varint,2,opt,name=registered_unix_ns,json=registeredUnixNs,proto3" json:"registered_unix_ns,omitempty"`
+	Drain            *Drain                 `protobuf:"bytes,3,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1037,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1050,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{10}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Node) GetInfo() *api.NodeInfo {
@@ -934,6 +1065,13 @@ func (x *Node) GetRegisteredUnixNs() int64 {
 		return x.RegisteredUnixNs
 	}
 	return 0
+}
+
+func (x *Node) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
 }
 
 type Workload struct {
@@ -956,7 +1094,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1106,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1119,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{11}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Workload) GetSpec() *api.WorkloadSpec {
@@ -1096,7 +1234,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1246,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1259,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{12}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Migration) GetRecord() *Record {
@@ -1286,7 +1424,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1436,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1449,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{13}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Record) GetIncarnation() uint64 {
@@ -1419,7 +1557,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1569,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1582,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{14}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Snapshot) GetIncarnation() uint64 {
@@ -1493,7 +1631,7 @@ var File_coordinator_fsm_logpb_log_proto protoreflect.FileDescriptor
 
 const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcoordinator/fsm/logpb/log.proto\x12\x0emigrate.log.v1\x1a\x15agent/api/agent.proto\x1a\x1dcoordinator/api/cluster.proto\"\xab\x05\n" +
+	"\x1fcoordinator/fsm/logpb/log.proto\x12\x0emigrate.log.v1\x1a\x15agent/api/agent.proto\x1a\x1dcoordinator/api/cluster.proto\"\xe4\x05\n" +
 	"\aCommand\x12\x17\n" +
 	"\aunix_ns\x18\x01 \x01(\x03R\x06unixNs\x12I\n" +
 	"\x0fset_incarnation\x18\n" +
@@ -1505,7 +1643,8 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x0eworkload_ended\x18\x0f \x01(\v2\x1d.migrate.log.v1.WorkloadEndedH\x00R\rworkloadEnded\x12I\n" +
 	"\x0fbegin_migration\x18\x10 \x01(\v2\x1e.migrate.log.v1.BeginMigrationH\x00R\x0ebeginMigration\x12I\n" +
 	"\x0fmigration_entry\x18\x11 \x01(\v2\x1e.migrate.log.v1.MigrationEntryH\x00R\x0emigrationEntry\x120\n" +
-	"\x06retune\x18\x12 \x01(\v2\x16.migrate.log.v1.RetuneH\x00R\x06retuneB\t\n" +
+	"\x06retune\x18\x12 \x01(\v2\x16.migrate.log.v1.RetuneH\x00R\x06retune\x127\n" +
+	"\tset_drain\x18\x13 \x01(\v2\x18.migrate.log.v1.SetDrainH\x00R\bsetDrainB\t\n" +
 	"\acommand\"2\n" +
 	"\x0eSetIncarnation\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\">\n" +
@@ -1562,10 +1701,18 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x06Retune\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12;\n" +
-	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\"d\n" +
+	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\"K\n" +
+	"\bSetDrain\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
+	"\x05drain\x18\x02 \x01(\v2\x15.migrate.log.v1.DrainR\x05drain\"x\n" +
+	"\x05Drain\x12\"\n" +
+	"\rbegun_unix_ns\x18\x01 \x01(\x03R\vbegunUnixNs\x12(\n" +
+	"\x10deadline_unix_ns\x18\x02 \x01(\x03R\x0edeadlineUnixNs\x12!\n" +
+	"\fmax_parallel\x18\x03 \x01(\rR\vmaxParallel\"\x91\x01\n" +
 	"\x04Node\x12.\n" +
 	"\x04info\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x04info\x12,\n" +
-	"\x12registered_unix_ns\x18\x02 \x01(\x03R\x10registeredUnixNs\"\x84\x03\n" +
+	"\x12registered_unix_ns\x18\x02 \x01(\x03R\x10registeredUnixNs\x12+\n" +
+	"\x05drain\x18\x03 \x01(\v2\x15.migrate.log.v1.DrainR\x05drain\"\x84\x03\n" +
 	"\bWorkload\x122\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1e.migrate.agent.v1.WorkloadSpecR\x04spec\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x17\n" +
@@ -1645,7 +1792,7 @@ func file_coordinator_fsm_logpb_log_proto_rawDescGZIP() []byte {
 	return file_coordinator_fsm_logpb_log_proto_rawDescData
 }
 
-var file_coordinator_fsm_logpb_log_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_coordinator_fsm_logpb_log_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*Command)(nil),          // 0: migrate.log.v1.Command
 	(*SetIncarnation)(nil),   // 1: migrate.log.v1.SetIncarnation
@@ -1657,18 +1804,20 @@ var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*BeginMigration)(nil),   // 7: migrate.log.v1.BeginMigration
 	(*MigrationEntry)(nil),   // 8: migrate.log.v1.MigrationEntry
 	(*Retune)(nil),           // 9: migrate.log.v1.Retune
-	(*Node)(nil),             // 10: migrate.log.v1.Node
-	(*Workload)(nil),         // 11: migrate.log.v1.Workload
-	(*Migration)(nil),        // 12: migrate.log.v1.Migration
-	(*Record)(nil),           // 13: migrate.log.v1.Record
-	(*Snapshot)(nil),         // 14: migrate.log.v1.Snapshot
-	(*api.NodeInfo)(nil),     // 15: migrate.agent.v1.NodeInfo
-	(*api.WorkloadSpec)(nil), // 16: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),  // 17: migrate.agent.v1.MoveOptions
-	(*api1.Progress)(nil),    // 18: migrate.cluster.v1.Progress
-	(*api1.Connection)(nil),  // 19: migrate.cluster.v1.Connection
-	(*api1.Step)(nil),        // 20: migrate.cluster.v1.Step
-	(api1.WorkloadState)(0),  // 21: migrate.cluster.v1.WorkloadState
+	(*SetDrain)(nil),         // 10: migrate.log.v1.SetDrain
+	(*Drain)(nil),            // 11: migrate.log.v1.Drain
+	(*Node)(nil),             // 12: migrate.log.v1.Node
+	(*Workload)(nil),         // 13: migrate.log.v1.Workload
+	(*Migration)(nil),        // 14: migrate.log.v1.Migration
+	(*Record)(nil),           // 15: migrate.log.v1.Record
+	(*Snapshot)(nil),         // 16: migrate.log.v1.Snapshot
+	(*api.NodeInfo)(nil),     // 17: migrate.agent.v1.NodeInfo
+	(*api.WorkloadSpec)(nil), // 18: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),  // 19: migrate.agent.v1.MoveOptions
+	(*api1.Progress)(nil),    // 20: migrate.cluster.v1.Progress
+	(*api1.Connection)(nil),  // 21: migrate.cluster.v1.Connection
+	(*api1.Step)(nil),        // 22: migrate.cluster.v1.Step
+	(api1.WorkloadState)(0),  // 23: migrate.cluster.v1.WorkloadState
 }
 var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	1,  // 0: migrate.log.v1.Command.set_incarnation:type_name -> migrate.log.v1.SetIncarnation
@@ -1680,28 +1829,31 @@ var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	7,  // 6: migrate.log.v1.Command.begin_migration:type_name -> migrate.log.v1.BeginMigration
 	8,  // 7: migrate.log.v1.Command.migration_entry:type_name -> migrate.log.v1.MigrationEntry
 	9,  // 8: migrate.log.v1.Command.retune:type_name -> migrate.log.v1.Retune
-	15, // 9: migrate.log.v1.RegisterNode.node:type_name -> migrate.agent.v1.NodeInfo
-	16, // 10: migrate.log.v1.CreateWorkload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	17, // 11: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
-	18, // 12: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
-	19, // 13: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
-	20, // 14: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
-	15, // 15: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	16, // 16: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	21, // 17: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	13, // 18: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
-	17, // 19: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	18, // 20: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	19, // 21: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	20, // 22: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
-	10, // 23: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
-	11, // 24: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
-	12, // 25: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	10, // 9: migrate.log.v1.Command.set_drain:type_name -> migrate.log.v1.SetDrain
+	17, // 10: migrate.log.v1.RegisterNode.node:type_name -> migrate.agent.v1.NodeInfo
+	18, // 11: migrate.log.v1.CreateWorkload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	19, // 12: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
+	20, // 13: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
+	21, // 14: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
+	22, // 15: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
+	11, // 16: migrate.log.v1.SetDrain.drain:type_name -> migrate.log.v1.Drain
+	17, // 17: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	11, // 18: migrate.log.v1.Node.drain:type_name -> migrate.log.v1.Drain
+	18, // 19: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	23, // 20: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
+	15, // 21: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
+	19, // 22: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	20, // 23: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	21, // 24: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	22, // 25: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	12, // 26: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
+	13, // 27: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
+	14, // 28: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_fsm_logpb_log_proto_init() }
@@ -1719,6 +1871,7 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 		(*Command_BeginMigration)(nil),
 		(*Command_MigrationEntry)(nil),
 		(*Command_Retune)(nil),
+		(*Command_SetDrain)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1726,7 +1879,7 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_fsm_logpb_log_proto_rawDesc), len(file_coordinator_fsm_logpb_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
