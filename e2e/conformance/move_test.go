@@ -32,6 +32,7 @@ var stays = map[string]string{
 	"deleted_rofs": "it takes down a mount that it would leave",
 	"fanotify":     "it compares the numbers of mounts, which are others in another mount namespace",
 	"fifos":        "the source still has the same FIFOs open: both hosts are one here",
+	"ipc_objects":  "its objects are those of the host, which stay behind",
 	"leases":       "the source still has its leases on the same files",
 	"locks":        "the source still has its locks on the same files",
 	"mem_cow":      "it looks for memory that a fork shares, which a move copies",

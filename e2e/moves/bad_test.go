@@ -285,3 +285,18 @@ func TestCancel(t *testing.T) {
 	s.mention(s.Fails(0, "host1", cluster.Migrate, "cancel", r.ID), r.ID) // the ownership has moved
 	g.goesOn()
 }
+
+// TestMessageQueueOfWorkload refuses to move a workload with a POSIX message queue that nobody has open.
+func TestMessageQueueOfWorkload(t *testing.T) {
+	s := begin(t, time.Minute)
+	s.Workload("queue", "", "/usr/bin/python3", "-c", `
+import ctypes, os
+libc = ctypes.CDLL(None)
+fd = libc.mq_open(b"/left-behind", os.O_CREAT | os.O_RDWR, 0o600, None)
+assert fd >= 0
+os.close(fd)`+sleeper)
+	s.Logs("queue", "up\n")
+	before := s.ps("queue")
+	s.refused([]string{"queue"}, "host2", "POSIX message queue /left-behind", "mq_unlink")
+	s.unmoved(before)
+}

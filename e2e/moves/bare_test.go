@@ -263,3 +263,27 @@ func (s *scope) mention(text string, words ...string) {
 		}
 	}
 }
+
+// TestBareSemaphores refuses to move a process that is to give back semaphores of its host at its end, and names the set.
+func TestBareSemaphores(t *testing.T) {
+	s := begin(t, time.Minute)
+	cmd := s.bare("/usr/bin/python3", "-c", `
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+set = libc.semget(0, 1, 0o600)
+assert set >= 0
+class Op(ctypes.Structure): _fields_ = [("n", ctypes.c_ushort), ("by", ctypes.c_short), ("flags", ctypes.c_short)]
+assert libc.semop(set, ctypes.byref(Op(0, 1, 0x1000)), 1) == 0
+open("/tmp/semaphores.new", "w").write(str(set) + "\n")
+os.rename("/tmp/semaphores.new", "/tmp/semaphores")
+import time
+time.sleep(1000)
+`)
+	set := strings.TrimSpace(s.eventually("host1", "/tmp/semaphores"))
+	pid := strconv.Itoa(cmd.PID)
+	defer s.On("host1", "sh", "-c", "rm /tmp/semaphores; ipcrm -s "+set)
+	for _, verb := range []string{"plan", "move"} {
+		s.mention(s.Fails(0, "host1", cluster.Migrate, verb, "--pid", pid, "--to", "host2"), "semaphore set "+set, "SEM_UNDO")
+	}
+	s.runs("host1", cmd.PID)
+}

@@ -36,7 +36,6 @@ var stays = map[string]string{
 	"paths":        "it compares the numbers of inodes, and its directory is copied",
 	"pidfds":       "it has a handle of a process that does not move",
 	"proc_files":   "it compares namespaces by their numbers",
-	"sem_undo":     "semaphores of the workload's surroundings do not move",
 	"tcp_states":   "one of its connections leads to a socket that nobody holds any more, which stays behind",
 	"unix_cred":    "credentials of a process that has ended wait in a queue, and its number in the workload's pid namespace cannot be seen from outside",
 }

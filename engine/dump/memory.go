@@ -227,12 +227,13 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 		return nil, err
 	}
 	in, end := span.Begin(ctx, "header")
-	header, spaces, err := s.header(in)
+	header, err := s.header(in)
 	end()
 	if err != nil {
 		return nil, err
 	}
-	l := &images.Layout{Header: header, Tree: s.entries(), Namespaces: spaces}
+	header.Namespaces = s.spaces.outline.header
+	l := &images.Layout{Header: header, Tree: s.entries(), Namespaces: s.spaces.outline.images}
 	for _, p := range s.procs {
 		sp := s.memory.spaces[p.PID]
 		if p.Second(p.Shared.VM) || isZombie(s.fs, p.PID) {

@@ -14,6 +14,7 @@ import (
 	"migrate/engine/images/imagespb"
 	"migrate/engine/ns"
 	"migrate/engine/procfs"
+	"migrate/engine/span"
 )
 
 // namespaces are those that the tree has for itself.
@@ -21,6 +22,11 @@ type namespaces struct {
 	images *images.Namespaces
 	header *imagespb.Namespaces
 	frozen bool // they were read from the stopped tree
+	// outline is the same without what a skeleton needs at its end only, so that a layout stays what it was.
+	outline struct {
+		images *images.Namespaces
+		header *imagespb.Namespaces
+	}
 }
 
 // own returns which namespaces the tree has for itself; none if they belong to its surroundings, which the destination makes:
@@ -44,7 +50,12 @@ func (s *Source) checkNamespaces(ctx context.Context) ([]engine.Obstacle, error)
 	if differ, err := s.immovable(); err != nil || len(differ) > 0 {
 		return differ, err
 	}
-	return ns.Check(ctx, s.fs, s.procs, own, s.files.NetSpaces())
+	all, err := ns.Check(ctx, s.fs, s.procs, own, s.files.NetSpaces())
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.checkIPC()
+	return append(all, found...), err
 }
 
 // immovable names the namespaces of a tree that a move does not carry.
@@ -85,6 +96,12 @@ func (s *Source) describeNamespaces(ctx context.Context) (*namespaces, error) {
 	}
 	if err := s.clockOffsets(n); err != nil {
 		return nil, err
+	}
+	n.outline.images, n.outline.header = n.images, n.header
+	if s.around != nil {
+		if err := span.Do(ctx, "ipc namespace", func(context.Context) error { return s.addAround(n) }); err != nil {
+			return nil, err
+		}
 	}
 	s.spaces = n
 	return n, nil

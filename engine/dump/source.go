@@ -65,6 +65,7 @@ type Source struct {
 	frozen    []*frozen         // after Freeze
 	stoppedAt time.Time         // when Freeze began
 	spaces    *namespaces       // as last described; nil before
+	around    *ns.Around        // the IPC namespace that the destination makes for the tree; nil for this program's
 	held      bool
 }
 
@@ -76,6 +77,12 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	}
 	if slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.Group() == os.Getpid() }) {
 		return nil, fmt.Errorf("pid %d: %w", o.PID, ErrSelf)
+	}
+	if o.Init != 0 {
+		var err error
+		if s.around, err = ns.OpenAround(o.Init); err != nil {
+			return nil, err
+		}
 	}
 	s.tracer = ptrace.New()
 	s.memory = newMemory(s)
@@ -232,7 +239,7 @@ func (s *Source) Close(ctx context.Context) error {
 	if s.asker != nil {
 		errs = append(errs, s.asker.Close())
 	}
-	return errors.Join(append(errs, s.files.Close(), s.tracer.Close())...)
+	return errors.Join(append(errs, s.undos.Close(), s.around.Close(), s.files.Close(), s.tracer.Close())...)
 }
 
 // Stop lets go of the stopped tree in a way that keeps it stopped: by SIGSTOP, as a shell would.

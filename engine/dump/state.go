@@ -33,15 +33,19 @@ func (s *Source) State(ctx context.Context) (_ *images.Checkpoint, err error) {
 	}
 	s.seccomp, s.cgroups, s.memory.cuts = task.SeccompTable{}, task.CgroupTable{}, nil
 	in, end := span.Begin(ctx, "header")
-	header, spaces, err := s.header(in)
+	header, err := s.header(in)
 	end()
 	if err != nil {
 		return nil, err
 	}
-	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}, Namespaces: spaces}
+	header.Namespaces = s.spaces.header
+	cp := &images.Checkpoint{Header: header, Tree: s.entries(), Blobs: map[string][]byte{}, Namespaces: s.spaces.images}
 	s.stops = task.StopTable{}
 	defer func() { err = errors.Join(err, s.undos.Close()) }()
 	s.undos = task.SemUndos{}
+	if s.undos.Leaves, err = s.leavesIPC(); err != nil {
+		return nil, err
+	}
 	for _, f := range s.frozen {
 		if len(f.stops) > 0 && f.stops[0].Held != 0 {
 			s.stops.Held = append(s.stops.Held, f.Process)
@@ -122,35 +126,34 @@ func (s *Source) dumpFiles(ctx context.Context, cp *images.Checkpoint) (err erro
 	return s.files.Dump(ctx, s.procs, cp)
 }
 
-// header says where and when the state was taken, and in which namespaces. The clocks are those of the tree.
-func (s *Source) header(ctx context.Context) (*imagespb.Header, *images.Namespaces, error) {
+// header says where and when the state was taken. It describes the namespaces, which it leaves to the caller. The clocks are those of
+// the tree.
+func (s *Source) header(ctx context.Context) (*imagespb.Header, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return nil, nil, fmt.Errorf("uname: %w", err)
+		return nil, fmt.Errorf("uname: %w", err)
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	clocks, err := task.Clocks(s.fs, s.procs[0].PID)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	spaces, err := s.describeNamespaces(ctx)
-	if err != nil {
-		return nil, nil, err
+	if _, err := s.describeNamespaces(ctx); err != nil {
+		return nil, err
 	}
 	terminals, err := s.files.SessionTerminals(s.procs)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	return &imagespb.Header{
 		Terminals: terminals,
 		Version:   images.Version, Goarch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
 		Shared: task.SharedStates(s.procs),
 		BootId: strings.TrimSpace(string(boot)), Clocks: clocks, CpuCount: uint64(runtime.NumCPU()),
-		Namespaces: spaces.header,
-	}, spaces.images, nil
+	}, nil
 }
 
 // rings records what waits in the rings of io_setup(2).

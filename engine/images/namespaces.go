@@ -167,10 +167,16 @@ func validateNamespaces(n *Namespaces, h *imagespb.Header) error {
 	if err := n.validate(x, 1); err != nil {
 		return err
 	}
+	if a := x.GetAround(); a&^cloneNewIPC != 0 || a&x.GetOwn() != 0 || a != 0 && n.IPC == nil {
+		return fmt.Errorf("migrate.img: header.namespaces.around: 0x%x is of the tree itself, or has no images", a)
+	}
 	return n.validateNested(x)
 }
 
-const cloneNewTime = 0x80 // CLONE_NEWTIME
+const (
+	cloneNewTime = 0x80      // CLONE_NEWTIME
+	cloneNewIPC  = 0x8000000 // CLONE_NEWIPC
+)
 
 // kindsOfNamespaces are CLONE_NEW* of clone(2).
 const kindsOfNamespaces = cloneNewTime | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000

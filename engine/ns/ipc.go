@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,7 +57,7 @@ var ipcSysctls = []ipcSysctl{
 	number("kernel/shmmax", func(e *ipc_var.IpcVarEntry) **uint64 { return &e.ShmCtlmax }, false),
 	number("kernel/shmall", func(e *ipc_var.IpcVarEntry) **uint64 { return &e.ShmCtlall }, false),
 	number("kernel/shmmni", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.ShmCtlmni }, false),
-	number("kernel/shm_rmid_forced", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.ShmRmidForced }, false),
+	number(rmidForced, func(e *ipc_var.IpcVarEntry) **uint32 { return &e.ShmRmidForced }, false),
 	number("fs/mqueue/queues_max", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqQueuesMax }, true),
 	number("fs/mqueue/msg_max", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgMax }, true),
 	number("fs/mqueue/msgsize_max", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgsizeMax }, true),
@@ -64,25 +65,16 @@ var ipcSysctls = []ipcSysctl{
 	number("fs/mqueue/msgsize_default", func(e *ipc_var.IpcVarEntry) **uint32 { return &e.MqMsgsizeDefault }, true),
 }
 
-const sysctlDir = "/proc/sys/"
+const (
+	sysctlDir  = "/proc/sys/"
+	rmidForced = "kernel/shm_rmid_forced"
+)
 
 func dumpIPC(d *dumper) error {
-	d.out.IPC = &ipc_var.IpcVarEntry{}
 	return Inside(d.root.PID, unix.CLONE_NEWIPC, func() error {
-		for _, s := range ipcSysctls {
-			text, err := os.ReadFile(sysctlDir + s.name)
-			if s.any && errors.Is(err, fs.ErrNotExist) {
-				s.set(d.out.IPC, []uint64{0})
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			v, err := numbers(string(text))
-			if err != nil || len(v) != s.many {
-				return fmt.Errorf("%s%s holds %q: %w", sysctlDir, s.name, text, err)
-			}
-			s.set(d.out.IPC, v)
+		var err error
+		if d.out.IPC, err = readIPCSysctls(); err != nil {
+			return err
 		}
 		if err := d.posixQueues(); err != nil {
 			return err
@@ -96,6 +88,49 @@ func dumpIPC(d *dumper) error {
 	})
 }
 
+// readIPCSysctls reads the settings of the IPC namespace in which the thread is.
+func readIPCSysctls() (*ipc_var.IpcVarEntry, error) {
+	e := &ipc_var.IpcVarEntry{}
+	for _, s := range ipcSysctls {
+		text, err := readWhole(sysctlDir + s.name)
+		if s.any && errors.Is(err, fs.ErrNotExist) {
+			s.set(e, []uint64{0})
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		v, err := numbers(string(text))
+		if err != nil || len(v) != s.many {
+			return nil, fmt.Errorf("%s%s holds %q: %w", sysctlDir, s.name, text, err)
+		}
+		s.set(e, v)
+	}
+	return e, nil
+}
+
+// readWhole reads a file of /proc. It is made for the freeze: os.ReadFile makes twice as many system calls.
+func readWhole(path string) (_ []byte, err error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	out := make([]byte, 0, 4096)
+	for {
+		n, err := unix.Read(fd, out[len(out):cap(out)])
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return out, nil
+		}
+		if out = out[:len(out)+n]; len(out) == cap(out) {
+			out = slices.Grow(out, len(out))
+		}
+	}
+}
+
 // noSegments refuses System V shared memory of a namespace that is not the root's: in the kernel two segments with one id, of two
 // namespaces, cannot be told apart by what maps them.
 func (d *dumper) noSegments() error {
@@ -106,34 +141,46 @@ func (d *dumper) noSegments() error {
 	return err
 }
 
-// posixQueues refuses POSIX message queues (mq_overview(7)): reading their messages takes them out. It looks at a mount of
-// its own, which shows the queues of the namespace that the calling thread is in.
+// posixQueues refuses POSIX message queues (mq_overview(7)): reading their messages takes them out.
 func (d *dumper) posixQueues() (err error) {
-	fsys, err := unix.Fsopen("mqueue", unix.FSOPEN_CLOEXEC)
-	if errors.Is(err, unix.ENODEV) {
-		return nil // a kernel without them
+	f, err := openPosixQueues()
+	if err != nil || f == nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("POSIX message queues: fsopen: %w", err)
-	}
-	defer func() { err = errors.Join(err, unix.Close(fsys)) }()
-	if err := unix.FsconfigCreate(fsys); err != nil {
-		return fmt.Errorf("POSIX message queues: fsconfig: %w", err)
-	}
-	mount, err := unix.Fsmount(fsys, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("POSIX message queues: fsmount: %w", err)
-	}
-	dir, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err := errors.Join(err, unix.Close(mount)); err != nil {
-		return fmt.Errorf("POSIX message queues: %w", err)
-	}
-	f := os.NewFile(uintptr(dir), "POSIX message queues")
 	names, err := f.Readdirnames(-1)
+	d.refuseQueues(names)
+	return errors.Join(err, f.Close())
+}
+
+func (d *dumper) refuseQueues(names []string) {
 	for _, name := range names {
 		d.refuse("POSIX message queue /"+name, "its messages cannot be read without being taken out", "let the program remove it (mq_unlink)")
 	}
-	return errors.Join(err, f.Close())
+}
+
+// openPosixQueues opens a directory of the POSIX message queues of the namespace that the calling thread is in, in a mount of its
+// own; nil if the kernel has none.
+func openPosixQueues() (_ *os.File, err error) {
+	fsys, err := unix.Fsopen("mqueue", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("POSIX message queues: fsopen: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(fsys)) }()
+	if err := unix.FsconfigCreate(fsys); err != nil {
+		return nil, fmt.Errorf("POSIX message queues: fsconfig: %w", err)
+	}
+	mount, err := unix.Fsmount(fsys, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("POSIX message queues: fsmount: %w", err)
+	}
+	dir, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err := errors.Join(err, unix.Close(mount)); err != nil {
+		return nil, fmt.Errorf("POSIX message queues: %w", err)
+	}
+	return os.NewFile(uintptr(dir), "POSIX message queues"), nil
 }
 
 func restoreIPC(r *restorer) error {
@@ -149,6 +196,9 @@ func restoreIPC(r *restorer) error {
 				return err
 			}
 		}
+		if r.at == nil {
+			return nil // that of the root gets its objects when the tree stands still (RestoreIPC)
+		}
 		return r.restoreIPCObjects()
 	})
 }
@@ -159,7 +209,7 @@ func (s *ipcSysctl) restore(e *ipc_var.IpcVarEntry) error {
 	for _, v := range s.get(e) {
 		want = append(want, strconv.FormatUint(v, 10))
 	}
-	have, err := os.ReadFile(sysctlDir + s.name)
+	have, err := readWhole(sysctlDir + s.name)
 	if s.any && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -21,7 +21,7 @@ import (
 
 // listIPC reads a table of /proc/sysvipc: its lines, as numbers by the names of the columns.
 func listIPC(name string) ([]map[string]int64, error) {
-	b, err := os.ReadFile("/proc/sysvipc/" + name)
+	b, err := readWhole("/proc/sysvipc/" + name)
 	if err != nil {
 		return nil, err
 	}
@@ -108,17 +108,18 @@ func (d *dumper) messageQueue(row map[string]int64) error {
 	return nil
 }
 
-// make makes an object with the id that it had. The creator is the one of the calling thread, which is thrown away afterwards.
+// makeIPC makes an object with the id that it had. Its creator is who the calling thread is meanwhile.
 func makeIPC(kind string, e *ipc_desc.IpcDescEntry, make func(key int32, flags int) (int, error)) error {
-	if err := setThreadIDs(e.GetCuid(), e.GetCgid()); err != nil {
-		return fmt.Errorf("becoming user %d of group %d: %w", e.GetCuid(), e.GetCgid(), err)
-	}
 	next := sysctlDir + "kernel/" + kind + "_next_id"
 	if err := writeFile(next, strconv.FormatUint(uint64(e.GetId()), 10)); err != nil {
 		return err
 	}
 	const create, exclusive = 0o1000, 0o2000
-	id, err := make(int32(e.GetKey()), create|exclusive|int(e.GetMode()&0o777))
+	var id int
+	err := asUser(e.GetCuid(), e.GetCgid(), func() (err error) {
+		id, err = make(int32(e.GetKey()), create|exclusive|int(e.GetMode()&0o777))
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -126,6 +127,22 @@ func makeIPC(kind string, e *ipc_desc.IpcDescEntry, make func(key int32, flags i
 		return fmt.Errorf("it got the id %d", id)
 	}
 	return nil
+}
+
+// asUser runs fn with other effective ids of the calling thread alone, which must be one that is thrown away afterwards.
+func asUser(uid, gid uint32, fn func() error) error {
+	ownUID, ownGID := uint32(unix.Geteuid()), uint32(unix.Getegid())
+	if uid == ownUID && gid == ownGID {
+		return fn()
+	}
+	if err := setThreadIDs(uid, gid); err != nil {
+		return fmt.Errorf("becoming user %d of group %d: %w", uid, gid, err)
+	}
+	err := fn()
+	if back := errors.Join(setThreadIDs(ownUID, ^uint32(0)), setThreadIDs(ownUID, ownGID)); back != nil { // the group takes a privilege of the user
+		err = errors.Join(err, fmt.Errorf("becoming user %d of group %d again: %w", ownUID, ownGID, back))
+	}
+	return err
 }
 
 // permissions is the beginning of what IPC_SET takes.
@@ -172,7 +189,8 @@ func restoreQueue(q *ipc_msg.IpcMsgEntry, v *imagespb.MessageQueue) error {
 	id := int(q.GetDesc().GetId())
 	set := permissions(q.GetDesc())
 	binary.NativeEndian.PutUint64(set[msgQBytes:], uint64(q.GetQbytes()))
-	if err := ipcctl(unix.SYS_MSGCTL, id, 0, ipcSet, set); err != nil {
+	err := withRoom(uint64(q.GetQbytes()), func() error { return ipcctl(unix.SYS_MSGCTL, id, 0, ipcSet, set) })
+	if err != nil {
 		return fmt.Errorf("its size of %d bytes and its owner: %w", q.GetQbytes(), err)
 	}
 	for i, m := range v.GetMessages() {
@@ -181,4 +199,21 @@ func restoreQueue(q *ipc_msg.IpcMsgEntry, v *imagespb.MessageQueue) error {
 		}
 	}
 	return nil
+}
+
+// withRoom runs fn while queues may be as large as n bytes: beyond the setting it takes CAP_SYS_RESOURCE (msgctl(2)).
+func withRoom(n uint64, fn func() error) error {
+	const name = sysctlDir + "kernel/msgmnb"
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	before := strings.TrimSpace(string(text))
+	if most, err := strconv.ParseUint(before, 10, 64); err != nil || most >= n {
+		return errors.Join(err, fn())
+	}
+	if err := writeFile(name, strconv.FormatUint(n, 10)); err != nil {
+		return err
+	}
+	return errors.Join(fn(), writeFile(name, before))
 }

@@ -58,7 +58,7 @@ func init() {
 		carried(unix.CLONE_NEWUSER, "user", "its maps of user and group ids; the other namespaces belong to it", dumpUser, restoreUser),
 		carried(unix.CLONE_NEWPID, "pid", "of which the root of the tree is the pid 1; the ids inside are kept, and that of the root outside, where it is free", dumpPID, nil),
 		carried(unix.CLONE_NEWUTS, "uts", "host and domain name", dumpUTS, restoreUTS),
-		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls; System V semaphores and message queues with ids, values, contents and owners, not the times and process ids of their last use; shared memory, attached or not; POSIX message queues are refused", dumpIPC, restoreIPC),
+		carried(unix.CLONE_NEWIPC, "ipc", "its sysctls; System V semaphores and message queues with ids, values, contents and owners, not the times and process ids of their last use; shared memory, attached or not; POSIX message queues are refused. That which an agent has made for a workload moves with it", dumpIPC, restoreIPC),
 		carried(unix.CLONE_NEWNET, "net", aboutNet, dumpNet, nil),
 		carried(unix.CLONE_NEWNS, "mnt", aboutMounts, dumpMounts, restoreMounts),
 		{Kind: Kind{"time namespace", "in which only some processes of the tree are, or into which their children are to be born, on a dump to disk; that of the tree itself: its clocks go on, on any host", true},

@@ -52,6 +52,9 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 	if err := s.settleObjects(); err != nil {
 		return err
 	}
+	if err := span.Do(ctx, "ipc namespace", func(context.Context) error { return s.fillIPC(cp) }); err != nil {
+		return err
+	}
 	if s.env.Cgroup == nil {
 		var err error
 		s.undo, err = task.RestoreCgroups(cp, func(vpid int) *engine.Process { return &s.procs[vpid].Process })

@@ -10,6 +10,7 @@ import (
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"migrate/engine"
 	"migrate/engine/images"
@@ -32,6 +33,30 @@ func (s *Skeleton) namespaces(l *images.Layout) error {
 		return s.spaces.Base(s.parent.PID())
 	}
 	return nil
+}
+
+// aroundSettings gives the IPC namespace in the surroundings of the tree the settings of a layout, unless it has them.
+func (s *Skeleton) aroundSettings(l *images.Layout) error {
+	if l.Header.GetNamespaces().GetAround()&unix.CLONE_NEWIPC == 0 || proto.Equal(s.settings, l.Namespaces.IPC) {
+		return nil
+	}
+	s.settings = l.Namespaces.IPC
+	return ns.RestoreAroundSettings(s.parent.PID(), l.Namespaces.IPC)
+}
+
+// fillIPC gives the IPC namespace of the tree, or that in its surroundings, what is in it: a skeleton is made before that is known.
+func (s *Skeleton) fillIPC(cp *images.Checkpoint) error {
+	header := cp.Header.GetNamespaces()
+	pid := 0
+	switch {
+	case header.GetAround()&unix.CLONE_NEWIPC != 0:
+		pid = s.parent.PID()
+	case header.GetOwn()&unix.CLONE_NEWIPC != 0 && cp.Namespaces.IPC != nil:
+		pid = s.procs[s.order[0]].PID
+	default:
+		return nil
+	}
+	return ns.RestoreIPC(pid, cp.Namespaces, header)
 }
 
 // isContainer tells that the root of the tree is the pid 1 of a pid namespace of its own.

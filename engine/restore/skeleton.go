@@ -20,6 +20,7 @@ import (
 	"sync"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	ipc_var "github.com/checkpoint-restore/go-criu/v8/crit/images/ipc-var"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
 
 	"migrate/engine"
@@ -81,8 +82,9 @@ type Skeleton struct {
 	// Namespaces that the tree has for itself; nil if it has none.
 	own       *images.Namespaces
 	ownHeader *imagespb.Namespaces
-	ownNet    *os.File // its network namespace, once it is open
-	spaces    *ns.Live // those and others that only some processes are in, as they are made
+	ownNet    *os.File             // its network namespace, once it is open
+	settings  *ipc_var.IpcVarEntry // of the IPC namespace around it, as they were last given to that
+	spaces    *ns.Live             // those and others that only some processes are in, as they are made
 
 	sessions  map[int]*imagespb.SessionTerminal // by the id of the leader, of the layout that is followed
 	terminals map[uint32]*os.File               // masters of controlling terminals that no Restorer has taken yet
@@ -158,6 +160,9 @@ func (s *Skeleton) Follow(ctx context.Context, layout *images.Layout) error {
 	}
 	s.sharing = task.ReadShared(layout.Header)
 	if err := s.namespaces(layout); err != nil {
+		return err
+	}
+	if err := s.aroundSettings(layout); err != nil {
 		return err
 	}
 	if err := s.followTree(ctx, layout); err != nil {

@@ -71,7 +71,7 @@ func init() {
 			return dumpLoginUID(d)
 		}, restore: restoreLoginUID},
 		{Kind: carried("seccomp", "strict mode and filters, those that threads share and their own; not filters that hand calls to a listener, which is seen when the process is stopped and ends the move without harm. While a thread under seccomp is asked about itself its seccomp is suspended; if this program is killed at that moment, the filter may kill the thread"), dump: dumpSeccomp, restore: restoreSeccomp, check: checkSeccomp},
-		{Kind: carried("semaphore-undo", "what SEM_UNDO would undo at the end of the process (semop(2)), where the kernel can be read (BPF with BTF; else it is lost): in the tree's own IPC namespace, and in the host's by migrate dump and restore on one host"), dump: dumpSemUndo, restore: func(r *restorer) error {
+		{Kind: carried("semaphore-undo", "what SEM_UNDO would undo at the end of the process (semop(2)), where the kernel can be read (BPF with BTF; else it is lost): in the tree's own IPC namespace or that of its workload, and in the host's by migrate dump and restore on one host; in the host's a move refuses it"), dump: dumpSemUndo, restore: func(r *restorer) error {
 			if !r.leader {
 				return nil
 			}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/ns"
 	"migrate/engine/peek"
@@ -25,6 +26,8 @@ import (
 
 // SemUndos reads adjustments of the processes of a stopped tree. The zero value is ready for use.
 type SemUndos struct {
+	// Leaves tells that the tree leaves the semaphores behind, so that none may be left to adjust.
+	Leaves bool
 	kernel *peek.Kernel
 	failed bool           // this kernel cannot be read
 	owners map[uint64]int // process by its list
@@ -67,6 +70,9 @@ func dumpSemUndo(d *dumper) error {
 	if err != nil || len(undos) == 0 {
 		return err
 	}
+	if d.SemUndo.Leaves {
+		return fmt.Errorf("semaphores of set %d of the host's are adjusted at its end (SEM_UNDO), and stay behind: %w", undos[0].GetId(), ErrNotCarried)
+	}
 	if by := d.SemUndo.owners[list]; by != 0 {
 		return fmt.Errorf("it has them together with process %d (CLONE_SYSVSEM): %w", by, ErrNotCarried)
 	}
@@ -75,6 +81,27 @@ func dumpSemUndo(d *dumper) error {
 	}
 	d.SemUndo.owners[list], d.proc.Extra.SemUndo = d.Proc.VPID, undos
 	return nil
+}
+
+// Check names the adjustments of the processes of a running tree, for semaphores that would stay behind. What cannot be read, because
+// it changes meanwhile or the kernel does not tell, is left to the stopped tree.
+func (u *SemUndos) Check(r *ThreadReader, tree []*engine.Process) []engine.Obstacle {
+	var out []engine.Obstacle
+	for _, p := range tree {
+		st, err := r.Read(p.PID)
+		if err != nil || st.SemUndo == 0 {
+			continue
+		}
+		undos, err := u.read(st.SemUndo, p.PID)
+		if err != nil {
+			continue
+		}
+		for _, s := range undos {
+			out = append(out, engine.Obstacle{PID: p.PID, Kind: "semaphore-undo", Where: fmt.Sprintf("System V semaphore set %d", s.GetId()),
+				Reason: "the process has changed it with SEM_UNDO, and it is in the host's IPC namespace, which stays behind", Remedy: "run it as a workload of its own (migrate run)"})
+		}
+	}
+	return out
 }
 
 // read walks a list (struct sem_undo_list).
@@ -186,7 +213,8 @@ func semaphoreSets(pid int) (map[int]int, error) {
 
 // restoreSemUndo makes operations that leave the adjustments.
 func restoreSemUndo(r *restorer) error {
-	anew := r.Header.GetNamespaces().GetOwn()&unix.CLONE_NEWIPC != 0
+	spaces := r.Header.GetNamespaces()
+	anew := (spaces.GetOwn()|spaces.GetAround())&unix.CLONE_NEWIPC != 0
 	for _, s := range r.Image.Extra.GetSemUndo() {
 		for n, v := range s.GetAdjustments() {
 			if v == 0 {

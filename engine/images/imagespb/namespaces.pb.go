@@ -38,8 +38,10 @@ type Namespaces struct {
 	BoottimeOffset  int64                `protobuf:"zigzag64,9,opt,name=boottime_offset,json=boottimeOffset,proto3" json:"boottime_offset,omitempty"`
 	Nested          []*NestedNamespace   `protobuf:"bytes,10,rep,name=nested,proto3" json:"nested,omitempty"`       // those in which some processes of the tree are and its root is not
 	Processes       []*ProcessNamespaces `protobuf:"bytes,11,rep,name=processes,proto3" json:"processes,omitempty"` // who is in them
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// CLONE_NEW* of those that belong to the surroundings of the tree, which the destination has made, and whose content stands here.
+	Around        uint64 `protobuf:"varint,12,opt,name=around,proto3" json:"around,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Namespaces) Reset() {
@@ -147,6 +149,13 @@ func (x *Namespaces) GetProcesses() []*ProcessNamespaces {
 		return x.Processes
 	}
 	return nil
+}
+
+func (x *Namespaces) GetAround() uint64 {
+	if x != nil {
+		return x.Around
+	}
+	return 0
 }
 
 // NestedNamespace is one namespace of a tree that its root is not in.
@@ -1087,7 +1096,7 @@ var File_engine_images_namespaces_proto protoreflect.FileDescriptor
 
 const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\n" +
-	"\x1eengine/images/namespaces.proto\x12\x0emigrate.images\"\x85\x04\n" +
+	"\x1eengine/images/namespaces.proto\x12\x0emigrate.images\"\x9d\x04\n" +
 	"\n" +
 	"Namespaces\x12\x10\n" +
 	"\x03own\x18\x01 \x01(\x04R\x03own\x12\x19\n" +
@@ -1103,7 +1112,8 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x0fboottime_offset\x18\t \x01(\x12R\x0eboottimeOffset\x127\n" +
 	"\x06nested\x18\n" +
 	" \x03(\v2\x1f.migrate.images.NestedNamespaceR\x06nested\x12?\n" +
-	"\tprocesses\x18\v \x03(\v2!.migrate.images.ProcessNamespacesR\tprocesses\"e\n" +
+	"\tprocesses\x18\v \x03(\v2!.migrate.images.ProcessNamespacesR\tprocesses\x12\x16\n" +
+	"\x06around\x18\f \x01(\x04R\x06around\"e\n" +
 	"\x0fNestedNamespace\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x120\n" +
 	"\x05state\x18\x02 \x01(\v2\x1a.migrate.images.NamespacesR\x05state\x12\x10\n" +
