@@ -20,6 +20,7 @@ import (
 	"migrate/coordinator/client"
 	"migrate/coordinator/fsm"
 	"migrate/coordinator/fsm/logpb"
+	"migrate/coordinator/handoff"
 	"migrate/coordinator/schedule"
 )
 
@@ -281,6 +282,8 @@ func (t *term) drainStatus(v *drainView) *clusterapi.DrainStatus {
 		switch {
 		case outcome(fsm.Record(m).Phase) == clusterapi.Outcome_OUTCOME_MOVED:
 			i.State = clusterapi.DrainState_DRAIN_STATE_MOVED
+		case fsm.Record(m).Phase == handoff.PhaseNeedsOperator:
+			i.State, i.Reason = clusterapi.DrainState_DRAIN_STATE_STUCK, headline(mig)
 		case !fsm.Record(m).Closed():
 			i.State, i.Round, i.RoundFraction = clusterapi.DrainState_DRAIN_STATE_MOVING, mig.GetProgress().GetRound(), mig.GetProgress().GetRoundFraction()
 		case !alive(t.logged(m.GetWorkload())):
@@ -358,6 +361,13 @@ func (v *service) Undrain(ctx context.Context, req *clusterapi.UndrainRequest) (
 	}
 	if _, err := t.apply(&logpb.Command{Command: &logpb.Command_SetDrain{SetDrain: &logpb.SetDrain{Node: req.GetNode()}}}); err != nil {
 		return nil, err
+	}
+	for touched := t.touched(); req.GetCancelMoves() && len(t.planning(req.GetNode())) > 0; touched = t.touched() {
+		select { // what is just being planned is a move in a moment
+		case <-touched:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	var ids []string
 	t.s.node.store.Read(func(st *fsm.State) {
