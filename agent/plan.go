@@ -269,9 +269,7 @@ func (a *Agent) PlanDestination(ctx context.Context, req *agentapi.PlanDestinati
 		}
 		reply.Obstacles = append(reply.Obstacles, move.ObstaclesTo(a.cfg.Name, against)...)
 	}
-	for _, err := range files.Precheck("/", extra.Files) {
-		block("file", "open file", "the file must be there with the same content and size", "%v", err)
-	}
+	reply.Obstacles = append(reply.Obstacles, move.ObstaclesTo(a.cfg.Name, files.Precheck("/", extra.Files))...)
 	for _, e := range a.host.set.Named(req.GetWorkload()) {
 		if req.GetWorkload() != "" && !a.over(e) {
 			block("workload", req.GetWorkload(), "", "a copy of %s is here already", req.GetWorkload())

@@ -72,6 +72,8 @@ type fakeAgent struct {
 
 	obstacles []*agentapi.Obstacle
 	refuses   []string // workloads that this host does not take
+	// lacks, if it is set, names the file that this host lacks, at each look; "" is none.
+	lacks atomic.Pointer[func() string]
 	// hook is called before each action; an error drops it and all that follow, as a crash would.
 	hook atomic.Pointer[func(role handoff.Role, a handoff.Action) error]
 
@@ -189,7 +191,13 @@ func (a *fakeAgent) PlanDestination(_ context.Context, req *agentapi.PlanDestina
 	if slices.Contains(a.refuses, req.GetWorkload()) {
 		return &agentapi.PlanDestinationReply{Obstacles: []*agentapi.Obstacle{{Where: "/srv/data", Reason: a.info.GetName() + " does not have it"}}}, nil
 	}
-	return &agentapi.PlanDestinationReply{}, nil
+	reply := &agentapi.PlanDestinationReply{}
+	if lacks := a.lacks.Load(); lacks != nil {
+		if path := (*lacks)(); path != "" {
+			reply.Obstacles = append(reply.Obstacles, &agentapi.Obstacle{Kind: "file", Where: path, Reason: "the file is missing"})
+		}
+	}
+	return reply, nil
 }
 
 func (a *fakeAgent) Order(_ context.Context, o *agentapi.OrderRequest) (*agentapi.OrderReply, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -98,6 +99,13 @@ func stateName(s clusterapi.WorkloadState) string {
 	}[s]
 }
 
+// A plan is made anew, after a pause, as long as the destination lacks a file that it did not lack in the plan before, for lookAgain
+// at most: what a running program makes and removes again may be gone once the destination is asked for it.
+const (
+	lookAgain = 2 * time.Second
+	lookPause = 20 * time.Millisecond
+)
+
 // plan asks both agents for everything that could fail later. Nothing is touched. A host that was cut off a moment ago
 // is given time to be reached again.
 func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOptions) (*agentapi.PlanSourceReply, []*agentapi.Obstacle, error) {
@@ -106,8 +114,44 @@ func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOption
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.s.c.Limits.Reachable)
 	defer cancel()
-	opt := withDefaults(options)
-	req := &agentapi.PlanSourceRequest{Destination: tg.dest, Options: opt, Target: &agentapi.PlanSourceRequest_Pid{Pid: tg.pid}}
+	options = withDefaults(options)
+	var lacked map[string]bool
+	for began, pause := time.Now(), lookPause; ; pause *= 2 {
+		reply, obstacles, err := t.look(ctx, tg, options)
+		if err != nil {
+			return nil, nil, err
+		}
+		lacks := lackedFiles(obstacles, tg.dest.GetName())
+		fresh := false
+		for where := range lacks {
+			fresh = fresh || !lacked[where]
+		}
+		if !fresh || time.Since(began)+pause > lookAgain {
+			return reply, obstacles, nil
+		}
+		lacked = lacks
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return reply, obstacles, nil
+		}
+	}
+}
+
+// lackedFiles are the paths of the files that are obstacles at a host.
+func lackedFiles(obstacles []*agentapi.Obstacle, host string) map[string]bool {
+	out := map[string]bool{}
+	for _, o := range obstacles {
+		if o.GetKind() == "file" && o.GetHost() == host {
+			out[o.GetWhere()] = true
+		}
+	}
+	return out
+}
+
+// look asks once.
+func (t *term) look(ctx context.Context, tg target, options *agentapi.MoveOptions) (*agentapi.PlanSourceReply, []*agentapi.Obstacle, error) {
+	req := &agentapi.PlanSourceRequest{Destination: tg.dest, Options: options, Target: &agentapi.PlanSourceRequest_Pid{Pid: tg.pid}}
 	name := ""
 	if tg.workload != nil {
 		name = tg.workload.GetSpec().GetName()
@@ -125,7 +169,7 @@ func (t *term) plan(ctx context.Context, tg target, options *agentapi.MoveOption
 	if err != nil {
 		return nil, nil, err
 	}
-	there, err := dst.PlanDestination(ctx, &agentapi.PlanDestinationRequest{Source: tg.source, Requirements: reply.GetRequirements(), Options: opt, Workload: name}, grpc.WaitForReady(true))
+	there, err := dst.PlanDestination(ctx, &agentapi.PlanDestinationRequest{Source: tg.source, Requirements: reply.GetRequirements(), Options: options, Workload: name}, grpc.WaitForReady(true))
 	if err != nil {
 		return nil, nil, unreachable(tg.dest.GetName(), err)
 	}

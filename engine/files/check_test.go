@@ -387,10 +387,10 @@ func TestPrecheck(t *testing.T) {
 		{Needed{Path: "/missing", Mode: unix.S_IFREG}, "does not exist here"},
 		{Needed{Path: "/link/passwd", Mode: unix.S_IFREG}, "does not exist here"}, // no way out of the root
 	} {
-		errs := Precheck(dir, []Needed{c.n})
-		got := fmt.Sprint(errors.Join(errs...))
-		if c.want == "" && len(errs) > 0 || !strings.Contains(got, c.want) && c.want != "" {
-			t.Errorf("%+v: %v, want %q", c.n, errs, c.want)
+		against := Precheck(dir, []Needed{c.n})
+		if c.want == "" && len(against) > 0 ||
+			c.want != "" && (len(against) != 1 || against[0].Where != c.n.Path || !strings.Contains(against[0].Reason, c.want)) {
+			t.Errorf("%+v: %v, want %q", c.n, against, c.want)
 		}
 	}
 }
@@ -441,5 +441,43 @@ func TestExternal(t *testing.T) {
 	}
 	if len(asked) != len(names) {
 		t.Errorf("asked for %s", log.String())
+	}
+}
+
+// TestCheckPassing: a file that is removed or replaced while it is examined is worth another look.
+func TestCheckPassing(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	for name, change := range map[string]func() error{
+		"removed":  func() error { return os.Remove(path) },
+		"renamed":  func() error { return os.Rename(path, path+".old") },
+		"replaced": func() error { return errors.Join(os.WriteFile(path+".new", nil, 0o600), os.Rename(path+".new", path)) },
+	} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		self := &engine.Process{PID: os.Getpid()}
+		d := NewDumper(Options{})
+		d.current = newCollector(1).snapshot
+		desc := &description{fd: fd, holders: []holder{{proc: self, fd: fd}}, root: "/", kind: kindRegular}
+		if err := unix.Fstat(fd, &desc.stat); err != nil {
+			t.Fatal(err)
+		}
+		if ps := checkPath(t.Context(), d, desc); len(ps) > 0 {
+			t.Errorf("%s: before, %v", name, ps)
+		}
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if ps := checkPath(t.Context(), d, desc); len(ps) != 1 || !ps[0].passing {
+			t.Errorf("%s: %+v, which is not passing", name, ps)
+		}
+		if err := errors.Join(d.current.close(), desc.close()); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -70,6 +70,12 @@ func (d *description) path() string {
 	return d.link
 }
 
+// renamed tells whether the file was removed or got another name since path was asked.
+func (d *description) renamed() bool {
+	now, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(d.fd))
+	return err == nil && now != d.path()
+}
+
 // magic is the type of the file system (statfs(2)).
 func (d *description) magic() int64 {
 	if d.fstype == 0 {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine"
 )
 
 // inRoot makes a path, as this program sees it, one that begins at a root directory.
@@ -87,18 +89,22 @@ type Needed struct {
 	Fixed bool
 }
 
-// Precheck looks for files inside a root directory (a path of this program) and returns one error for each that
+// Precheck looks for files inside a root directory (a path of this program) and returns an obstacle for each that
 // is missing or another one.
-func Precheck(root string, files []Needed) []error {
+func Precheck(root string, files []Needed) []engine.Obstacle {
+	var out []engine.Obstacle
+	against := func(path string, err error) {
+		out = append(out, engine.Obstacle{Kind: "file", Where: path, Reason: err.Error(), Remedy: "the file must be there with the same content and size"})
+	}
 	dir, err := openRoot(root)
 	if err != nil {
-		return []error{err}
+		against(root, err)
+		return out
 	}
-	var errs []error
 	for _, f := range files {
 		st, err := statIn(dir, f.Path)
 		if err != nil {
-			errs = append(errs, missing(f.Path, err))
+			against(f.Path, missing(f.Path, err))
 			continue
 		}
 		size := uint64(st.Size)
@@ -106,13 +112,13 @@ func Precheck(root string, files []Needed) []error {
 			size = f.Size
 		}
 		if err := compare(f.Path, st, f.Mode, size, &f.Size); err != nil {
-			errs = append(errs, err)
+			against(f.Path, err)
 		}
 	}
 	if err := unix.Close(dir); err != nil {
-		errs = append(errs, fmt.Errorf("close %s: %w", root, err))
+		against(root, err)
 	}
-	return errs
+	return out
 }
 
 func missing(path string, err error) error {

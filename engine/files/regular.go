@@ -74,11 +74,11 @@ func checkPath(_ context.Context, dm *Dumper, d *description) []problem {
 	st, err := statIn(root, name)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return []problem{{reason: fmt.Sprintf("%s cannot be found any more from the root directory of the process", name)}}
+		return []problem{{passing: d.renamed(), reason: fmt.Sprintf("%s cannot be found any more from the root directory of the process", name)}}
 	case err != nil:
 		return []problem{{reason: fmt.Sprintf("%s cannot be looked up: %v", name, err)}}
 	case !d.synthetic() && (st.Dev != d.stat.Dev || st.Ino != d.stat.Ino):
-		return []problem{{reason: fmt.Sprintf("%s names another file by now", name)}}
+		return []problem{{passing: d.renamed(), reason: fmt.Sprintf("%s names another file by now", name)}}
 	}
 	return nil
 }
