@@ -14,14 +14,14 @@ import (
 // TestNewTerminal moves a shell out of an operator's session and terminal; at the destination it has another one, to attach to.
 func TestNewTerminal(t *testing.T) {
 	s := begin(t, time.Minute)
-	outer := s.terminal("host1", 30, 90, "/usr/bin/env", "PS1=ready> ", "TERM=dumb", "setsid", "--ctty", "--wait",
+	outer := s.Terminal("host1", 30, 90, "/usr/bin/env", "PS1=ready> ", "TERM=dumb", "setsid", "--ctty", "--wait",
 		"/bin/sh", "-c", "/bin/bash --norc --noprofile -i; echo 'the shell is gone'; cat")
-	outer.types("\n")
-	outer.await("ready> ")
-	outer.types("stty -ixon; x=kept; trap 'echo drawn' WINCH; echo shell$((0))=$$.\n")
-	outer.await("shell0=")
-	pid := strings.TrimSuffix(outer.await("."), ".")
-	outer.await("ready> ")
+	outer.Types("\n")
+	outer.Await("ready> ")
+	outer.Types("stty -ixon; x=kept; trap 'echo drawn' WINCH; echo shell$((0))=$$.\n")
+	outer.Await("shell0=")
+	pid := strings.TrimSuffix(outer.Await("."), ".")
+	outer.Await("ready> ")
 	text := s.Fails(1, "host1", cluster.Migrate, "move", "--pid", pid, "--to", "host2")
 	s.mention(text, "terminal", "--tty new", pid)
 	r := s.MoveOn("host1", "--pid", pid, "--to", "host2", "--tty", "new", "--max-downtime", "10s")
@@ -33,21 +33,21 @@ func TestNewTerminal(t *testing.T) {
 			t.Errorf("stopping %s: %v", name, err)
 		}
 	})
-	outer.await("the shell is gone")
-	a := s.terminal("host3", 20, 70, cluster.Migrate, "attach", name)
-	a.types("\n")
-	a.await("ready> ")
-	a.types("echo $x $(stty size) $(stty -a | grep -o -- '-ixon ')\n")
-	a.await("kept 20 70 -ixon")
+	outer.Await("the shell is gone")
+	a := s.Terminal("host3", 20, 70, cluster.Migrate, "attach", name)
+	a.Types("\n")
+	a.Await("ready> ")
+	a.Types("echo $x $(stty size) $(stty -a | grep -o -- '-ixon ')\n")
+	a.Await("kept 20 70 -ixon")
 	s.Move(name, "host3", "--max-downtime", "10s")
-	a.types("sh -c 'echo up$((1+1)); exec cat'\n")
-	a.await("up2\r\n")
-	a.types("typed\n")
-	a.await("typed\r\ntyped\r\n") // by the terminal and by cat
-	a.types("\x03")
-	a.await("ready> ")
-	a.types("exit 6\n")
-	if code := a.code(); code != 6 {
+	a.Types("sh -c 'echo up$((1+1)); exec cat'\n")
+	a.Await("up2\r\n")
+	a.Types("typed\n")
+	a.Await("typed\r\ntyped\r\n") // by the terminal and by cat
+	a.Types("\x03")
+	a.Await("ready> ")
+	a.Types("exit 6\n")
+	if code := a.Code(); code != 6 {
 		t.Errorf("attach exits with %d, the shell with 6", code)
 	}
 }
