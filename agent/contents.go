@@ -18,7 +18,9 @@ import (
 	"migrate/agent/move"
 	"migrate/agent/volume"
 	"migrate/engine"
+	"migrate/engine/dump"
 	"migrate/engine/files"
+	"migrate/engine/images"
 	"migrate/engine/procfs"
 )
 
@@ -194,7 +196,15 @@ func withoutContents(list []files.Needed, but []volume.Unit) []files.Needed {
 
 // Contents describes the files that the tree has open or mapped, outside of the volumes.
 func (s *source) Contents(ctx context.Context, but []volume.Unit, content bool) ([]*agentapi.FileNeed, error) {
-	return contentsOf(ctx, s.h.hasher, s.src.Processes(), s.src.Needed(), but, content)
+	return contentsOf(ctx, s.h.hasher, s.src.Processes(), s.src.Needed(), slices.Concat(but, comesAlong(s.src)), content)
+}
+
+// comesAlong is what moves with a tree without being asked for: its own /dev/shm.
+func comesAlong(src *dump.Source) []volume.Unit {
+	if !src.OwnShm() {
+		return nil
+	}
+	return []volume.Unit{{Dir: images.ShmDir}}
 }
 
 // Mapped lists the files that the tree maps shared and writable.

@@ -112,7 +112,7 @@ func (a *Agent) planContents(ctx context.Context, req *agentapi.PlanSourceReques
 		return nil, err
 	}
 	reply.Obstacles = append(reply.Obstacles, move.ObstaclesTo(a.cfg.Name, against)...)
-	units := move.DirUnits(volumes)
+	units := slices.Concat(move.DirUnits(volumes), comesAlong(src))
 	content := filesMode(req.GetOptions()) != agentapi.FilesMode_FILES_MODE_SHARED
 	needs.Files, err = contentsOf(ctx, &a.hasher, src.Processes(), src.Needed(), units, content)
 	return withoutContents(src.Needed(), units), err

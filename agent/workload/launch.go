@@ -72,6 +72,9 @@ func (e *Env) SetUp(ctx context.Context, c remote.Caller) error {
 	if e.spec.GetBare() {
 		return nil
 	}
+	if err := restore.SetUpShm(ctx, c); err != nil {
+		return err
+	}
 	return restore.SetHostname(ctx, c, hostname(e.Name()))
 }
 

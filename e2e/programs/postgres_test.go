@@ -100,7 +100,7 @@ func TestPostgres(t *testing.T) {
 	p := s.postgres()
 	p.Run("postgres", []string{"--addr", postgresAddr + "/24", "--user", "postgres", "--cwd", p.data},
 		filepath.Join(p.bin, "postgres"), "-D", p.data, "-h", "0.0.0.0", "-p", postgresPort, "-k", p.data,
-		"-c", "fsync=off", "-c", "shared_buffers=32MB", "-c", "autovacuum_naptime=1s", "-c", "dynamic_shared_memory_type=sysv")
+		"-c", "fsync=off", "-c", "shared_buffers=32MB", "-c", "autovacuum_naptime=1s")
 	p.Logs("postgres", "ready to accept connections")
 	if err := p.client("pgbench", "--initialize", "--scale", "1", "--quiet", "postgres").Run(); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@
 package dump
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,8 +74,15 @@ func (m *memory) check(ctx context.Context) ([]engine.Obstacle, error) {
 	outside, err := m.objects.Outside(ctx, func(pid int) bool {
 		return m.source.has(pid) || m.source.fs.Descends(pid, m.source.has)
 	})
-	return append(all, outside...), err
+	if err != nil {
+		return nil, err
+	}
+	inShm, err := m.objects.AddShm()
+	return slices.Concat(all, outside, inShm), err
 }
+
+// OwnShm tells whether the /dev/shm of the tree is its own, so that what is in it moves with it.
+func (s *Source) OwnShm() bool { return s.memory.objects.HasShm() }
 
 // look finds the mount namespaces of the tree.
 func (m *memory) look() error {
@@ -225,6 +233,9 @@ func (s *Source) layout(ctx context.Context) (*images.Layout, error) {
 	}
 	if err := s.memory.objects.AddSegments(); err != nil {
 		return nil, err
+	}
+	if found, err := s.memory.objects.AddShm(); err != nil || len(found) > 0 {
+		return nil, cmp.Or(err, error(&ObstacleError{found}))
 	}
 	in, end := span.Begin(ctx, "header")
 	header, err := s.header(in)

@@ -87,6 +87,11 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	s.tracer = ptrace.New()
 	s.memory = newMemory(s)
 	s.memory.objects.In(s.procs[0].PID)
+	if o.Init != 0 {
+		if err := s.memory.objects.TakeShm(o.Init); err != nil {
+			return nil, errors.Join(err, s.around.Close(), s.tracer.Close())
+		}
+	}
 	s.files = files.NewDumper(files.Options{Init: o.Init, Young: s.young, External: o.External, LockConnections: o.LockConnections, Objects: s.memory.objects, SameHost: o.SameHost,
 		Terminals: o.Terminals, NewTerminals: o.NewTerminals, ExternalUnix: o.ExternalUnix})
 	s.asker, _ = task.OpenThreadReader() // without it threads are borrowed, and the time left of some waits is not exact (see package task)

@@ -24,7 +24,7 @@ const (
 
 var kindRegular = &Kind{
 	Name: "regular file", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note:  "by path, with offset, flags, locks and leases; the file must be at the destination with the same content, or is brought there by a move (`--files copy`, `--volume`)",
+	Note:  "by path, with offset, flags, locks and leases; the file must be at the destination with the same content, or is brought there by a move (`--files copy`, `--volume`). All of the /dev/shm that a workload has for itself moves with it, open or not",
 	match: func(d *description) bool { return d.format() == unix.S_IFREG },
 	check: checkPath, dump: dumpPath,
 	mine: func(e *fdinfo.FileEntry) bool { return !e.Reg.GetExt() },

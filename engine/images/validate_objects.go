@@ -68,7 +68,34 @@ func validateObject(o *imagespb.Object) error {
 			return fmt.Errorf("segment: is missing")
 		}
 	}
+	if err := validateNames(o); err != nil {
+		return err
+	}
 	return validateExtents(o)
+}
+
+// ShmDir is where the names of objects lead to.
+const ShmDir = "/dev/shm"
+
+// validateNames makes sure that the names of an object lead nowhere else.
+func validateNames(o *imagespb.Object) error {
+	switch o.GetKind() {
+	case imagespb.Object_FILE, imagespb.Object_DIRECTORY, imagespb.Object_SYMLINK:
+	default:
+		if len(o.GetNames()) > 0 {
+			return fmt.Errorf("names: of a %v", o.GetKind())
+		}
+	}
+	if n := len(o.GetNames()); n > maxObjects || n > 1 && o.GetKind() == imagespb.Object_DIRECTORY {
+		return fmt.Errorf("names: %d", n)
+	}
+	for i, name := range o.GetNames() {
+		root := name == ShmDir && o.GetKind() == imagespb.Object_DIRECTORY
+		if len(name) >= maxObjectPath || !isClean(name) || !root && !strings.HasPrefix(name, ShmDir+"/") || strings.Contains(name, "\x00") {
+			return fmt.Errorf("names[%d]: %.100q is no path in %s", i, name, ShmDir)
+		}
+	}
+	return nil
 }
 
 func isClean(name string) bool {

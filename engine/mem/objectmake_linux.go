@@ -81,6 +81,14 @@ func (o *Object) addWriter() {
 // Writer takes the pages of the object. It is nil for one without content.
 func (o *Object) Writer() *ObjectWriter { return o.writer }
 
+// File is the object, open; nil if there is none.
+func (o *Object) File() *os.File {
+	if o == nil {
+		return nil
+	}
+	return o.file
+}
+
 // Record is what is known of the object.
 func (o *Object) Record() *imagespb.Object { return o.record }
 

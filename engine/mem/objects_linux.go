@@ -30,7 +30,10 @@ type Objects struct {
 	list   []*object // in the order of their numbers
 	byFile map[objectKey]*object
 	byMap  map[mapKey]*object
+	byName map[objectKey]*object // those in shm
 	last   uint32
+	shm    *os.File // the tree's own /dev/shm; nil if it has none
+	shmPID int      // of a process that has it
 	links  []madeLink
 	pid    int    // of a process of the tree
 	root   string // of the tree's mount namespace, as a path of this program; "" for this program's own
@@ -72,7 +75,7 @@ type object struct {
 
 // NewObjects returns an empty set.
 func NewObjects() *Objects {
-	return &Objects{byFile: map[objectKey]*object{}, byMap: map[mapKey]*object{}}
+	return &Objects{byFile: map[objectKey]*object{}, byMap: map[mapKey]*object{}, byName: map[objectKey]*object{}}
 }
 
 // Begin begins a new description of the tree: an object that is not named again until Records is forgotten then.
@@ -172,6 +175,7 @@ func (o *Objects) forget() error {
 	gone := func(x *object) bool { return !x.used }
 	maps.DeleteFunc(o.byFile, func(_ objectKey, x *object) bool { return gone(x) })
 	maps.DeleteFunc(o.byMap, func(_ mapKey, x *object) bool { return gone(x) })
+	maps.DeleteFunc(o.byName, func(_ objectKey, x *object) bool { return gone(x) })
 	var errs []error
 	for _, x := range o.list {
 		if gone(x) {
@@ -332,6 +336,10 @@ func (o *Objects) Close() error {
 	for _, x := range o.list {
 		errs = append(errs, x.file.Close())
 	}
-	o.list, o.byFile, o.byMap = nil, map[objectKey]*object{}, map[mapKey]*object{}
+	if o.shm != nil {
+		errs = append(errs, o.shm.Close())
+		o.shm = nil
+	}
+	o.list, o.byFile, o.byMap, o.byName = nil, map[objectKey]*object{}, map[mapKey]*object{}, map[objectKey]*object{}
 	return errors.Join(errs...)
 }

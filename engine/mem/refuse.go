@@ -23,13 +23,14 @@ var (
 	refuseSpecial  = &Refusal{"special-mapping", "a mapping of a kind that is not known"}
 	refusePinned   = &Refusal{"pinned-memory", "memory that is pinned for a device or io_uring, which writes to it unseen"}
 	refuseOutside  = &Refusal{"shared-memory", "shared memory that a process outside of the tree has mapped"}
+	refuseShmFile  = &Refusal{"shared-memory-file", "in the /dev/shm of a workload: FIFOs, devices, socket files without a socket, extended attributes, or more than 1 GiB or 16,384 files together"}
 )
 
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
 	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseUffd, refuseIOUring,
-		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside} {
+		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside, refuseShmFile} {
 		out = append(out, *r)
 	}
 	return out

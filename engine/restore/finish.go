@@ -49,7 +49,7 @@ func (s *Skeleton) Finish(ctx context.Context, cp *images.Checkpoint) error {
 		return err
 	}
 	s.findNameless(cp.Header, cp.Files)
-	if err := s.settleObjects(); err != nil {
+	if err := s.settleObjects(cp.Header); err != nil {
 		return err
 	}
 	if err := span.Do(ctx, "ipc namespace", func(context.Context) error { return s.fillIPC(cp) }); err != nil {

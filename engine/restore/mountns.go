@@ -4,10 +4,12 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/images"
 	"migrate/engine/remote"
 )
 
@@ -21,6 +23,21 @@ func SetUpMounts(ctx context.Context, caller remote.Caller) error {
 	b.Try(unix.SYS_MOUNT, b.String("devpts"), b.String("/dev/pts"), b.String("devpts"), unix.MS_NOSUID|unix.MS_NOEXEC, b.String("mode=620,ptmxmode=666,gid=5"))
 	if err := caller.Run(ctx, &b); err != nil {
 		return fmt.Errorf("setting up the mount namespace of the workload: %w", err)
+	}
+	return nil
+}
+
+// SetUpShm gives the mount namespace of a new workload a /dev/shm of its own, as large as a host's usually is (half of the memory), if
+// there is such a directory. What is in it moves with the workload.
+func SetUpShm(ctx context.Context, caller remote.Caller) error {
+	var b remote.Batch
+	mount := b.Try(unix.SYS_MOUNT, b.String("shm"), b.String(images.ShmDir), b.String("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV, b.String("mode=1777"))
+	err := caller.Run(ctx, &b)
+	if e := mount.Err(); err == nil && !errors.Is(e, unix.ENOENT) {
+		err = e
+	}
+	if err != nil {
+		return fmt.Errorf("mounting %s of the workload: %w", images.ShmDir, err)
 	}
 	return nil
 }

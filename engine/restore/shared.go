@@ -40,7 +40,13 @@ func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error 
 			}
 		}
 	}
+	if err := s.followShm(h); err != nil { // first: a file there may have had other names
+		return err
+	}
 	for _, r := range h.GetObjects() {
+		if len(r.GetNames()) > 0 {
+			continue
+		}
 		if o := s.objects[r.GetId()]; o != nil {
 			if err := o.Follow(r); err != nil {
 				return err
@@ -59,6 +65,35 @@ func (s *Skeleton) followObjects(ctx context.Context, h *imagespb.Header) error 
 		s.objects[r.GetId()] = o
 	}
 	return nil
+}
+
+// followShm makes the tree's own /dev/shm that of a layout or checkpoint.
+func (s *Skeleton) followShm(h *imagespb.Header) (err error) {
+	for _, r := range h.GetObjects() {
+		if len(r.GetNames()) == 0 {
+			continue
+		}
+		if s.shm == nil {
+			if s.shm, err = mem.OpenShm(s.parent.PID()); err != nil {
+				return err
+			}
+		}
+		if r.GetKind() != imagespb.Object_FILE {
+			continue
+		}
+		if o := s.objects[r.GetId()]; o != nil {
+			err = o.Follow(r)
+		} else {
+			s.objects[r.GetId()], err = s.shm.NewFile(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if s.shm == nil {
+		return nil
+	}
+	return s.shm.Place(h.GetObjects(), func(id uint32) *os.File { return s.objects[id].File() })
 }
 
 // mountRoot is the root directory of the tree's mount namespace.
@@ -170,13 +205,16 @@ func (s *Skeleton) lendDistant(ctx context.Context, p *process, v *vma.VmaEntry,
 }
 
 // settleObjects gives the objects what they have beside their content, after the last page.
-func (s *Skeleton) settleObjects() error {
+func (s *Skeleton) settleObjects(h *imagespb.Header) error {
 	for _, o := range s.objects {
 		if err := o.Settle(); err != nil {
 			return err
 		}
 	}
-	return nil
+	if s.shm == nil {
+		return nil
+	}
+	return s.shm.Settle(h.GetObjects())
 }
 
 // releaseObjects ends what was kept for the restore alone.
@@ -195,7 +233,16 @@ func (s *Skeleton) abandonObjects() error {
 		errs = append(errs, o.Abandon())
 	}
 	s.objects = map[uint32]*mem.Object{}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.closeShm())...)
+}
+
+func (s *Skeleton) closeShm() error {
+	if s.shm == nil {
+		return nil
+	}
+	err := s.shm.Close()
+	s.shm = nil
+	return err
 }
 
 // attach appends the calls that attach System V shared memory to a process. Where a part is attached, the whole needs room
@@ -227,5 +274,5 @@ func (s *Skeleton) closeObjects() error {
 		errs = append(errs, o.Close())
 	}
 	s.objects = map[uint32]*mem.Object{}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.closeShm())...)
 }

@@ -76,6 +76,7 @@ type Skeleton struct {
 	files   *files.Restorer
 
 	objects  map[uint32]*mem.Object // memory and files that no name reaches, by their number
+	shm      *mem.Shm               // the tree's own /dev/shm, once something is in it
 	nameless map[uint32]uint32      // the objects that files of the layout or checkpoint are
 	distant  map[uint32]distant     // those that are in another mount namespace than the process which has them
 

@@ -1604,23 +1604,25 @@ func (x *VmaMark) GetPkey() uint32 {
 
 // Object is memory or a file that no name reaches: processes hold it by mappings, descriptors or links of /proc.
 type Object struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // its pages travel in the space with this number and the highest bit set
-	Kind          Object_Kind            `protobuf:"varint,2,opt,name=kind,proto3,enum=migrate.images.Object_Kind" json:"kind,omitempty"`
-	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`  // as it was, from the root of the mount namespace; the name of a memfd
-	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"` // in bytes
-	Mode          uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"` // st_mode
-	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
-	Atime         int64                  `protobuf:"zigzag64,8,opt,name=atime,proto3" json:"atime,omitempty"` // since the epoch
-	Mtime         int64                  `protobuf:"zigzag64,9,opt,name=mtime,proto3" json:"mtime,omitempty"`
-	Seals         uint32                 `protobuf:"varint,10,opt,name=seals,proto3" json:"seals,omitempty"`                       // F_GET_SEALS
-	HugePage      uint64                 `protobuf:"varint,11,opt,name=huge_page,json=hugePage,proto3" json:"huge_page,omitempty"` // of hugetlbfs: size of a page in bytes
-	Other         string                 `protobuf:"bytes,12,opt,name=other,proto3" json:"other,omitempty"`                        // LINK: another name; SYMLINK: what it says
-	Temporary     bool                   `protobuf:"varint,13,opt,name=temporary,proto3" json:"temporary,omitempty"`               // LINK: the other name was made for the restore, which removes it
-	Extents       []*Extent              `protobuf:"bytes,14,rep,name=extents,proto3" json:"extents,omitempty"`                    // parts that are no holes
-	Segment       *Segment               `protobuf:"bytes,15,opt,name=segment,proto3" json:"segment,omitempty"`                    // SYSV
-	Tmpfile       bool                   `protobuf:"varint,16,opt,name=tmpfile,proto3" json:"tmpfile,omitempty"`                   // made by O_TMPFILE, so that it may be given a name
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // its pages travel in the space with this number and the highest bit set
+	Kind      Object_Kind            `protobuf:"varint,2,opt,name=kind,proto3,enum=migrate.images.Object_Kind" json:"kind,omitempty"`
+	Path      string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`  // as it was, from the root of the mount namespace; the name of a memfd
+	Size      uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"` // in bytes
+	Mode      uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"` // st_mode
+	Uid       uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid       uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	Atime     int64                  `protobuf:"zigzag64,8,opt,name=atime,proto3" json:"atime,omitempty"` // since the epoch
+	Mtime     int64                  `protobuf:"zigzag64,9,opt,name=mtime,proto3" json:"mtime,omitempty"`
+	Seals     uint32                 `protobuf:"varint,10,opt,name=seals,proto3" json:"seals,omitempty"`                       // F_GET_SEALS
+	HugePage  uint64                 `protobuf:"varint,11,opt,name=huge_page,json=hugePage,proto3" json:"huge_page,omitempty"` // of hugetlbfs: size of a page in bytes
+	Other     string                 `protobuf:"bytes,12,opt,name=other,proto3" json:"other,omitempty"`                        // LINK: another name; SYMLINK: what it says
+	Temporary bool                   `protobuf:"varint,13,opt,name=temporary,proto3" json:"temporary,omitempty"`               // LINK: the other name was made for the restore, which removes it
+	Extents   []*Extent              `protobuf:"bytes,14,rep,name=extents,proto3" json:"extents,omitempty"`                    // parts that are no holes
+	Segment   *Segment               `protobuf:"bytes,15,opt,name=segment,proto3" json:"segment,omitempty"`                    // SYSV
+	Tmpfile   bool                   `protobuf:"varint,16,opt,name=tmpfile,proto3" json:"tmpfile,omitempty"`                   // made by O_TMPFILE, so that it may be given a name
+	// FILE, DIRECTORY, SYMLINK: it is in the /dev/shm that the tree has for itself, where it has these names, and path is one of them.
+	Names         []string `protobuf:"bytes,17,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1765,6 +1767,13 @@ func (x *Object) GetTmpfile() bool {
 		return x.Tmpfile
 	}
 	return false
+}
+
+func (x *Object) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
 }
 
 type Extent struct {
@@ -2537,7 +2546,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\"\n" +
 	"\rlock_on_fault\x18\x03 \x01(\bR\vlockOnFault\x12\x16\n" +
 	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x12\n" +
-	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\x92\x04\n" +
+	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\xa8\x04\n" +
 	"\x06Object\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.migrate.images.Object.KindR\x04kind\x12\x12\n" +
@@ -2555,7 +2564,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\ttemporary\x18\r \x01(\bR\ttemporary\x120\n" +
 	"\aextents\x18\x0e \x03(\v2\x16.migrate.images.ExtentR\aextents\x121\n" +
 	"\asegment\x18\x0f \x01(\v2\x17.migrate.images.SegmentR\asegment\x12\x18\n" +
-	"\atmpfile\x18\x10 \x01(\bR\atmpfile\"U\n" +
+	"\atmpfile\x18\x10 \x01(\bR\atmpfile\x12\x14\n" +
+	"\x05names\x18\x11 \x03(\tR\x05names\"U\n" +
 	"\x04Kind\x12\b\n" +
 	"\x04ANON\x10\x00\x12\t\n" +
 	"\x05MEMFD\x10\x01\x12\b\n" +
