@@ -367,7 +367,7 @@ func (r *dump) ptyState(t *terminal, info *tty.TtyInfoEntry, extra *imagespb.Ter
 	if err := r.readQueues(t, extra); err != nil {
 		return fmt.Errorf("what waits in %s: %w", t.name(), err)
 	}
-	if lost := packetLoss(extra); info.GetPacketMode() && lost != 0 {
+	if lost := packetLoss(extra, termiosOf(info.Termios)); info.GetPacketMode() && lost != 0 {
 		return fmt.Errorf("the master of %s has not read its packet status 0x%x: %w", t.name(), lost, ErrBusy)
 	}
 	return nodeOf(t, r, info, extra)

@@ -186,6 +186,9 @@ func (f *filler) packet(t *madeTTY, final *unix.Termios) error {
 	case status&unix.TIOCPKT_DOSTOP != 0:
 		before.Iflag &^= unix.IXON
 	}
+	if status&unix.TIOCPKT_IOCTL != 0 && harmless(f.x, final, unix.TIOCPKT_IOCTL) {
+		before.Lflag |= unix.EXTPROC
+	}
 	if err := f.set(&before); err != nil {
 		return err
 	}
@@ -205,7 +208,7 @@ func (f *filler) packet(t *madeTTY, final *unix.Termios) error {
 		{unix.TIOCPKT_START, unix.TCXONC, []int{unix.TCOOFF, unix.TCOON}},
 		{unix.TIOCPKT_STOP, unix.TCXONC, []int{unix.TCOOFF}},
 	} {
-		if status&x.bits == 0 || f.slave < 0 || !harmless(f.x, x.bits) {
+		if status&x.bits == 0 || f.slave < 0 || !harmless(f.x, final, x.bits) {
 			continue
 		}
 		for _, arg := range x.args {
@@ -214,13 +217,18 @@ func (f *filler) packet(t *madeTTY, final *unix.Termios) error {
 			}
 		}
 	}
+	if before == *final && status&unix.TIOCPKT_IOCTL == 0 {
+		return nil // with EXTPROC the kernel tells the master of every call that sets them
+	}
 	return f.set(final)
 }
 
 // harmless tells whether a bit of the packet status can be brought about without taking away what waits, or stopping what
-// is not stopped by a call. statusProblem has refused the others.
-func harmless(x *imagespb.Terminal, bit uint32) bool {
+// is not stopped by a call. packetLoss has named the others.
+func harmless(x *imagespb.Terminal, final *unix.Termios, bit uint32) bool {
 	switch bit {
+	case unix.TIOCPKT_IOCTL: // a change of EXTPROC makes one line of all that waits
+		return !isCanonical(final) || len(x.GetLines()) == 0 && len(x.GetPartial()) == 0
 	case unix.TIOCPKT_FLUSHREAD:
 		return len(x.GetLines()) == 0 && len(x.GetPartial()) == 0 && len(x.GetPending()) == 0
 	case unix.TIOCPKT_FLUSHWRITE:
@@ -234,10 +242,10 @@ func harmless(x *imagespb.Terminal, bit uint32) bool {
 }
 
 // packetLoss are the bits of a status that cannot be brought about again.
-func packetLoss(x *imagespb.Terminal) uint32 {
-	lost := x.GetPacketStatus() &^ uint32(unix.TIOCPKT_FLUSHREAD|unix.TIOCPKT_FLUSHWRITE|unix.TIOCPKT_START|unix.TIOCPKT_STOP|unix.TIOCPKT_NOSTOP|unix.TIOCPKT_DOSTOP)
-	for _, bit := range []uint32{unix.TIOCPKT_FLUSHREAD, unix.TIOCPKT_FLUSHWRITE, unix.TIOCPKT_START, unix.TIOCPKT_STOP} {
-		if x.GetPacketStatus()&bit != 0 && !harmless(x, bit) {
+func packetLoss(x *imagespb.Terminal, final *unix.Termios) uint32 {
+	lost := x.GetPacketStatus() &^ uint32(unix.TIOCPKT_FLUSHREAD|unix.TIOCPKT_FLUSHWRITE|unix.TIOCPKT_START|unix.TIOCPKT_STOP|unix.TIOCPKT_NOSTOP|unix.TIOCPKT_DOSTOP|unix.TIOCPKT_IOCTL)
+	for _, bit := range []uint32{unix.TIOCPKT_FLUSHREAD, unix.TIOCPKT_FLUSHWRITE, unix.TIOCPKT_START, unix.TIOCPKT_STOP, unix.TIOCPKT_IOCTL} {
+		if x.GetPacketStatus()&bit != 0 && !harmless(x, final, bit) {
 			lost |= bit
 		}
 	}
