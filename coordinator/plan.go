@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -239,7 +240,7 @@ func (t *term) adopt(tg target, plan *agentapi.PlanSourceReply) (*logpb.Workload
 	name := t.freeName(fmt.Sprintf("pid-%d@%s", tg.pid, tg.source.GetName()), "")
 	spec := &agentapi.WorkloadSpec{Name: name, Argv: []string{plan.GetCommand()}, Bare: true, Pid: tg.pid}
 	if len(plan.GetAddresses()) > 0 {
-		spec.Addr = plan.GetAddresses()[0]
+		spec.Addr = strings.Join(plan.GetAddresses(), ",")
 	}
 	res, err := t.apply(&logpb.Command{Command: &logpb.Command_CreateWorkload{CreateWorkload: &logpb.CreateWorkload{Spec: spec, Host: tg.source.GetName()}}})
 	return res.Workload, err
