@@ -4,6 +4,7 @@ package moves
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -249,8 +250,9 @@ func TestMovingAlready(t *testing.T) {
 // TestCtrlC interrupts the command during the copy.
 func TestCtrlC(t *testing.T) {
 	s := begin(t, time.Minute)
-	g := s.busy("interrupted", "10.77.0.74")
-	cmd := cluster.Hosts.Host("host1").Command(s.Ctx, append([]string{cluster.Migrate, "move", "interrupted", "--to", "host2"}, slow...)...)
+	name := "interrupted-" + rand.Text()[:4] // of no move that this test has begun before
+	g := s.busy(name, "10.77.0.74")
+	cmd := cluster.Hosts.Host("host1").Command(s.Ctx, append([]string{cluster.Migrate, "move", name, "--to", "host2"}, slow...)...)
 	var text strings.Builder
 	cmd.Stdout, cmd.Stderr = &text, &text
 	if err := cmd.Start(); err != nil {
@@ -268,7 +270,7 @@ func TestCtrlC(t *testing.T) {
 	s.mention(text.String(), "source_running", "interrupted")
 	g.stays(id, "interrupted")
 	s.unmoved(g.before)
-	s.Move("interrupted", "host2") // what was cancelled is not in the way
+	s.Move(name, "host2") // what was cancelled is not in the way
 	g.goesOn()
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -176,15 +177,24 @@ func (s *scope) nameOf(host string, pid int) string {
 	return ""
 }
 
+var bareRuns atomic.Int32
+
 // TestBareProcess moves a process that no agent has started, with the floating address that it listens on and its client's
 // connection; then it moves on as the workload that it has become.
 func TestBareProcess(t *testing.T) {
 	s := begin(t, time.Minute)
-	const ip, endpoint = "10.77.0.70", "10.77.0.70:8080"
+	// Another one each time that the test runs: the client remembers for a while where the one before was last.
+	ip := fmt.Sprintf("10.77.0.%d", 150+bareRuns.Add(1)%100)
+	endpoint := net.JoinHostPort(ip, "8080")
 	bin, err := cluster.Build(s.Ctx, "migrate/e2e/workloads/goserver", "goserver")
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.cleanly(func(late *scope) { // it stays where the process has ended
+		for _, host := range late.whereIs(ip) {
+			late.unfloat(host, ip+"/24")
+		}
+	})
 	s.float("host1", ip+"/24")
 	cmd := s.bare(bin, endpoint)
 	s.AwaitListener(endpoint)
