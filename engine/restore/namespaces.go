@@ -50,6 +50,10 @@ func (s *Skeleton) fillIPC(cp *images.Checkpoint) error {
 	pid := 0
 	switch {
 	case header.GetAround()&unix.CLONE_NEWIPC != 0:
+		in := cp.Namespaces
+		if len(in.Sems) == 0 && len(in.Queues) == 0 && in.IPC.GetShmRmidForced() == 0 && proto.Equal(s.settings, in.IPC) {
+			return nil // the skeleton has all of it
+		}
 		pid = s.parent.PID()
 	case header.GetOwn()&unix.CLONE_NEWIPC != 0 && cp.Namespaces.IPC != nil:
 		pid = s.procs[s.order[0]].PID
