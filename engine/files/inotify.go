@@ -27,7 +27,8 @@ const watchMask = unix.IN_ALL_EVENTS | unix.IN_EXCL_UNLINK | unix.IN_ONESHOT
 // Watches are set when all files of the tree are open, so that the restore itself is no event.
 var kindInotify = &Kind{
 	Name: "inotify", Type: fdinfo.FdTypes_INOTIFY, Carried: true,
-	Note:  "with its watches and their numbers; what is watched must be at the destination; not while events wait to be read",
+	Note: "with its watches and their numbers; what is watched must be at the destination; with the events that wait to be read, the cookies of moves with other numbers. " +
+		"Where the kernel cannot be read (BPF with BTF), or one of them is IN_UNMOUNT, the program reads IN_Q_OVERFLOW instead",
 	match: func(d *description) bool { return d.anon("inotify") },
 	check: func(_ context.Context, dm *Dumper, d *description) []problem {
 		i, err := d.fdinfo()
@@ -48,8 +49,12 @@ var kindInotify = &Kind{
 func inodeOf(w procfs.InotifyWatch) inode { return inode{w.Dev, w.Ino, w.HandleType, w.Handle} }
 
 func dumpInotify(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
-	if n, err := unix.IoctlGetInt(d.fd, unix.TIOCINQ); err != nil || n > 0 {
-		return nil, fmt.Errorf("%d bytes of events wait to be read: %w", n, orBusy(err))
+	queue, err := r.inotifyQueue(d)
+	if err != nil {
+		return nil, fmt.Errorf("events that wait to be read: %w", err)
+	}
+	if len(queue) > 0 {
+		r.blob(inotifyBlob(d.id), queue)
 	}
 	i, err := d.fdinfo()
 	if err != nil {
@@ -76,14 +81,6 @@ func dumpInotify(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry,
 	}
 	r.blob(placeBlob(d.id), blob)
 	return &fdinfo.FileEntry{Ify: e}, nil
-}
-
-// orBusy is ErrBusy where nothing else is wrong.
-func orBusy(err error) error {
-	if err == nil {
-		return ErrBusy
-	}
-	return err
 }
 
 // handleEntry records a file handle as CRIU does, with the path that it was found to mean.
@@ -115,7 +112,17 @@ func watchInotify(r *Restorer, e *fdinfo.FileEntry) error {
 	if err != nil {
 		return err
 	}
+	events, err := parseEvents(r.cp.Blobs[inotifyBlob(e.GetId())])
+	if err == nil {
+		err = queueEvents(fd, events)
+	}
+	if err != nil {
+		return fmt.Errorf("events that wait to be read (%s): %w", inotifyBlob(e.GetId()), err)
+	}
 	next := uint32(0)
+	for _, w := range events { // of a watch that has ended
+		next = max(next, uint32(max(w.wd, 0)))
+	}
 	for n, w := range slices.Backward(e.Ify.GetWd()) { // the kernel tells the last one first
 		if w.GetWd() < 1 || w.GetWd() > 1<<31-1 {
 			return fmt.Errorf("a watch with number %d", w.GetWd())

@@ -33,6 +33,7 @@ var wanted = []string{
 	"socket", "sock", "sk_buff", "skb_shared_info", "unix_skb_parms", "scm_fp_list", "pid",
 	"tty_file_private", "tty_struct", "tty_driver", "tty_port", "tty_bufhead", "tty_buffer", "n_tty_data",
 	"sem_undo_list", "sem_undo", "mqueue_inode_info",
+	"fsnotify_group", "fsnotify_event", "inotify_event_info", "packet_sock",
 }
 
 // types never change while the kernel runs.
