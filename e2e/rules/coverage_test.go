@@ -137,6 +137,7 @@ var memoryAbout = map[mem.Kind]string{
 	mem.SharedFile:  "the file must be at the destination with the same content, as on shared storage, or is brought there by a move (`--files copy`, `--volume`)",
 	mem.SharedAnon:  "content, once for all processes of the tree that share it",
 	mem.AIORing:     "with the events that were not fetched; a request that has not completed when the program is stopped cannot be seen and is lost",
+	mem.PacketRing:  "mapped anew, and empty: see packet socket",
 	mem.VDSO:        "the destination's own is put in its place",
 	mem.Vvar:        "the destination's own is put in its place",
 	mem.Vsyscall:    "the destination's own",

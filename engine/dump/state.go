@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"migrate/engine/files"
 	"migrate/engine/images"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/mem"
@@ -70,6 +71,9 @@ func (s *Source) State(ctx context.Context) (_ *images.Checkpoint, err error) {
 	cp.Files = s.memory.files.entries
 	header.Files = slices.Clone(s.memory.files.extras)
 	if err := span.Do(ctx, "files", func(ctx context.Context) error { return s.dumpFiles(ctx, cp) }); err != nil {
+		return nil, err
+	}
+	if err := packetRings(cp); err != nil {
 		return nil, err
 	}
 	if header.Objects, err = s.memory.objects.Records(true); err != nil {
@@ -168,6 +172,18 @@ func (f *frozen) rings(img *images.Process, blobs map[string][]byte) error {
 		}
 		img.MM.Aios = append(img.MM.Aios, ring)
 		blobs[mem.AIOBlob(img.PID, v)] = events
+	}
+	return nil
+}
+
+// packetRings looks whether the tree has a descriptor of every packet socket whose rings it has mapped.
+func packetRings(cp *images.Checkpoint) error {
+	for _, img := range cp.Processes {
+		for _, v := range img.MM.GetVmas() {
+			if mem.IsPacketRing(v) && cp.Blobs[mem.PacketRingBlob(v.GetShmid())] == nil {
+				return fmt.Errorf("process %d: the rings of a packet socket at 0x%x, of which the tree has no descriptor: %w", img.PID, v.GetStart(), files.ErrNotCarried)
+			}
+		}
 	}
 	return nil
 }

@@ -18,8 +18,8 @@ import (
 
 var kindPacket = &Kind{
 	Name: "packet socket", Type: fdinfo.FdTypes_PACKETSK, Carried: true,
-	Note: "of all types, with interface by name, memberships, filters, rings that are not mapped and options; packets that wait to be read are lost, as when its buffer " +
-		"overflows, and its statistics start anew",
+	Note: "of all types, with interface by name, memberships, filters, rings, mapped or not, and options; packets that wait to be read are lost, as when its buffer " +
+		"overflows, its statistics start anew, and the kernel begins again with the first frame of each ring: not one mapped whose next frame to be sent is another",
 	match: func(d *description) bool {
 		s := d.socket()
 		return s != nil && s.domain == unix.AF_PACKET
@@ -75,6 +75,9 @@ func dumpPacket(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, 
 		err = errors.Join(err, add(g.Index))
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := r.packetRing(d, p); err != nil {
 		return nil, err
 	}
 	r.blob(packetBlob(d.id), names)

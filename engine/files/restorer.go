@@ -174,6 +174,15 @@ func (r *Restorer) descriptor(id uint32) (int, error) {
 	return rawFD(f)
 }
 
+// Duplicate is a descriptor of the description of a record, close-on-exec, which the caller closes. It is there after Open.
+func (r *Restorer) Duplicate(id uint32) (int, error) {
+	fd, err := r.descriptor(id)
+	if err != nil {
+		return -1, err
+	}
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+}
+
 // rawFD is the number of a file, without the side effects of File.Fd.
 func rawFD(f *os.File) (int, error) {
 	rc, err := f.SyscallConn()

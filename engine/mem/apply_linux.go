@@ -22,6 +22,9 @@ func AddChange(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 	case Unmap:
 		return b.Call(unix.SYS_MUNMAP, c.Start, c.Size()), nil
 	case Protect:
+		if IsPacketRing(c.VMA) {
+			return keepPlace(b, c), nil
+		}
 		return b.Call(unix.SYS_MPROTECT, c.Start, c.Size(), buildProt(c.VMA)), nil
 	case Advise:
 		var last *remote.Result
@@ -30,6 +33,9 @@ func AddChange(b *remote.Batch, c Change, open Opener) (*remote.Result, error) {
 		}
 		return last, nil
 	case Map:
+		if IsPacketRing(c.VMA) {
+			return keepPlace(b, c), nil
+		}
 		return addMap(b, c, open)
 	}
 	return nil, fmt.Errorf("%v: change %d is of no kind that is known", c.Range, c.Kind)

@@ -127,7 +127,7 @@ func kernelOwned(v *vma.VmaEntry) bool {
 }
 
 // backing are the bits of a mapping's status that say what stands behind it.
-const backing = images.VMAFilePrivate | images.VMAFileShared | images.VMAAnonShared | images.VMAAnonPrivate | images.VMASysvIPC | images.VMAMemfd | images.VMAAIORing
+const backing = images.VMAFilePrivate | images.VMAFileShared | images.VMAAnonShared | images.VMAAnonPrivate | images.VMASysvIPC | images.VMAMemfd | images.VMAAIORing | images.VMASocket
 
 // sameBacking tells whether two mappings, where they overlap, are of the same memory or the same place of the same file.
 func sameBacking(a, b *vma.VmaEntry) bool {

@@ -22,11 +22,12 @@ const (
 	Vvar                        // data of the kernel for the vDSO: [vvar], [vvar_vclock]
 	Vsyscall                    // the page at the end of the address space (amd64)
 	AIORing                     // the ring of io_setup(2)
+	PacketRing                  // the rings of a packet socket
 	Other                       // not carried; there is an Obstacle
 )
 
 func (k Kind) String() string {
-	return [...]string{"", "private memory", "private file mapping", "shared file mapping", "shared memory", "vDSO", "vDSO data", "vsyscall page", "ring of io_setup", "other mapping"}[k]
+	return [...]string{"", "private memory", "private file mapping", "shared file mapping", "shared memory", "vDSO", "vDSO data", "vsyscall page", "ring of io_setup", "ring of a packet socket", "other mapping"}[k]
 }
 
 // Marks of a mapping, from VmFlags of smaps (proc_pid_smaps(5)).
@@ -71,6 +72,7 @@ type Mapping struct {
 	Object uint32 // SharedAnon: the object's shmid in Objects
 	// Segment says that the object is System V shared memory.
 	Segment bool
+	Shared  bool   // PacketRing: MAP_SHARED; Object is the inode number of the socket
 	Huge    uint64 // PrivateAnon: size of its pages, if they are of hugetlbfs
 }
 
@@ -158,6 +160,10 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 		r.flags |= encodeHuge(m.File.Huge)
 	case AIORing:
 		r.flags, r.status = mapShared, images.VMAAIORing
+	case PacketRing:
+		if r.status, r.shmid = images.VMASocket, uint64(m.Object); m.Shared {
+			r.flags = mapShared
+		}
 	case VDSO:
 		r.status |= images.VMAVDSO | images.VMAAnonPrivate
 	case Vvar:

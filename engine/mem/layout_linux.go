@@ -277,7 +277,7 @@ func (r *LayoutReader) classify(m *Mapping, p *procfs.Mapping) (refused *Refusal
 	case strings.HasPrefix(p.Path, "anon_inode:[io_uring]"):
 		return refuseIOUring, nil
 	case strings.HasPrefix(p.Path, "socket:"):
-		return refusePacket, nil
+		m.Kind, m.Shared, m.Object = PacketRing, p.Shared, uint32(p.Inode)
 	case p.Path == "[uprobes]":
 		return refuseUprobes, nil
 	case strings.HasPrefix(p.Path, "/"):

@@ -16,7 +16,6 @@ var (
 	refuseReplaced = &Refusal{"replaced-file", "a shared mapping of a file that another one hides, mounted over it"}
 	refuseUffd     = &Refusal{"userfaultfd", "memory whose faults the program handles by a userfaultfd of its own"}
 	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
-	refusePacket   = &Refusal{"packet-ring", "the ring of a packet socket"}
 	refuseShadow   = &Refusal{"shadow-stack", "a shadow stack"}
 	refuseTags     = &Refusal{"memory-tagging", "memory with tags (MTE)"}
 	refuseUprobes  = &Refusal{"uprobes", "a probe that a tracer has set"}
@@ -30,7 +29,7 @@ var (
 func Refusals() []Refusal {
 	var out []Refusal
 	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseUffd, refuseIOUring,
-		refusePacket, refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside, refuseShmFile} {
+		refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside, refuseShmFile} {
 		out = append(out, *r)
 	}
 	return out

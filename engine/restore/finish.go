@@ -128,6 +128,13 @@ func (s *Skeleton) finishTasks(ctx context.Context, cp *images.Checkpoint) error
 
 // installFiles gives every process its descriptors.
 func (s *Skeleton) installFiles(ctx context.Context, cp *images.Checkpoint) error {
+	for _, pid := range s.order { // while none has descriptors: some share their table
+		if img := cp.Process(uint32(pid)); !img.Zombie() {
+			if err := s.mapPacketRings(ctx, s.procs[pid], img, cp.Blobs); err != nil {
+				return fmt.Errorf("process %d: %w", pid, err)
+			}
+		}
+	}
 	for _, pid := range s.order {
 		if cp.Process(uint32(pid)).Zombie() {
 			continue

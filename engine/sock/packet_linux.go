@@ -28,6 +28,14 @@ type PacketGroup struct {
 // PacketRing is struct tpacket_req3.
 type PacketRing struct{ BlockSize, BlockCount, FrameSize, FrameCount, Timeout, PrivSize, Features uint32 }
 
+// Size is what the ring takes in memory, in bytes; 0 for none.
+func (r *PacketRing) Size() uint64 {
+	if r == nil {
+		return 0
+	}
+	return uint64(r.BlockSize) * uint64(r.BlockCount)
+}
+
 // packet_diag.h
 const (
 	packetShow   = 0x1 | 0x2 | 0x4 | 0x8 // PACKET_SHOW_INFO, MCLIST, RING_CFG, FANOUT
