@@ -22,6 +22,7 @@ var stays = map[string]string{
 	"cgroups":       "it looks for the cgroups of the source's host, which a move leaves behind",
 	"deleted_name":  "a name that a deleted file has in another directory is found in a stopped tree only",
 	"deleted_rofs":  "it takes down a mount that it would leave",
+	"detached_bind": "its mount stays at the source",
 	"fanotify":      "it compares the numbers of mounts, which are others in another mount namespace",
 	"fifos":         "a plan asks for a deleted FIFO at the destination",
 	"leases":        "a lease for writing is refused on a file that was copied up in the overlay of a virtual host",

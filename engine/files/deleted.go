@@ -23,12 +23,15 @@ import (
 type Objects interface {
 	// AddLink returns the number of what a link of /proc leads to, or mem.ErrReachable or mem.ErrNoObject.
 	AddLink(link string) (uint32, error)
+	// AddDetached is AddLink of a file that has a name, on a file system that is mounted nowhere any more.
+	AddDetached(link string) (uint32, error)
 }
 
 // A file that was deleted while it is open travels with its content, as an object that its mappings share.
 var kindDeleted = &Kind{
 	Name: "deleted file", Type: fdinfo.FdTypes_REG, Carried: true,
 	Note: "with its content, into the directory where it was, which is made for a moment if it was deleted, too; " +
+		"one on a tmpfs that is mounted nowhere any more, and that nothing else uses, gets another such; " +
 		"one that has another name left is opened by that, for which the name must be in the same directory or the source and the destination be the same",
 	match: func(d *description) bool { return d.format() == unix.S_IFREG && d.isNameless() },
 	check: checkPath, dump: dumpPath,
@@ -38,7 +41,7 @@ var kindDeleted = &Kind{
 func (d *description) isNameless() bool {
 	switch d.format() {
 	case unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK:
-		return d.external == "" && d.isDeleted() && !d.synthetic()
+		return d.external == "" && (d.detached || d.isDeleted()) && !d.synthetic()
 	}
 	return false
 }
@@ -106,7 +109,11 @@ func (d *Dumper) nameless(desc *description) []problem {
 	if desc.object != 0 || desc.reachable {
 		return nil
 	}
-	id, err := d.opts.Objects.AddLink("/proc/self/fd/" + strconv.Itoa(desc.fd))
+	add := d.opts.Objects.AddLink
+	if desc.detached {
+		add = d.opts.Objects.AddDetached
+	}
+	id, err := add("/proc/self/fd/" + strconv.Itoa(desc.fd))
 	switch {
 	case errors.Is(err, mem.ErrReachable): // it is called so
 		desc.reachable = true

@@ -33,6 +33,8 @@ type description struct {
 	// object is its number in Options.Objects; reachable says that its name only looks like that of a deleted file.
 	object    uint32
 	reachable bool
+	// detached says that its name is on a file system that is mounted nowhere any more.
+	detached bool
 	root      string          // root directory of the first holder, or of via, as this program sees it
 	via       *engine.Process // in the mount namespace where the file is, which is not that of the first holder; nil if it is
 	queue     []unixPacket    // of a unix socket of a stopped tree

@@ -236,6 +236,7 @@ func (d *Dumper) collect(ctx context.Context, procs []*engine.Process, firstID u
 	if err := c.findViews(procs); err != nil {
 		return nil, errors.Join(err, c.close())
 	}
+	d.findDetached(c.snapshot)
 	return c.snapshot, nil
 }
 

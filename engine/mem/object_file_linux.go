@@ -90,6 +90,10 @@ func (m maker) make(r *imagespb.Object, create func(dir int, name string) (int, 
 		if err != nil {
 			return err
 		}
+		if r.GetDetached() {
+			f = os.NewFile(uintptr(fd), r.GetPath())
+			return nil
+		}
 		flags := 0
 		if r.GetKind() == imagespb.Object_DIRECTORY {
 			flags = unix.AT_REMOVEDIR
@@ -101,7 +105,10 @@ func (m maker) make(r *imagespb.Object, create func(dir int, name string) (int, 
 		f = os.NewFile(uintptr(fd), r.GetPath())
 		return nil
 	}
-	err = m.within(path.Dir(r.GetPath()), in)
+	err = unix.EROFS
+	if !r.GetDetached() {
+		err = m.within(path.Dir(r.GetPath()), in)
+	}
 	if f == nil && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT)) {
 		err = elsewhere(in)
 	}

@@ -123,6 +123,18 @@ func (o *Objects) AddLink(link string) (uint32, error) {
 	return x.record.Id, nil
 }
 
+// AddDetached is AddLink of a file that has a name, on a file system that is mounted nowhere any more.
+func (o *Objects) AddDetached(link string) (uint32, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	x, err := o.open(link, true)
+	if err != nil {
+		return 0, err
+	}
+	x.used, x.record.Detached = true, true
+	return x.record.Id, nil
+}
+
 // open finds or opens an object. hidden says that it may be a file that has a name. The lock must be held.
 func (o *Objects) open(link string, hidden bool) (*object, error) {
 	f, record, key, err := o.openObject(link, hidden)

@@ -1623,6 +1623,7 @@ type Object struct {
 	Tmpfile   bool                   `protobuf:"varint,16,opt,name=tmpfile,proto3" json:"tmpfile,omitempty"`                   // made by O_TMPFILE, so that it may be given a name
 	// FILE, DIRECTORY, SYMLINK: it is in the /dev/shm that the tree has for itself, where it has these names, and path is one of them.
 	Names         []string `protobuf:"bytes,17,rep,name=names,proto3" json:"names,omitempty"`
+	Detached      bool     `protobuf:"varint,18,opt,name=detached,proto3" json:"detached,omitempty"` // FILE: it has its name, on a file system that is mounted nowhere any more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1774,6 +1775,13 @@ func (x *Object) GetNames() []string {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *Object) GetDetached() bool {
+	if x != nil {
+		return x.Detached
+	}
+	return false
 }
 
 type Extent struct {
@@ -2546,7 +2554,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\"\n" +
 	"\rlock_on_fault\x18\x03 \x01(\bR\vlockOnFault\x12\x16\n" +
 	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x12\n" +
-	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\xa8\x04\n" +
+	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\xc4\x04\n" +
 	"\x06Object\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.migrate.images.Object.KindR\x04kind\x12\x12\n" +
@@ -2565,7 +2573,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\aextents\x18\x0e \x03(\v2\x16.migrate.images.ExtentR\aextents\x121\n" +
 	"\asegment\x18\x0f \x01(\v2\x17.migrate.images.SegmentR\asegment\x12\x18\n" +
 	"\atmpfile\x18\x10 \x01(\bR\atmpfile\x12\x14\n" +
-	"\x05names\x18\x11 \x03(\tR\x05names\"U\n" +
+	"\x05names\x18\x11 \x03(\tR\x05names\x12\x1a\n" +
+	"\bdetached\x18\x12 \x01(\bR\bdetached\"U\n" +
 	"\x04Kind\x12\b\n" +
 	"\x04ANON\x10\x00\x12\t\n" +
 	"\x05MEMFD\x10\x01\x12\b\n" +
