@@ -35,10 +35,10 @@ type description struct {
 	reachable bool
 	// detached says that its name is on a file system that is mounted nowhere any more.
 	detached bool
-	root      string          // root directory of the first holder, or of via, as this program sees it
-	via       *engine.Process // in the mount namespace where the file is, which is not that of the first holder; nil if it is
-	queue     []unixPacket    // of a unix socket of a stopped tree
-	unseen    bool            // what waits in it has not been read
+	root     string          // root directory of the first holder, or of via, as this program sees it
+	via      *engine.Process // in the mount namespace where the file is, which is not that of the first holder; nil if it is
+	queue    []unixPacket    // of a unix socket of a stopped tree
+	unseen   bool            // what waits in it has not been read
 }
 
 // A holder is one descriptor.
