@@ -5,6 +5,7 @@ package dump
 import (
 	"bufio"
 	"context"
+	"errors"
 	"os/exec"
 	"slices"
 	"strings"
@@ -74,4 +75,48 @@ func TestFreezeWaitsForWhatIsEnding(t *testing.T) {
 		}
 	}
 	t.Errorf("the program ended after %d turns", turns)
+}
+
+// What was copied of a program is worth nothing once its process executes another.
+func TestReplaced(t *testing.T) {
+	kerneltest.Root(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-c", "echo ready; read x; exec cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	lines := bufio.NewScanner(out)
+	lines.Scan()
+	src, err := Open(ctx, Options{Target: Target{PID: cmd.Process.Pid}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := src.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := src.Track(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.Track(ctx); err != nil {
+		t.Fatalf("nothing has changed: %v", err)
+	}
+	if _, err := in.Write([]byte("go\nnow it is cat\n")); err != nil {
+		t.Fatal(err)
+	}
+	lines.Scan()
+	if err := src.Track(ctx); !errors.Is(err, ErrReplaced) {
+		t.Errorf("once it is %q: %v", lines.Text(), err)
+	}
 }

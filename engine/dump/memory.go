@@ -38,6 +38,7 @@ type memory struct {
 // space is the address space of one process.
 type space struct {
 	pid    int
+	stack  uint64 // where its first stack begins: execve(2) draws it anew, also where others keep the old memory
 	reader *mem.LayoutReader
 	source *mem.Source
 	vmas   []*vma.VmaEntry // as last described
@@ -114,7 +115,13 @@ func (m *memory) follow(ctx context.Context) error {
 			here[p.PID] = false
 			continue
 		}
-		if m.spaces[p.PID] != nil || isZombie(m.source.fs, p.PID) {
+		if isZombie(m.source.fs, p.PID) {
+			continue
+		}
+		if sp := m.spaces[p.PID]; sp != nil {
+			if err := m.same(sp); err != nil {
+				return err
+			}
 			continue
 		}
 		sp, err := m.open(ctx, p)
@@ -137,9 +144,37 @@ func (m *memory) follow(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// ErrReplaced means that a process has executed another program since its memory was copied first. What was copied belongs to
+// memory that is gone.
+var ErrReplaced = errors.New("it has executed another program (execve(2)) while it was being copied: move it again")
+
+// same refuses a process whose memory is not that of its space any more.
+func (m *memory) same(sp *space) error {
+	replaced, err := sp.source.Replaced()
+	if err != nil {
+		return fmt.Errorf("pid %d: %w", sp.pid, err)
+	}
+	st, err := m.source.fs.Stat(sp.pid)
+	if errors.Is(err, procfs.ErrGone) || err == nil && st.VSize == 0 {
+		return nil // it is ending, and the next listing will not have it
+	}
+	if err != nil {
+		return err
+	}
+	if replaced || st.StartStack != sp.stack {
+		return fmt.Errorf("pid %d (%s): %w", sp.pid, st.Comm, ErrReplaced)
+	}
+	return nil
+}
+
 // open starts reading, and tracking if it is asked for, of one process.
 func (m *memory) open(ctx context.Context, p *engine.Process) (_ *space, err error) {
 	sp := &space{pid: p.PID, reader: mem.NewLayoutReader(p.PID, m.objects), caller: &borrower{tracer: m.source.tracer, pid: p.PID, tid: p.PID}}
+	st, err := m.source.fs.Stat(p.PID)
+	if err != nil {
+		return nil, err
+	}
+	sp.stack = st.StartStack
 	if sp.source, err = mem.NewSource(p.PID, uint32(p.VPID), m.tracker(sp)); err != nil {
 		return nil, err
 	}

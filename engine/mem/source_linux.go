@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"sync"
@@ -60,6 +61,16 @@ func (s *Source) Relate(related bool) { s.related = related }
 
 // Close ends tracking. It may be called again.
 func (s *Source) Close() error { return errors.Join(s.tracker.Close(), s.view.close()) }
+
+// Replaced tells that the memory is no longer that of the process, which has executed another program (execve(2)) or ended.
+func (s *Source) Replaced() (bool, error) {
+	var entry [8]byte
+	n, err := s.view.pagemap.ReadAt(entry[:], 0) // at its end if nobody uses the memory any more (fs/proc/task_mmu.c, pagemap_read)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return err == nil && n == 0, err
+}
 
 // Sum is the hash over all pages that were sent.
 func (s *Source) Sum() Sum { return s.sent.Sum() }
