@@ -1,17 +1,21 @@
 package agent
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	agentapi "migrate/agent/api"
+	"migrate/agent/port"
 	"migrate/agent/workload"
 )
 
@@ -76,23 +80,95 @@ func (a *Agent) linkMTU(env *workload.Env, addresses []string) (uint32, error) {
 	return a.deviceMTU(p, true)
 }
 
+// linkMACs are the hardware addresses that answer to a tree's addresses on the link here.
+func (a *Agent) linkMACs(env *workload.Env, addresses []string) ([][]byte, error) {
+	if len(addresses) == 0 || a.host.ports == nil {
+		return nil, nil
+	}
+	var out [][]byte
+	for _, s := range addresses {
+		if env != nil && !env.Spec().GetBare() {
+			mac, err := a.host.ports.WorkloadMAC(env.Name(), env.Init().PID)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, mac)
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", s, err)
+		}
+		dev, err := a.deviceOf(p, true)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, dev.HardwareAddr)
+	}
+	return out, nil
+}
+
 // deviceMTU is that of the device which carries, or would carry, an address on this host.
 func (a *Agent) deviceMTU(p netip.Prefix, bare bool) (uint32, error) {
+	dev, err := a.deviceOf(p, bare)
+	if err != nil {
+		return 0, err
+	}
+	return uint32(dev.MTU), nil
+}
+
+// deviceOf is the device that carries, or would carry, an address on this host.
+func (a *Agent) deviceOf(p netip.Prefix, bare bool) (*net.Interface, error) {
 	name := a.host.bridge
 	if bare {
 		var err error
 		if name, err = deviceFor(p); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
 	if name == "" {
-		return 0, errors.New("the host has no bridge (bridge in the agent's configuration)")
+		return nil, errors.New("the host has no bridge (bridge in the agent's configuration)")
 	}
 	dev, err := net.InterfaceByName(name)
 	if err != nil {
-		return 0, fmt.Errorf("device %s: %w", name, err)
+		return nil, fmt.Errorf("device %s: %w", name, err)
 	}
-	return uint32(dev.MTU), nil
+	return dev, nil
+}
+
+// planLinks asks on this host's link who has the addresses that come along: it must be who has them at the source. Else the link is
+// another one, on which the clients are not.
+func (a *Agent) planLinks(ctx context.Context, needs *agentapi.Requirements, bare bool, block blocker) error {
+	type answer struct {
+		mac net.HardwareAddr
+		err error
+	}
+	addresses, macs := needs.GetAddresses(), needs.GetMacs()
+	answers := make([]answer, min(len(addresses), len(macs)))
+	var asking sync.WaitGroup
+	for i := range answers {
+		p, err := netip.ParsePrefix(addresses[i])
+		if err != nil || ownAddress(p.Addr()) || !a.onLink(p) {
+			continue // planAddresses has said so
+		}
+		dev, err := a.deviceOf(p, bare)
+		if err != nil {
+			continue // likewise
+		}
+		asking.Go(func() { answers[i].mac, answers[i].err = a.host.ports.Ask(ctx, dev.Name, p.Addr(), macs[i]) })
+	}
+	asking.Wait()
+	for i, x := range answers {
+		switch {
+		case errors.Is(x.err, port.ErrNobody):
+			block("address", addresses[i], "connect both hosts to the same network segment", "nobody answers to it on the link of this host: it is another segment than that of the source")
+		case x.err != nil:
+			return x.err
+		case x.mac != nil && !bytes.Equal(x.mac, macs[i]):
+			block("address", addresses[i], "take it away from there", "the address is in use on the link of this host, by %v; at the source %v has it", x.mac, net.HardwareAddr(macs[i]))
+		}
+	}
+	return nil
 }
 
 // planAddresses checks that the addresses that come along fit this host's network.

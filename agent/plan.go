@@ -91,6 +91,9 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 	if reply.Requirements.Mtu, err = a.linkMTU(env, reply.GetAddresses()); err != nil {
 		return nil, err
 	}
+	if reply.Requirements.Macs, err = a.linkMACs(env, reply.GetAddresses()); err != nil {
+		return nil, err
+	}
 	reply.Requirements.CpuFeatures, reply.Requirements.KernelFeatures = a.node.GetCpuFeatures(), neededFeatures
 	reply.Requirements.Arch, reply.Requirements.Addresses = a.node.GetArch(), reply.Addresses
 	return reply, nil
@@ -276,7 +279,10 @@ func (a *Agent) PlanDestination(ctx context.Context, req *agentapi.PlanDestinati
 		}
 	}
 	a.planAddresses(needs, extra.Bare, block)
-	return reply, nil
+	if a.host.ports != nil {
+		err = a.planLinks(ctx, needs, extra.Bare, block)
+	}
+	return reply, err
 }
 
 // memoryReserve is what a host keeps for itself beside a workload that arrives.

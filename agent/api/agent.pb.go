@@ -1006,6 +1006,7 @@ type Requirements struct {
 	Arch           string                 `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`
 	Extra          []byte                 `protobuf:"bytes,8,opt,name=extra,proto3" json:"extra,omitempty"`     // between agents
 	Volumes        []*VolumeNeed          `protobuf:"bytes,9,rep,name=volumes,proto3" json:"volumes,omitempty"` // directories that will be brought over
+	Macs           [][]byte               `protobuf:"bytes,10,rep,name=macs,proto3" json:"macs,omitempty"`      // who has each of the addresses on the source's link
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1099,6 +1100,13 @@ func (x *Requirements) GetExtra() []byte {
 func (x *Requirements) GetVolumes() []*VolumeNeed {
 	if x != nil {
 		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Requirements) GetMacs() [][]byte {
+	if x != nil {
+		return x.Macs
 	}
 	return nil
 }
@@ -4489,7 +4497,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\rexternal_unix\x18\x0e \x03(\v2/.migrate.agent.v1.MoveOptions.ExternalUnixEntryR\fexternalUnix\x1a?\n" +
 	"\x11ExternalUnixEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd5\x02\n" +
 	"\fRequirements\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x120\n" +
 	"\x05files\x18\x02 \x03(\v2\x1a.migrate.agent.v1.FileNeedR\x05files\x12!\n" +
@@ -4499,7 +4507,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x12\n" +
 	"\x04arch\x18\a \x01(\tR\x04arch\x12\x14\n" +
 	"\x05extra\x18\b \x01(\fR\x05extra\x126\n" +
-	"\avolumes\x18\t \x03(\v2\x1c.migrate.agent.v1.VolumeNeedR\avolumes\"\xdb\x01\n" +
+	"\avolumes\x18\t \x03(\v2\x1c.migrate.agent.v1.VolumeNeedR\avolumes\x12\x12\n" +
+	"\x04macs\x18\n" +
+	" \x03(\fR\x04macs\"\xdb\x01\n" +
 	"\bFileNeed\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x12\n" +

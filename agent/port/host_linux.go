@@ -135,6 +135,19 @@ func (h *Host) MTU(name string) (uint32, error) {
 	return uint32(l.Attrs().MTU), nil
 }
 
+// WorkloadMAC is the hardware address of a port, as the workload with the process pid has it.
+func (h *Host) WorkloadMAC(name string, pid int) (mac net.HardwareAddr, err error) {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err == nil {
+		mac, err = deviceMAC(ns, "eth0")
+		err = errors.Join(err, ns.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("port %q: %w", name, err)
+	}
+	return mac, nil
+}
+
 // links lists all devices; a dump that changes under way is asked for again.
 func (h *Host) links(ctx context.Context) ([]netlink.Link, error) {
 	for {

@@ -4,6 +4,7 @@ package moves
 
 import (
 	"context"
+	"net"
 	"strconv"
 	"strings"
 	"testing"
@@ -67,6 +68,22 @@ func (s *scope) setMTU(host string, mtu int) (before int) {
 	return before
 }
 
+// strangerMAC is the hardware address of somebody on the destination's link.
+var strangerMAC = net.HardwareAddr{2, 0, 0, 0, 0, 5}
+
+// stranger gives somebody on host2's link an address, as far as host2 can tell.
+func (s *scope) stranger(addr string) {
+	s.Helper()
+	n := &netlink.Neigh{IP: net.ParseIP(addr), HardwareAddr: strangerMAC, State: netlink.NUD_PERMANENT}
+	s.onBridge("host2", func(h *netlink.Handle, l netlink.Link) error {
+		n.LinkIndex = l.Attrs().Index
+		return h.NeighSet(n)
+	})
+	s.cleanly(func(late *scope) {
+		late.onBridge("host2", func(h *netlink.Handle, _ netlink.Link) error { return h.NeighDel(n) })
+	})
+}
+
 // TestDestinationLacks refuses to move to a host without room, and over links that do not reach the address. The process is not
 // so much as woken.
 func TestDestinationLacks(t *testing.T) {
@@ -94,6 +111,14 @@ func TestDestinationLacks(t *testing.T) {
 			before := s.setMTU("host2", 1400)
 			s.cleanly(func(late *scope) { late.setMTU("host2", before) })
 		}, []string{"10.77.0.84", "1400", "1500", "host2"}},
+		{"stranger", managed("10.77.0.85/24"), func(s *scope) { s.stranger("10.77.0.85") },
+			[]string{"10.77.0.85", "in use", strangerMAC.String(), "host2"}},
+		{"stranger-bare", func(s *scope, _ string) []string { return s.listener("10.77.0.86") }, func(s *scope) { s.stranger("10.77.0.86") },
+			[]string{"10.77.0.86", "in use", strangerMAC.String(), "host2"}},
+		{"segment", managed("10.77.0.87/24"), func(s *scope) {
+			// A link on which nobody hears the workload, as far as the destination can tell.
+			s.On("host1", "nsenter", "-t", strconv.Itoa(s.ps("lacks-segment").PID), "-n", "sh", "-c", "echo 8 > /proc/sys/net/ipv4/conf/all/arp_ignore")
+		}, []string{"10.77.0.87", "another segment", "host2"}},
 		{"network", func(s *scope, _ string) []string { return s.listener("10.99.0.84") }, func(*scope) {},
 			[]string{"10.99.0.84", "no address in the network 10.99.0.0/24", "host2"}},
 	} {
