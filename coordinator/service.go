@@ -132,7 +132,7 @@ func (v *service) Logs(req *clusterapi.LogsRequest, out grpc.ServerStreamingServ
 	}
 	ctx, cancel := t.whileUp(out.Context(), w.GetHost())
 	defer cancel()
-	in, err := agent.Logs(ctx, &agentapi.LogsRequest{Workload: req.GetWorkload(), Follow: req.GetFollow(), TailBytes: req.GetTailBytes()})
+	in, err := agent.Logs(ctx, &agentapi.LogsRequest{Workload: req.GetWorkload(), Follow: req.GetFollow(), TailBytes: req.GetTailBytes()}, grpc.WaitForReady(true))
 	for {
 		var chunk *agentapi.LogsChunk
 		if err == nil {

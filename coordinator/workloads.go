@@ -198,7 +198,8 @@ func (t *term) stop(ctx context.Context, w *logpb.Workload, grace int64) (*logpb
 	}
 	ctx, cancel := t.whileUp(ctx, w.GetHost())
 	defer cancel()
-	reply, err := agent.StopWorkload(ctx, &agentapi.StopWorkloadRequest{Ref: t.ref(w), Workload: name, GraceNs: grace})
+	// The host is up, so a connection that broke while it was cut off comes back: it is waited for.
+	reply, err := agent.StopWorkload(ctx, &agentapi.StopWorkloadRequest{Ref: t.ref(w), Workload: name, GraceNs: grace}, grpc.WaitForReady(true))
 	if down := errDown(ctx); err != nil && down != nil {
 		return nil, stopsLater(down, name)
 	}

@@ -65,9 +65,18 @@ func load(program []byte, progType, flags, attachType, attachTo uint32, name str
 	pin.Pin(&license[0])
 	attr.insns, attr.license = uint64(uintptr(unsafe.Pointer(&program[0]))), uint64(uintptr(unsafe.Pointer(&license[0])))
 	copy(attr.name[:15], name)
-	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return fd, err
+	// The verifier gives up when a signal is pending (do_check in kernel/bpf/verifier.c), and the Go runtime sends its threads some.
+	// The signal is handled on the way back here.
+	for tries := 0; ; tries++ {
+		fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		if !errors.Is(err, unix.EAGAIN) || tries == maxLoads {
+			return fd, err
+		}
+	}
 }
+
+// maxLoads bounds how often a load that signals break off is made again: they come every 10 ms at most, and a load takes less than one.
+const maxLoads = 100
 
 // LoadCallable loads a program that runs when RunCallable is called (BPF_PROG_TYPE_SYSCALL, Linux 5.14).
 func LoadCallable(program []byte) (int, error) {
