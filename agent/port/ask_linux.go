@@ -20,7 +20,8 @@ var ErrNobody = errors.New("nobody on the link answers to the address")
 
 // Ask has the kernel ask on the link of a device of this host who has an address, by ARP (arp(7)) or neighbour discovery (RFC 4861), as
 // it does before it sends there, and returns the hardware address. What it knows is believed if it is what the caller expects,
-// else it asks anew. ErrNobody after three questions, which takes three seconds.
+// else it asks anew. ErrNobody after three questions, which takes three seconds. By IPv6 it asks from the device's link-local address: only
+// who has one too can answer.
 func (h *Host) Ask(ctx context.Context, device string, addr netip.Addr, expect net.HardwareAddr) (net.HardwareAddr, error) {
 	q := &question{nl: h.nl, addr: addr, family: unix.AF_INET6}
 	if addr.Is4() {
