@@ -23,13 +23,13 @@ static pid_t child(int threads)
 	signal(SIGCHLD, SIG_DFL);
 	if (threads == 2)
 		setpgid(0, 0); /* SIGTSTP does nothing to an orphaned group */
-	pthread_t t;
-	for (int i = 0; i < threads; i++)
-		pthread_create(&t, NULL, beat, NULL);
 	sigset_t s;
 	int sig;
 	sigemptyset(&s), sigaddset(&s, SIGUSR1);
-	sigprocmask(SIG_BLOCK, &s, NULL);
+	sigprocmask(SIG_BLOCK, &s, NULL); /* in all threads: else it kills one of them while the first is between two waits */
+	pthread_t t;
+	for (int i = 0; i < threads; i++)
+		pthread_create(&t, NULL, beat, NULL);
 	char name[32];
 	snprintf(name, sizeof name, "up%d", threads);
 	put_file(name, "up");
