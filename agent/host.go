@@ -143,22 +143,12 @@ func removeCgroup(name string) error {
 
 // Clocks reads the clocks as the tree sees them.
 func (h *host) Clocks(_ context.Context, hd move.Handle) (move.Clocks, error) {
-	at := monotonic()
+	at := move.Clock(unix.CLOCK_MONOTONIC)
 	c, err := task.Clocks(procfs.Host, hd.PID)
 	if err != nil {
 		return move.Clocks{}, err
 	}
 	return move.Clocks{At: at, Monotonic: time.Duration(c.GetMonotonic()), Boottime: time.Duration(c.GetBoottime())}, nil
-}
-
-func monotonic() time.Duration { return clock(unix.CLOCK_MONOTONIC) }
-
-func clock(id int32) time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(id, &ts); err != nil {
-		panic(err) // these clocks always exist; only a bad id fails (clock_gettime(2))
-	}
-	return time.Duration(ts.Nano())
 }
 
 // offsets are those of a time namespace in which the tree's clocks go on. Offsets are relative to the machine's clocks,
@@ -168,7 +158,7 @@ func offsets(c move.Clocks) (ns.Offsets, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return ns.Offsets{}, err
 	}
-	boot := clock(unix.CLOCK_BOOTTIME) - monotonic() + c.At // this host's, at the same instant
+	boot := move.Clock(unix.CLOCK_BOOTTIME) - move.Clock(unix.CLOCK_MONOTONIC) + c.At // this host's, at the same instant
 	return ns.Offsets{Monotonic: c.Monotonic - c.At + own.Monotonic, Boottime: c.Boottime - boot + own.Boottime}, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -245,7 +246,9 @@ func (t *term) drainMove(mv drainMove) {
 		}
 		t.mu.Lock()
 		delete(t.drains.begun, mv.workload)
-		delete(t.drains.refused, mv)
+		maps.DeleteFunc(t.drains.refused, func(other drainMove, r refusal) bool {
+			return other == mv || time.Since(r.at) > t.s.c.Limits.DrainRetry // what is older counts no more
+		})
 		if reason != "" {
 			t.drains.refused[mv] = refusal{time.Now(), reason}
 		}
@@ -332,6 +335,9 @@ func (v *service) Drain(_ context.Context, req *clusterapi.DrainRequest) (*clust
 		return nil, err
 	}
 	now := time.Now()
+	if req.GetDeadlineNs() > math.MaxInt64-now.UnixNano() {
+		return nil, status.Errorf(codes.InvalidArgument, "a deadline in %v is after the end of time; give none", time.Duration(req.GetDeadlineNs()))
+	}
 	d := &logpb.Drain{BegunUnixNs: now.UnixNano(), MaxParallel: req.GetMaxParallel()}
 	if req.GetDeadlineNs() > 0 {
 		d.DeadlineUnixNs = now.UnixNano() + req.GetDeadlineNs()
@@ -414,21 +420,8 @@ func (v *service) WatchDrain(req *clusterapi.WatchDrainRequest, out grpc.ServerS
 		if last.GetFinal() {
 			return nil
 		}
-		select {
-		case <-time.After(watchEvery):
-		case <-out.Context().Done():
-			return out.Context().Err()
-		case <-t.ctx.Done():
-			return status.Error(codes.Unavailable, "the leader has changed; watch again")
-		}
-		select {
-		case <-logged:
-		case <-touched:
-		case <-tick.C:
-		case <-out.Context().Done():
-			return out.Context().Err()
-		case <-t.ctx.Done():
-			return status.Error(codes.Unavailable, "the leader has changed; watch again")
+		if err := t.awaitChange(out.Context(), logged, touched, tick.C); err != nil {
+			return err
 		}
 	}
 }

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -173,5 +174,8 @@ func TestDrainDeadline(t *testing.T) {
 	}
 	if _, err := w.cluster.Drain(t.Context(), &clusterapi.DrainRequest{Node: "host1", DeadlineNs: -1}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a deadline in the past: %v", err)
+	}
+	if _, err := w.cluster.Drain(t.Context(), &clusterapi.DrainRequest{Node: "host1", DeadlineNs: math.MaxInt64}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a deadline without end: %v", err)
 	}
 }

@@ -268,23 +268,32 @@ func (v *service) WatchMigration(req *clusterapi.WatchMigrationRequest, out grpc
 		if now.GetFinal() {
 			return nil
 		}
-		select {
-		case <-time.After(watchEvery):
-		case <-out.Context().Done():
-			return out.Context().Err()
-		case <-t.ctx.Done():
-			return status.Error(codes.Unavailable, "the leader has changed; watch again")
-		}
-		select {
-		case <-logged:
-		case <-touched:
-		case <-tick.C:
-		case <-out.Context().Done():
-			return out.Context().Err()
-		case <-t.ctx.Done():
-			return status.Error(codes.Unavailable, "the leader has changed; watch again")
+		if err := t.awaitChange(out.Context(), logged, touched, tick.C); err != nil {
+			return err
 		}
 	}
+}
+
+// awaitChange returns when a watcher is to look again: something has changed, or time has passed, but not before watchEvery.
+func (t *term) awaitChange(ctx context.Context, logged, touched <-chan struct{}, tick <-chan time.Time) error {
+	over := status.Error(codes.Unavailable, "the leader has changed; watch again")
+	select {
+	case <-time.After(watchEvery):
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.ctx.Done():
+		return over
+	}
+	select {
+	case <-logged:
+	case <-touched:
+	case <-tick:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.ctx.Done():
+		return over
+	}
+	return nil
 }
 
 // headline is the phase in words.

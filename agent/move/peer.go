@@ -69,12 +69,13 @@ func (p *peerLink) measure(ctx context.Context, n int) (offset, error) {
 }
 
 // monotonic reads CLOCK_MONOTONIC as this process's time namespace has it.
-func monotonic() time.Duration { return clock(unix.CLOCK_MONOTONIC) }
+func monotonic() time.Duration { return Clock(unix.CLOCK_MONOTONIC) }
 
-func clock(id int32) time.Duration {
+// Clock reads one of the clocks that every kernel has (clock_gettime(2)).
+func Clock(id int32) time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(id, &ts); err != nil {
-		panic(err) // these clocks always exist; only a bad id fails (clock_gettime(2))
+		panic(err) // only a number that is no clock fails, and the callers name constants
 	}
 	return time.Duration(ts.Nano())
 }

@@ -131,8 +131,8 @@ func (p *Peer) Frames(stream grpc.ClientStreamingServer[agentapi.FrameBatch, age
 
 // Clock reads the clocks.
 func (p *Peer) Clock(context.Context, *agentapi.ClockRequest) (*agentapi.ClockReply, error) {
-	return &agentapi.ClockReply{MonotonicNs: int64(monotonic()), BoottimeNs: int64(clock(unix.CLOCK_BOOTTIME)),
-		RealtimeNs: int64(clock(unix.CLOCK_REALTIME))}, nil
+	return &agentapi.ClockReply{MonotonicNs: int64(monotonic()), BoottimeNs: int64(Clock(unix.CLOCK_BOOTTIME)),
+		RealtimeNs: int64(Clock(unix.CLOCK_REALTIME))}, nil
 }
 
 // Abort stops work on a copy that its source has given up before its vote. The copy is kept until an order destroys it.

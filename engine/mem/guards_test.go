@@ -3,11 +3,13 @@
 package mem
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/kernel/kerneltest"
 	"migrate/engine/remote"
 )
 
@@ -32,10 +34,10 @@ func TestGuardsAreFound(t *testing.T) {
 			p.anon(arena, 4<<20)
 			p.fill(arena, 1<<20, 1)
 			if _, err := p.try(order{Op: "madvise", Addr: arena, Size: PageSize, Advice: adviceGuardInstall}); err != nil {
-				t.Skip(err)
+				kerneltest.Lack(t, "guard pages: "+err.Error())
 			}
 			if found, err := guardsIn(p.pid(), []Range{{arena, arena + PageSize}}); err != nil || len(found) == 0 {
-				t.Skipf("this kernel does not tell of guard pages: %v", err)
+				kerneltest.Lack(t, fmt.Sprintf("a kernel that tells of guard pages: %v", err))
 			}
 			p.do(order{Op: "mmap", Addr: arena + 8<<20, Size: 8 * PageSize, Prot: rw, Flags: unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_FIXED})
 			_, unshared := p.try(order{Op: "madvise", Addr: arena + 8<<20, Size: PageSize, Advice: adviceGuardInstall})

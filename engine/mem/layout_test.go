@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images"
+	"migrate/engine/kernel/kerneltest"
 )
 
 func (l *Layout) at(addr uint64) *Mapping {
@@ -159,7 +160,7 @@ func TestLayoutRefuses(t *testing.T) {
 			p.anon(arena, PageSize)
 			fd, err := p.try(order{Op: "call", NR: unix.SYS_IO_URING_SETUP, Args: [6]uintptr{4, arena}})
 			if err != nil {
-				t.Skip(err)
+				kerneltest.Lack(t, "io_uring: "+err.Error())
 			}
 			for _, offset := range []uintptr{0 /* IORING_OFF_SQ_RING */, 0x10000000 /* IORING_OFF_SQES */} {
 				p.do(order{Op: "call", NR: unix.SYS_MMAP, Args: [6]uintptr{0, PageSize / 16, unix.PROT_READ, unix.MAP_SHARED, uintptr(fd), offset}})
@@ -169,7 +170,7 @@ func TestLayoutRefuses(t *testing.T) {
 			p.anon(arena, 64*PageSize)
 			fd, err := p.try(order{Op: "call", NR: unix.SYS_IO_URING_SETUP, Args: [6]uintptr{4, arena}})
 			if err != nil {
-				t.Skip(err)
+				kerneltest.Lack(t, "io_uring: "+err.Error())
 			}
 			p.poke(arena+PageSize, arena+2*PageSize, 16*PageSize) // struct iovec
 			p.do(order{Op: "call", NR: unix.SYS_IO_URING_REGISTER, Args: [6]uintptr{uintptr(fd), 0 /* IORING_REGISTER_BUFFERS */, arena + PageSize, 1}})

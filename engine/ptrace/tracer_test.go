@@ -288,11 +288,11 @@ func vforkMain() {
 	}
 }
 
-// TestSeizeAllGivesUp: a process of which one thread cannot be stopped in time runs on, and so does that thread later.
-func TestSeizeAllGivesUp(t *testing.T) {
-	tracer, ctx := newTracer(t)
+// startTarget starts this test binary as the target of that name, and returns when it has said that it is ready.
+func startTarget(t *testing.T, name string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET=vfork")
+	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET="+name)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -304,6 +304,13 @@ func TestSeizeAllGivesUp(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
+	return cmd
+}
+
+// TestSeizeAllGivesUp: a process of which one thread cannot be stopped in time runs on, and so does that thread later.
+func TestSeizeAllGivesUp(t *testing.T) {
+	tracer, ctx := newTracer(t)
+	cmd := startTarget(t, "vfork")
 	pid := cmd.Process.Pid
 	for len(childrenOf(t, pid)) == 0 { // until the thread is in vfork
 		time.Sleep(time.Millisecond)
@@ -378,19 +385,7 @@ func queueMain() {
 // TestPeekSigInfoUnderSignals reads a long queue while the reading thread is sent signals itself.
 func TestPeekSigInfoUnderSignals(t *testing.T) {
 	tracer, ctx := newTracer(t)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "PTRACE_TEST_TARGET=queue")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	if _, err := out.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	cmd := startTarget(t, "queue")
 	stops, err := tracer.SeizeAll(ctx, cmd.Process.Pid, 0)
 	if err != nil {
 		t.Fatal(err)
