@@ -24,6 +24,7 @@ import (
 	"migrate/engine/ptrace"
 	"migrate/engine/remote"
 	"migrate/engine/span"
+	"migrate/engine/task"
 )
 
 // memory is the memory of the tree: an address space for each process, and the objects that they share.
@@ -103,6 +104,7 @@ func (s *Source) has(pid int) bool {
 
 // Track begins to watch what the tree writes. Each process is borrowed for a moment.
 func (s *Source) Track(ctx context.Context) error {
+	task.Learn()
 	return s.memory.follow(ctx)
 }
 

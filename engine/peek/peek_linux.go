@@ -39,7 +39,13 @@ var wanted = []string{
 // types never change while the kernel runs.
 var types = sync.OnceValues(func() (*bpf.Types, error) { return bpf.Kernel(wanted...) })
 
-// Open loads the program. An error means that this kernel cannot be read, and why. The first call takes some 50 ms.
+// Learn reads what Open needs to know of this kernel. The first time takes some 20 to 50 ms, so call it before there is no time.
+func Learn() error {
+	_, err := types()
+	return err
+}
+
+// Open loads the program. An error means that this kernel cannot be read, and why.
 func Open() (_ *Kernel, err error) {
 	if _, err := types(); err != nil {
 		return nil, err

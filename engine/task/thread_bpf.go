@@ -17,6 +17,7 @@ import (
 
 	"migrate/engine/bpf"
 	"migrate/engine/images/imagespb"
+	"migrate/engine/peek"
 )
 
 // RestartState is a thread's restart block as the kernel holds it (include/linux/restart_block.h). Times are
@@ -237,6 +238,13 @@ func rmtp(u []byte) uint64 {
 		return 0
 	}
 	return binary.LittleEndian.Uint64(u[8:])
+}
+
+// Learn reads what a dump needs to know of this kernel, however often it is called only once: it takes some 50 ms, for which a
+// stopped tree should not wait. What cannot be learned is said by those who need it.
+func Learn() {
+	_, _ = kernelFunctions()
+	_ = peek.Learn() // of what SEM_UNDO would undo, of terminals and queues
 }
 
 // kernelFunctions is read when it is first needed: the kernel takes some 30 ms to print its symbols.
