@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"migrate/engine/peek"
 	"migrate/engine/procfs"
 )
 
@@ -47,8 +48,10 @@ func dumpTimerfd(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry,
 		return nil, fmt.Errorf("its fdinfo tells no time (CONFIG_PROC_FS): %w", ErrNotCarried)
 	}
 	t := i.TimerFD
-	if left := cur.Value.Nano(); t.Value == 0 && t.Interval != 0 && left > 0 {
-		t.Value = t.Interval // it has expired since it was asked, which is counted
+	if t.Value == 0 && (t.Interval != 0 || t.Ticks == 0) {
+		if err := r.dueTimer(d, t, cur.Value.Nano() > 0); err != nil {
+			return nil, err
+		}
 	}
 	owner, err := r.fown(d)
 	if err != nil {
@@ -66,6 +69,91 @@ func dumpTimerfd(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry,
 		Clockid: proto.Uint32(uint32(t.Clock)), Ticks: proto.Uint64(t.Ticks), SettimeFlags: proto.Uint32(t.Flags),
 		Vsec: proto.Uint64(t.Value / second), Vnsec: proto.Uint64(t.Value % second),
 		Isec: proto.Uint64(t.Interval / second), Insec: proto.Uint64(t.Interval % second)}}, nil
+}
+
+// dueTimer completes what is known of a timer with no time left. The kernel says 0 of a timer that has come to its end and of one
+// that is not set, but also of one whose time is over while no processor has found the time to say so: that one would be restored as
+// a timer that never fires.
+func (r *dump) dueTimer(d *description, t *procfs.TimerFDInfo, wasSet bool) error {
+	k, err := r.kernelMemory()
+	if err != nil { // nobody can tell
+		if wasSet || t.Interval != 0 {
+			t.Value = max(t.Interval, 1)
+		}
+		return nil //nolint:nilerr // see above
+	}
+	s, err := readTimer(k, d.fd, t.Clock)
+	if err != nil {
+		return err
+	}
+	switch {
+	case s.pending:
+		t.Value = 1 // ns; 0 is a timer that is not set
+		return nil
+	case s.expired:
+		t.Value = t.Interval // the next time of a periodic one is counted when somebody asks
+	}
+	t.Ticks = s.ticks
+	return nil
+}
+
+// timerState is what struct timerfd_ctx (fs/timerfd.c) says of a timer.
+type timerState struct {
+	pending bool   // it will fire, or is about to count that it did
+	expired bool   // it fired since it was read or asked last
+	ticks   uint64 // expirations not yet read, unless it is pending
+}
+
+func readTimer(k *peek.Kernel, fd, clock int) (s timerState, err error) {
+	file, err := k.File(fd)
+	if err != nil {
+		return s, err
+	}
+	ctx, err := k.Follow(file, "private_data", "timerfd_ctx")
+	if err != nil {
+		return s, err
+	}
+	at, err := ctx.Offset("t.tmr")
+	if err == nil && (clock == unix.CLOCK_REALTIME_ALARM || clock == unix.CLOCK_BOOTTIME_ALARM) {
+		var inner uint64
+		inner, err = k.OffsetIn("alarm", "timer") // by which an alarm is driven while the machine is awake
+		at += inner                               // of the same union
+	}
+	if err != nil {
+		return s, err
+	}
+	if s.pending, err = timerPending(k, ctx.Addr+at); err != nil || s.pending {
+		return s, err
+	}
+	// If it fired, then it was counted before now: what was read above may be older.
+	if ctx, err = k.Load("timerfd_ctx", ctx.Addr); err != nil {
+		return s, err
+	}
+	expired, err := ctx.Bytes("expired", 2) // a short
+	if err != nil {
+		return s, err
+	}
+	s.expired = expired[0] != 0 || expired[1] != 0
+	s.ticks, err = ctx.Uint64("ticks")
+	return s, err
+}
+
+// timerPending tells whether a struct hrtimer is queued or its function runs. A timer is marked as running before it leaves its queue
+// (__run_hrtimer, kernel/time/hrtimer.c), so the order of the two questions matters.
+func timerPending(k *peek.Kernel, addr uint64) (bool, error) {
+	timer, err := k.Load("hrtimer", addr)
+	if err != nil {
+		return false, err
+	}
+	if queued, err := timer.Bool("state"); err != nil || queued {
+		return queued, err
+	}
+	base, err := k.Follow(timer, "base", "hrtimer_clock_base")
+	if err != nil {
+		return false, err
+	}
+	running, err := base.Uint64("running")
+	return running == addr, err
 }
 
 // steady tells whether nobody can set the clock, so that an instant of it means the same as a time left.
@@ -116,7 +204,7 @@ func armTimerfd(in *inside, e *fdinfo.FileEntry) error {
 		return nil
 	}
 	t := e.Tfd
-	if t.GetVsec() != 0 || t.GetVnsec() != 0 {
+	if t.GetVsec() != 0 || t.GetVnsec() != 0 || t.GetIsec() != 0 || t.GetInsec() != 0 {
 		flags, sec, nsec := t.GetSettimeFlags(), t.GetVsec(), t.GetVnsec()
 		if b := in.r.cp.Blobs[timerBlob(e.GetId())]; len(b) == 8 {
 			at := binary.LittleEndian.Uint64(b)
