@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build deps demo test race lint vet fmt arm64 bench generate clean ci
+.PHONY: all build deps demo fresh-demo test race lint vet fmt arm64 bench generate clean ci
 
 all: build
 
@@ -20,12 +20,17 @@ $(BIN): FORCE
 .PHONY: FORCE
 FORCE:
 
-# Debian packages that the tests and the demo use: programs that are moved, and a compiler for test workloads.
+# Debian packages that the tests use: programs that are moved, and a compiler for test workloads.
 deps:
 	@deploy/debian-deps
 
-demo: build deps
+demo: build
+	@deploy/debian-deps demo
 	$(BIN) demo $(DEMOFLAGS)
+
+# The same on a Debian 12 that is made for it and has nothing but Go, make and git.
+fresh-demo:
+	@deploy/fresh-debian make demo
 
 # Every test, as root on the real kernel. Tests share the machine with the programs that they move, so packages run one after another.
 test: build deps
