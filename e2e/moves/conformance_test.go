@@ -40,6 +40,7 @@ var stays = map[string]string{
 	"proc_files":    "it compares namespaces by their numbers",
 	"tcp_states":    "one of its connections leads to a socket that nobody holds any more, which stays behind",
 	"unix_cred":     "credentials of a process that has ended wait in a queue, and its number in the workload's pid namespace cannot be seen from outside",
+	"unix_mounts":   "namespaces that a program has made for itself are carried by a dump to disk",
 }
 
 // TestConformance moves programs of one behaviour each from host to host, which check themselves from inside when they are told to.

@@ -204,6 +204,9 @@ func (r *Restorer) Open(ctx context.Context) error {
 	if err := r.firstUnix(ctx); err != nil { // others may open their files
 		return err
 	}
+	if err := r.swapMounts(false); err != nil {
+		return err
+	}
 	for _, e := range r.entries() {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -25,7 +25,7 @@ var kindUnix = &Kind{
 	Name: "unix socket", Type: fdinfo.FdTypes_UNIXSK, Carried: true,
 	Note: "all types and states with what waits in their queues: credentials, descriptors in flight, connections that wait to be accepted; " +
 		"datagrams to a path outside, such as /dev/log; with another peer outside of the tree only as --external-unix says. SO_PEERCRED stays, unless its process is " +
-		"outside of the tree and its id is taken at the destination",
+		"outside of the tree and its id is taken at the destination. Where its file is mounted elsewhere, the new one is then",
 	match: func(d *description) bool { s := d.socket(); return s != nil && s.domain == unix.AF_UNIX },
 	check: checkUnix, dump: dumpUnix, open: openUnix, connect: connectUnix, settle: (*Restorer).finishUnix,
 }

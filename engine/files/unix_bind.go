@@ -13,6 +13,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
 
+	"migrate/engine/ns"
+	"migrate/engine/procfs"
 	"migrate/engine/sock"
 )
 
@@ -239,7 +241,7 @@ func (p *unixPlan) makeDirs(root int, dir string) (int, error) {
 
 // keepPaths removes the files that stand aside, and the new ones of sockets whose file was deleted at the source.
 func (r *Restorer) keepPaths() error {
-	var errs []error
+	errs := []error{r.swapMounts(true)}
 	for _, b := range r.bound {
 		if b.gone {
 			errs = append(errs, unix.Unlinkat(b.dir, b.base, 0))
@@ -251,6 +253,46 @@ func (r *Restorer) keepPaths() error {
 	}
 	r.bound = nil
 	return errors.Join(append(errs, r.removeDirs())...)
+}
+
+// swapMounts lets mounts of socket files, of which this program has made new ones, show the new ones: in the mount namespace of this
+// program, if processes of the tree are in it, or in those that the tree has for itself and that nobody misses if it fails.
+func (r *Restorer) swapMounts(ours bool) error {
+	var swaps []ns.Swap
+	for _, b := range r.bound {
+		if b.side != "" && !b.gone {
+			swaps = append(swaps, ns.Swap{Dir: b.dir, Base: b.base, Aside: b.side})
+		}
+	}
+	if len(swaps) == 0 {
+		return nil
+	}
+	mine, err := procfs.Host.Link("self", "ns", "mnt")
+	if err != nil {
+		return err
+	}
+	done := map[string]bool{}
+	for _, p := range r.cp.Processes {
+		pid, err := r.pid(int(p.PID))
+		if err != nil {
+			return err
+		}
+		link, err := procfs.Host.Link(pid, "ns", "mnt")
+		if errors.Is(err, procfs.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if done[link] || (link == mine) != ours {
+			continue
+		}
+		done[link] = true
+		if err := ns.SwapMounts(pid, swaps); err != nil {
+			return fmt.Errorf("process %d: %w", p.PID, err)
+		}
+	}
+	return nil
 }
 
 // putBackPaths undoes bind.

@@ -115,13 +115,7 @@ func dumpMounts(d *dumper) error {
 
 // list reads the mounts, from the root of the namespace, and puts them into the order in which they can be made.
 func (r *mountReader) list(proc *os.File) error {
-	fd, err := unix.Openat(int(proc.Fd()), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("mountinfo: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "mountinfo")
-	defer func() { _ = f.Close() }()
-	all, err := procfs.ParseMounts(f)
+	all, err := visibleMounts(proc)
 	if err != nil {
 		return err
 	}
@@ -310,10 +304,7 @@ func mountOf(path string) (uint64, error) {
 
 // record makes the entry of a mount.
 func (r *mountReader) record(m *mountinfo.Info) {
-	flags := uint32(0)
-	for o := range strings.SplitSeq(m.Options, ",") {
-		flags |= mountFlags[o]
-	}
+	flags := mountFlagsOf(m)
 	var options []string
 	super := uint32(0)
 	for o := range strings.SplitSeq(m.VFSOptions, ",") {
@@ -359,6 +350,15 @@ func (r *mountReader) record(m *mountinfo.Info) {
 	x.SharedOutside, x.SlaveOutside = r.outside(shared), master != 0 && r.outside(master)
 	r.out.Mounts = append(r.out.Mounts, e)
 	r.header.Mounts = append(r.header.Mounts, x)
+}
+
+// mountFlagsOf are the flags of a mount, without those of its file system.
+func mountFlagsOf(m *mountinfo.Info) uint32 {
+	flags := uint32(0)
+	for o := range strings.SplitSeq(m.Options, ",") {
+		flags |= mountFlags[o]
+	}
+	return flags
 }
 
 // peerGroups reads the optional fields of mountinfo.
