@@ -32,9 +32,11 @@ static int in(const char *want)
 
 static pthread_barrier_t bar;
 static int thread_ok;
+static pid_t tid;
 static void *thread(void *arg)
 {
 	(void)arg;
+	tid = syscall(SYS_gettid);
 	put(at("/t/tasks"), "0");
 	pthread_barrier_wait(&bar);
 	pthread_barrier_wait(&bar);
@@ -76,6 +78,10 @@ int main(void)
 	pthread_barrier_wait(&bar);
 	CHECK(write(go[1], "x", 1) == 1 && waitpid(c, &st, 0) == c, "child");
 	pthread_join(t, NULL);
+	char task[64];
+	snprintf(task, sizeof task, "/proc/self/task/%d", tid);
+	while (!access(task, F_OK)) /* it leaves its cgroup after it has been joined */
+		usleep(500);
 	CHECK(!mount("none", "cg", "cgroup", 0, dir), "mount");
 	put("cg/tasks", "0");
 	int left = rmdir(at("/empty")) | rmdir(at("/b")) | rmdir(at("/t")) | rmdir(top);

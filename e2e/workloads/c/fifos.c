@@ -38,14 +38,7 @@ int main(void)
 		int fd = open("blocked", O_WRONLY); /* until somebody reads */
 		_exit(fd >= 0 && write(fd, "here", 4) == 4 ? 7 : 8);
 	}
-	for (char state = 0; state != 'S'; usleep(500)) {
-		char name[64];
-		snprintf(name, sizeof name, "/proc/%d/stat", child);
-		FILE *f = fopen(name, "r");
-		CHECK(f && fscanf(f, "%*d %*s %c", &state) == 1, "stat");
-		fclose(f);
-	}
-	usleep(2000);
+	await_asleep(child, child);
 	ready();
 	CHECK(read(both, b, sizeof b) == 4 && !memcmp(b, "both", 4) && fcntl(both, F_GETPIPE_SZ) == 1 << 17, "both");
 	CHECK(read(ro, b, 1) == 0 && !(events(ro) & POLLHUP), "reader without a writer: events %x", events(ro));

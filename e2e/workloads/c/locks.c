@@ -44,13 +44,7 @@ int main(void)
 	}
 	char b;
 	CHECK(read(up[0], &b, 1) == 1, "read");
-	for (char state = 0; state != 'S'; usleep(500)) { /* until the child waits for its lock */
-		char name[64];
-		snprintf(name, sizeof name, "/proc/%d/stat", child);
-		FILE *f = fopen(name, "r");
-		CHECK(f && fscanf(f, "%*d %*s %c", &state) == 1, "stat");
-		fclose(f);
-	}
+	await_asleep(child, child); /* for its lock */
 	ready();
 	pid_t who;
 	CHECK(held(posix, 50, &who) == F_WRLCK && who == child, "the child's lock is that of %d", who);

@@ -213,12 +213,15 @@ static void right(int in, int out)
 	hold(me);
 	both(me, us, uc, "unix");
 	struct sockaddr_in a = in4("10.77.0.1", 7003);
-	TRY(sendto(fd, "dgm", 3, 0, (void *)&a, sizeof a) == 3, "sendto");
 	for (int i = 0; i < 2; i++) { /* the echo */
 		char buf[8];
 		struct pollfd p = {across, POLLIN, 0};
 		TRY(poll(&p, 1, 20000) == 1 && read(across, buf, 4) == 4 && write(across, buf, 4) == 4, "echo");
 	}
+	struct pollfd other = {in, POLLIN, 0};
+	do /* until it has one: a datagram may be lost, while a device comes up for one */
+		TRY(sendto(fd, "dgm", 3, 0, (void *)&a, sizeof a) == 3, "sendto");
+	while (!poll(&other, 1, 100));
 	hear(me, in);
 	_exit(0);
 }

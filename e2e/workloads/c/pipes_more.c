@@ -33,14 +33,8 @@ int main(void)
 	pid_t splicer = fork();
 	if (!splicer)
 		_exit(splice(from[0], NULL, to[1], NULL, 4096, 0) == 5 ? 9 : 10);
-	pid_t kids[2] = {writer, splicer};
-	for (int i = 0; i < 2; i++)
-		for (char state = 0; state != 'S'; usleep(500)) {
-			snprintf(name, sizeof name, "/proc/%d/stat", kids[i]);
-			FILE *f = fopen(name, "r");
-			CHECK(f && fscanf(f, "%*d %*s %c", &state) == 1, "stat");
-			fclose(f);
-		}
+	await_asleep(writer, writer);
+	await_asleep(splicer, splicer);
 	ready();
 	CHECK(!(fcntl(pk[0], F_GETFL) & O_DIRECT) && (fcntl(pk[1], F_GETFL) & O_DIRECT), "packet mode");
 	CHECK(read(pk[0], b, sizeof b) == 3 && read(pk[0], b, sizeof b) == 5 && !memcmp(b, "three", 5), "packets");

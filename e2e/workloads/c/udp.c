@@ -48,6 +48,8 @@ static void say(int fd, const char *ip, int port, const char *text)
 
 static void hear(int fd, const char *want, int port)
 {
+	struct pollfd p = {fd, POLLIN, 0};
+	poll(&p, 1, 20000);
 	char buf[128];
 	struct sockaddr_in6 a;
 	socklen_t n = sizeof a;
@@ -87,8 +89,6 @@ int main(void)
 		close(s);
 	}
 	char buf[64];
-	struct pollfd p = {.fd = r1, .events = POLLIN};
-	(void)p;
 	/* IPv6, and IPv4 through it */
 	int six = socket(AF_INET6, SOCK_DGRAM, 0);
 	struct sockaddr_in6 any = {.sin6_family = AF_INET6};

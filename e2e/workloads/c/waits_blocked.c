@@ -7,12 +7,23 @@
 #include <sys/select.h>
 
 enum { kinds = 10 };
-static volatile int state[kinds], verdict[kinds];
+static volatile int state[kinds], verdict[kinds]; /* state: the id of the thread */
 static int priv, bits, *shared, pi, req1, req2;
 static int pfd[2], sfd[2], ppfd[2];
 static pid_t kids[2];
 
 static int futex(int *w, int op, int val, void *t, int *w2, int val3) { return syscall(SYS_futex, w, op, val, t, w2, val3); }
+
+/* wake wakes or requeues one waiter, who may be on its way back into the call. */
+static void wake(int k, int *w, int op, int val, void *t, int *w2, int val3)
+{
+	int n;
+	while (!(n = futex(w, op, val, t, w2, val3))) {
+		CHECK(!verdict[k], "call %d has ended by itself: %d", k, verdict[k]);
+		usleep(1000);
+	}
+	CHECK(n == 1, "call %d: %d waiters", k, n);
+}
 
 static volatile sig_atomic_t hit;
 static void on_usr(int sig) { (void)sig; hit = 1; }
@@ -42,7 +53,7 @@ static int wait_for(int k)
 static void *thread(void *arg)
 {
 	int k = (intptr_t)arg;
-	state[k] = 1;
+	state[k] = syscall(SYS_gettid);
 	verdict[k] = wait_for(k) ? 2 : 1;
 	if (k == 3)
 		futex(&pi, FUTEX_UNLOCK_PI_PRIVATE, 0, NULL, NULL, 0);
@@ -75,20 +86,21 @@ int main(void)
 	pthread_t t[kinds];
 	for (intptr_t k = 0; k < kinds; k++)
 		CHECK(!pthread_create(&t[k], NULL, thread, (void *)k), "thread");
-	for (int k = 0; k < kinds; k++)
+	for (int k = 0; k < kinds; k++) {
 		while (!state[k])
 			usleep(1000);
-	usleep(100000);
+		await_asleep(getpid(), state[k]);
+	}
 	ready();
 	usleep(20000);
 	for (int k = 0; k < kinds; k++)
 		CHECK(!verdict[k], "call %d has ended by itself: %d", k, verdict[k]);
-	CHECK(futex(&priv, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0) == 1, "wake");
-	CHECK(futex(&bits, FUTEX_WAKE_BITSET_PRIVATE, 1, NULL, NULL, 0x10) == 1, "wake bitset");
-	CHECK(futex(shared, FUTEX_WAKE, 1, NULL, NULL, 0) == 1, "wake shared");
+	wake(0, &priv, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	wake(1, &bits, FUTEX_WAKE_BITSET_PRIVATE, 1, NULL, NULL, 0x10);
+	wake(2, shared, FUTEX_WAKE, 1, NULL, NULL, 0);
 	CHECK(!futex(&pi, FUTEX_UNLOCK_PI_PRIVATE, 0, NULL, NULL, 0), "unlock_pi");
-	CHECK(futex(&req1, FUTEX_CMP_REQUEUE_PRIVATE, 0, (void *)1, &req2, 0) == 1, "requeue");
-	CHECK(futex(&req2, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0) == 1, "wake of the requeued");
+	wake(4, &req1, FUTEX_CMP_REQUEUE_PRIVATE, 0, (void *)1, &req2, 0);
+	wake(4, &req2, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 	kill(kids[0], SIGUSR2), kill(kids[1], SIGUSR2);
 	CHECK(write(pfd[1], "x", 1) == 1 && write(sfd[1], "x", 1) == 1 && write(ppfd[1], "x", 1) == 1, "write");
 	for (int k = 0; k < kinds; k++)

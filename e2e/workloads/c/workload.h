@@ -69,18 +69,21 @@ static inline void pass(void)
 }
 
 static volatile sig_atomic_t told;
-/* on_term passes the word on to the first thread, which may be the one that waits for it. */
+/* on_term passes the word on to the first thread, which is the one that waits for it. Only there it counts, or the signal would come to
+ * a first thread that waits no more. */
 static inline void on_term(int sig)
 {
-	told = 1;
-	if (syscall(SYS_gettid) != getpid())
+	if (syscall(SYS_gettid) == getpid())
+		told = 1;
+	else
 		syscall(SYS_tgkill, getpid(), getpid(), sig);
 }
 
-/* announce says that the set-up is done; the caller then goes on with what it does and looks at told. */
+/* announce says that the set-up is done; the caller then goes on with what it does and looks at told. No call of it fails with EINTR,
+ * since a peer may be told while it still reads. */
 static inline void announce(void)
 {
-	struct sigaction sa = {.sa_handler = on_term};
+	struct sigaction sa = {.sa_handler = on_term, .sa_flags = SA_RESTART};
 	sigaction(SIGTERM, &sa, NULL);
 	char pid[32];
 	snprintf(pid, sizeof pid, "%d\n", getpid());
@@ -98,6 +101,18 @@ static inline void ready(void)
 	while (!told)
 		sigsuspend(&old);
 	sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
+/* await_asleep waits until a thread has come to sleep in the kernel, in the call that it is about to make. */
+static inline void await_asleep(pid_t pid, pid_t tid)
+{
+	for (char state = 0; state != 'S'; usleep(500)) {
+		char name[64], line[512] = "", *end;
+		snprintf(name, sizeof name, "/proc/%d/task/%d/stat", pid, tid);
+		int fd = open(name, O_RDONLY);
+		CHECK(fd >= 0 && read(fd, line, sizeof line - 1) > 0 && !close(fd) && (end = strrchr(line, ')')), "%s", name);
+		state = end[2];
+	}
 }
 
 static inline double now(void)
