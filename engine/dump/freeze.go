@@ -168,8 +168,22 @@ func (s *Source) letGo(ctx context.Context, f *frozen) error {
 			errs = append(errs, s.tracer.SetRegs(ctx, th.Thread.TID, r))
 		}
 	}
+	tids := make([]int, 0, len(f.stops))
 	for _, st := range f.stops {
-		errs = append(errs, s.tracer.Detach(ctx, st.TID, 0))
+		tids = append(tids, st.TID)
+	}
+	return errors.Join(append(errs, s.tracer.DetachAll(ctx, tids...))...)
+}
+
+// letAllGo lets the whole tree run on. What a signal has stopped comes first: it stands still again before its parent can look.
+func (s *Source) letAllGo(ctx context.Context) error {
+	var errs []error
+	for _, held := range []bool{true, false} {
+		for _, f := range s.frozen {
+			if (len(f.stops) > 0 && f.stops[0].Held != 0) == held {
+				errs = append(errs, s.letGo(ctx, f))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -206,10 +206,11 @@ func (m *memory) tracker(sp *space) mem.Tracker {
 		if err == nil {
 			err = fn()
 		}
-		for _, st := range stops { // also when the time is up
-			err = errors.Join(err, m.source.tracer.Detach(context.WithoutCancel(ctx), st.TID, 0))
+		tids := make([]int, 0, len(stops))
+		for _, st := range stops {
+			tids = append(tids, st.TID)
 		}
-		return err
+		return errors.Join(err, m.source.tracer.DetachAll(context.WithoutCancel(ctx), tids...)) // also when the time is up
 	})
 }
 

@@ -172,12 +172,9 @@ func (s *Source) Thaw(ctx context.Context) error {
 		s.held, s.frozen = false, nil
 		return nil
 	}
-	var errs []error
-	for _, f := range s.frozen {
-		errs = append(errs, s.letGo(ctx, f))
-	}
+	err := s.letAllGo(ctx)
 	s.frozen = nil
-	return errors.Join(errs...)
+	return err
 }
 
 // ErrNoCgroup means that a tree cannot be held, because it is in no cgroup of its own.
@@ -192,11 +189,7 @@ func (s *Source) Hold(ctx context.Context) error {
 		return err
 	}
 	s.held = true // from here on only a thawed cgroup lets the tree run
-	var errs []error
-	for _, f := range s.frozen {
-		errs = append(errs, s.letGo(ctx, f))
-	}
-	return errors.Join(errs...)
+	return s.letAllGo(ctx)
 }
 
 // Destroy ends the stopped or held tree. Its connections vanish without a packet.

@@ -8,8 +8,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"migrate/engine/procfs"
 )
 
 // Seize begins to trace a thread without stopping it. Options are unix.PTRACE_O_*; PTRACE_O_TRACESYSGOOD is always
@@ -248,25 +251,87 @@ func (t *Tracer) Options(ctx context.Context, tid int) (options int, traced, sto
 }
 
 // Detach lets a thread go; a running one is stopped for it. It delivers sig if the thread is in a SignalStop; with sig
-// 0 there, the signal that stopped it is delivered. A thread of a stopped process goes back into its group stop. A
-// thread that has ended or is not traced is no error.
+// 0 there, the signal that stopped it is delivered. A thread of a stopped process goes back into its group stop, and is
+// there when Detach returns. A thread that has ended or is not traced is no error.
 func (t *Tracer) Detach(ctx context.Context, tid int, sig unix.Signal) error {
+	held, err := t.detach(ctx, tid, sig)
+	if held && err == nil {
+		err = awaitGroupStop(ctx, tid)
+	}
+	return err
+}
+
+// DetachAll is Detach of several threads without a signal. Those of stopped processes go back into their group stops all
+// at once.
+func (t *Tracer) DetachAll(ctx context.Context, tids ...int) error {
+	var errs []error
+	var back []int
+	for _, tid := range tids {
+		held, err := t.detach(ctx, tid, 0)
+		if held && err == nil {
+			back = append(back, tid)
+		}
+		errs = append(errs, err)
+	}
+	for _, tid := range back {
+		errs = append(errs, awaitGroupStop(ctx, tid))
+	}
+	return errors.Join(errs...)
+}
+
+// detach lets a thread go, and tells whether it goes back into a group stop.
+func (t *Tracer) detach(ctx context.Context, tid int, sig unix.Signal) (held bool, err error) {
 	_, traced, stopped, err := t.Options(ctx, tid)
 	if err != nil || !traced {
-		return err
+		return false, err
 	}
 	if !stopped {
 		if _, err := t.Stop(ctx, tid); errors.Is(err, ErrGone) {
-			return nil
+			return false, nil
 		} else if err != nil {
-			return fmt.Errorf("detaching: %w", err)
+			return false, fmt.Errorf("detaching: %w", err)
 		}
 	}
-	err = t.do(ctx, func() error { return t.detachStopped(tid, sig) })
+	err = t.do(ctx, func() error {
+		if te := t.tracees[tid]; te != nil {
+			held = te.stop.Kind == GroupStop
+		}
+		return t.detachStopped(tid, sig)
+	})
 	if errors.Is(err, ErrGone) {
-		return nil
+		return false, nil
 	}
-	return err
+	return held, err
+}
+
+// A thread on its way back into a group stop needs a processor for some microseconds, for which it may have to wait.
+const (
+	backTime  = time.Second
+	backTicks = 2 // of processor time: a thread that SIGCONT has let run uses more
+)
+
+// awaitGroupStop returns when a thread that was detached in a group stop stands still. On its way there it executes
+// nothing of its program, but /proc shows it as running (kernel/ptrace.c, __ptrace_unlink), which a parent that has been
+// told of the stop never sees without a tracer. A thread that has been told to go on since is not waited for.
+func awaitGroupStop(ctx context.Context, tid int) error {
+	var first *procfs.Stat
+	for end := time.Now().Add(backTime); ; {
+		now, err := procfs.Host.Stat(tid)
+		if err != nil || now.State != 'R' || time.Now().After(end) {
+			return nil // also if it has ended
+		}
+		if first == nil {
+			first = now
+		}
+		if now.UTime+now.STime > first.UTime+first.STime+backTicks {
+			return nil
+		}
+		select {
+		case <-time.After(100 * time.Microsecond): // only its parent is told of a stop, and not again of this one
+		case <-ctx.Done():
+			return fmt.Errorf("thread %d on its way back into its group stop: %w", tid, context.Cause(ctx))
+		}
+	}
 }
 
 // detachStopped is Detach of a stopped thread, on the tracer's thread.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -174,33 +175,59 @@ func TestWaitEndsWithContext(t *testing.T) {
 	}
 }
 
+// stopped starts a program and stops it by a signal.
+func stopped(t *testing.T, name string, args ...string) int {
+	t.Helper()
+	pid := start(t, name, args...).Process.Pid
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(pid, nil, unix.WUNTRACED, nil); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// TestGroupStopIsKept: whoever has been told that a process is stopped does not see it run when its tracer lets go.
 func TestGroupStopIsKept(t *testing.T) {
 	kerneltest.Root(t)
 	tracer, ctx := newTracer(t)
-	pid := start(t, "sleep", "100").Process.Pid
-	unix.Kill(pid, unix.SIGSTOP)
-	for {
-		if s, _, _ := taskState(pid); s == 'T' {
-			break
+	pid := stopped(t, "sleep", "100")
+	for i := range 1000 {
+		stops, err := tracer.SeizeAll(ctx, pid, 0)
+		if err != nil || stops[0].Held != unix.SIGSTOP {
+			t.Fatalf("%+v, %v", stops, err)
+		}
+		if i%2 == 0 {
+			err = tracer.Detach(ctx, pid, 0)
+		} else {
+			err = tracer.DetachAll(ctx, pid)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state, _, err := taskState(pid); err != nil || state != 'T' {
+			t.Fatalf("after detach %d it is in state %c, %v", i, state, err)
 		}
 	}
-	if err := tracer.Seize(ctx, pid, 0); err != nil {
-		t.Fatal(err)
+}
+
+// TestContinuedIsNotAwaited: a thread that was told to go on while it was traced is let go at once.
+func TestContinuedIsNotAwaited(t *testing.T) {
+	kerneltest.Root(t)
+	tracer, ctx := newTracer(t)
+	pid := stopped(t, "sh", "-c", "while :; do :; done")
+	if stops, err := tracer.SeizeAll(ctx, pid, 0); err != nil || stops[0].Held == 0 {
+		t.Fatalf("%+v, %v", stops, err)
 	}
-	stop, err := tracer.Stop(ctx, pid)
-	if err != nil || stop.Held != unix.SIGSTOP {
-		t.Fatalf("%+v, %v", stop, err)
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
 	}
 	if err := tracer.Detach(ctx, pid, 0); err != nil {
 		t.Fatal(err)
 	}
-	for i := 0; ; i++ {
-		if s, _, _ := taskState(pid); s == 'T' {
-			break
-		} else if i > 100 {
-			t.Fatalf("after the detach its state is %c", s)
-		}
-		time.Sleep(time.Millisecond)
+	if state, _, err := taskState(pid); err != nil || state != 'R' {
+		t.Errorf("it goes on in state %c, %v", state, err)
 	}
 }
 
@@ -277,10 +304,9 @@ func vforkMain() {
 		os.Stdout.WriteString("x")
 		pid, _, _ := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if pid == 0 { // a copy of this process with one thread: system calls only
-			for range 20 {
+			for { // until it is killed
 				unix.RawSyscall(unix.SYS_NANOSLEEP, address(&nap), 0, 0)
 			}
-			unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 		}
 	}()
 	for {
@@ -312,13 +338,22 @@ func TestSeizeAllGivesUp(t *testing.T) {
 	tracer, ctx := newTracer(t)
 	cmd := startTarget(t, "vfork")
 	pid := cmd.Process.Pid
-	for len(childrenOf(t, pid)) == 0 { // until the thread is in vfork
+	born := childrenOf(t, pid)
+	for ; len(born) == 0; born = childrenOf(t, pid) { // until the thread is in vfork
 		time.Sleep(time.Millisecond)
 	}
+	child, err := strconv.Atoi(born[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(child, unix.SIGKILL) }() // killed already, and not waited for, if all went well
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	if _, err := tracer.SeizeAll(short, pid, 0); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("it is stopped: %v", err)
+	}
+	if err := unix.Kill(child, unix.SIGKILL); err != nil {
+		t.Fatal(err)
 	}
 	for {
 		tids, err := Threads(pid)

@@ -68,22 +68,34 @@ var waits = []struct {
 	{"recv", -1, int64(unix.EAGAIN), true},
 }
 
+// tries is how often a wait is measured: what the machine does besides makes it longer, and not each time.
+const tries = 8
+
 func TestSessionOfSleepingProgram(t *testing.T) {
 	tracer, ctx := newTracer(t)
 	for _, w := range waits {
 		t.Run(w.mode, func(t *testing.T) {
-			g := startTarget(t, w.mode, 600)
-			time.Sleep(100 * time.Millisecond) // so that part of its time is over
-			s := open(t, ctx, tracer, g.pid)
-			ids(t, ctx, s)
-			closeSession(t, s)
 			most := 700 * time.Millisecond
 			if w.fromTheStart {
 				most += 300 * time.Millisecond
 			}
-			g.ends(t, w.result, w.err, 590*time.Millisecond, most)
-			if w.mode != "sigtimedwait" {
-				g.unharmed(t)
+			for try := 1; ; try++ {
+				g := startTarget(t, w.mode, 600)
+				time.Sleep(100 * time.Millisecond) // so that part of its time is over
+				s := open(t, ctx, tracer, g.pid)
+				ids(t, ctx, s)
+				closeSession(t, s)
+				to := most
+				if try < tries {
+					to = time.Minute
+				}
+				took := g.ends(t, w.result, w.err, 590*time.Millisecond, to)
+				if w.mode != "sigtimedwait" {
+					g.unharmed(t)
+				}
+				if took <= most || try == tries {
+					break
+				}
 			}
 		})
 	}

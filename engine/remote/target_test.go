@@ -200,13 +200,14 @@ func (g *target) ended(t testing.TB) unix.Errno {
 	return unix.Errno(g.word(errorNumber))
 }
 
-// ends checks what an interrupted wait of ms milliseconds came to.
-func (g *target) ends(t testing.TB, want, wantErr int64, from, to time.Duration) {
+// ends checks what an interrupted wait came to, and returns how long it took.
+func (g *target) ends(t testing.TB, want, wantErr int64, from, to time.Duration) (took time.Duration) {
 	t.Helper()
 	g.ended(t)
-	took := time.Duration(g.word(micros)) * time.Microsecond
+	took = time.Duration(g.word(micros)) * time.Microsecond
 	if g.word(result) != want || g.word(errorNumber) != wantErr || took < from || took > to {
 		t.Errorf("%v of %d gave %d (%v) after %v; want %d (%v) after %v to %v", g.cmd.Args[1:], g.pid, g.word(result),
 			unix.Errno(g.word(errorNumber)), took, want, unix.Errno(wantErr), from, to)
 	}
+	return took
 }

@@ -81,6 +81,7 @@ func (s *Skeleton) stopAgain(ctx context.Context, img *images.Process) error {
 	if q := s.procs[p.VPPID]; q != nil {
 		parent = q.trap
 	}
+	p.stopped = img.Leader().GetCore().GetTc().GetTaskState() == images.TaskStopped
 	return task.RestoreStopped(ctx, s.tracer, &p.Process, img, parent)
 }
 
@@ -322,15 +323,22 @@ func (s *Skeleton) Resume(ctx context.Context) error {
 	return nil
 }
 
-// letGo ends the tracing of the tree and of its parent.
+// letGo ends the tracing of the tree and of its parent. The stopped processes come first: they stand still before a parent
+// can look at them that has been told so.
 func (s *Skeleton) letGo(ctx context.Context) error {
 	var errs []error
-	for _, pid := range s.order {
-		p := s.procs[pid]
-		for _, t := range p.threads {
-			errs = append(errs, s.tracer.Detach(ctx, t.TID(), 0))
+	for _, stopped := range []bool{true, false} {
+		for _, pid := range s.order {
+			p := s.procs[pid]
+			if p.stopped != stopped {
+				continue
+			}
+			tids := []int{p.trap.TID()}
+			for _, t := range p.threads {
+				tids = append(tids, t.TID())
+			}
+			errs = append(errs, s.tracer.DetachAll(ctx, tids...), p.close())
 		}
-		errs = append(errs, s.tracer.Detach(ctx, p.trap.TID(), 0), p.close())
 	}
 	errs = append(errs, giveBack(ctx, s.parent))
 	s.parent = nil

@@ -124,6 +124,7 @@ type process struct {
 
 	session, group int    // that it is in now, as task.PlanTree knows them
 	terminal       uint32 // id of the controlling terminal that it has taken as the leader of a session
+	stopped        bool   // by a signal, once its image is known
 	closed         bool
 }
 

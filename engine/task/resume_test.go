@@ -65,13 +65,10 @@ func TestWaitsContinue(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s/exact=%v/twice=%v", c.how, c.exact, c.twice), func(t *testing.T) {
 			t.Parallel()
-			begun, ended := moveWait(t, nil, c.how, c.exact, c.twice, c.wantErr)
-			slept := ended - begun
-			// What remains is the time that the program takes to say so, on a busy machine.
-			if slack := 300 * time.Millisecond; slept < 2*time.Second || slept > 2*time.Second+c.late+slack {
-				t.Errorf("it slept %v", slept)
-			}
-			t.Logf("it slept %v", slept)
+			endsInTime(t, c.late, func() time.Duration {
+				begun, ended := moveWait(t, nil, c.how, c.exact, c.twice, c.wantErr)
+				return ended - begun
+			})
 		})
 	}
 }
@@ -80,9 +77,27 @@ func TestWaitsContinue(t *testing.T) {
 func TestWaitContinuesInTimeNamespace(t *testing.T) {
 	const offset = 100_000
 	under := []string{"unshare", "--time", "--monotonic", fmt.Sprint(offset), "--boottime", fmt.Sprint(offset)}
-	begun, ended := moveWait(t, under, "nanosleep", true, false, 0)
-	if slept := ended - begun - offset*time.Second; slept < 2*time.Second || slept > 2300*time.Millisecond {
-		t.Errorf("it slept %v", slept)
+	endsInTime(t, 0, func() time.Duration {
+		begun, ended := moveWait(t, under, "nanosleep", true, false, 0)
+		return ended - begun - offset*time.Second
+	})
+}
+
+// endsInTime measures a wait of two seconds that may end somewhat too late, once more each time that it took longer: the time that
+// the program takes to begin and to say so is part of it, and that is long at times on a busy machine.
+func endsInTime(t *testing.T, late time.Duration, wait func() time.Duration) {
+	t.Helper()
+	const tries, slack = 5, 300 * time.Millisecond
+	for try := 1; ; try++ {
+		slept := wait()
+		t.Logf("it slept %v", slept)
+		in := slept <= 2*time.Second+late+slack
+		if slept < 2*time.Second || !in && try == tries {
+			t.Errorf("it slept %v", slept)
+		}
+		if in || try == tries {
+			return
+		}
 	}
 }
 
