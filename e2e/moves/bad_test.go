@@ -158,6 +158,13 @@ func TestNotCarried(t *testing.T) {
 attr = ctypes.create_string_buffer(b'\x01\0\0\0\x70\0\0\0', 128)
 ` + syscallByNumber("perf_event_open", unix.SYS_PERF_EVENT_OPEN, "attr", 0, -1, -1, 0), []string{"perf event", "fd "}},
 		{"vsock", "import socket\ns = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM, 0)", []string{"socket", "fd "}},
+		{"pinned", `import ctypes, mmap
+buffer, setup = mmap.mmap(-1, 64 << 10), ctypes.create_string_buffer(120)
+ring = ctypes.CDLL(None).syscall(` + fmt.Sprint(unix.SYS_IO_URING_SETUP) + `, 4, setup)
+assert ring >= 0, 'io_uring_setup'
+vector = (ctypes.c_size_t * 2)(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), len(buffer))
+` + syscallByNumber("io_uring_register", unix.SYS_IO_URING_REGISTER, "ring", 0 /* IORING_REGISTER_BUFFERS */, "vector", 1),
+			[]string{"64 kB", "memory that is pinned for a device or io_uring"}},
 		{"secret", syscallByNumber("memfd_secret", unix.SYS_MEMFD_SECRET, 0), []string{"secret memory", "fd "}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
