@@ -154,10 +154,15 @@ func (s *source) Round(ctx context.Context, to move.PageSink) (move.RoundStats, 
 }
 
 // Pending counts connections that a freeze cannot carry.
-func (s *source) Pending(ctx context.Context) (n int, err error) {
-	d := files.NewDumper(files.Options{})
-	defer func() { err = errors.Join(err, d.Close()) }()
-	return d.Pending(ctx, s.src.Processes())
+func (s *source) Pending(ctx context.Context) (n int, err error) { return s.src.Pending(ctx) }
+
+// Timeouts tells of the connections that Final has saved.
+func (s *source) Timeouts() []move.Timeouts {
+	var out []move.Timeouts
+	for _, t := range s.src.Timeouts() {
+		out = append(out, move.Timeouts{Local: t.Local, Remote: t.Remote, Count: t.Count, Silent: t.Silent})
+	}
+	return out
 }
 
 // Freeze stops the tree, and keeps its terminal as it is then.
@@ -340,7 +345,7 @@ func (s *skeleton) Thaw(ctx context.Context) error {
 		return err
 	}
 	s.runs = true
-	return errors.Join(s.sk.Close(), s.closeNS())
+	return s.sk.Close()
 }
 
 func (s *skeleton) closeNS() error {

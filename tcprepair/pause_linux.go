@@ -12,7 +12,13 @@ type Paused struct {
 	f     *os.File
 	v6    bool
 	reuse bool
+	// timeouts is tcpi_total_rto at Save.
+	timeouts uint16
 }
+
+// Timeouts is how many retransmission time-outs the connection had had when it was saved (tcpi_total_rto; 0 before Linux 6.7). The kernel
+// counts them modulo 1<<16, and for a restored connection from 0.
+func (p *Paused) Timeouts() uint16 { return p.timeouts }
 
 // Pause takes a connection into repair. f is any descriptor of the socket, such as one from pidfd_getfd(2); the caller keeps
 // it, and all copies of it, in other processes too, are of the one paused socket: programs that use it meanwhile see errors, so
@@ -118,7 +124,7 @@ func (p *Paused) saveNumbers(fd int, st *State) error {
 	if !i.state.carried() {
 		return &NotCarriedError{Socket: st.Name(), What: "the state " + i.state.String()}
 	}
-	st.TCP = i.state
+	st.TCP, p.timeouts = i.state, i.timeouts
 	st.Timestamps = i.options&infoTimestamps != 0
 	st.MicroTimestamps = i.options&infoMicro != 0
 	st.SACK = i.options&infoSACK != 0

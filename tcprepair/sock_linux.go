@@ -28,6 +28,9 @@ const (
 	infoMicro      = 1 << 6
 
 	tcpAOInfo = 40 // TCP_AO_INFO
+
+	minInfo  = 32  // of struct tcp_info: what every kernel fills
+	totalRTO = 240 // where tcpi_total_rto is in it, which older kernels leave alone
 )
 
 // control runs fn with the descriptor of f, and keeps it open meanwhile. (File.Fd would make the open file
@@ -72,20 +75,22 @@ type info struct {
 	options              uint8
 	sendScale, recvScale uint8
 	unacked, sacked      uint32 // of a listener: connections that wait, and the backlog
+	timeouts             uint16 // tcpi_total_rto (Linux 6.7; else 0)
 }
 
 func tcpInfo(fd int) (info, error) {
-	var b [32]byte
+	var b [totalRTO + 2]byte
 	n, err := getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_INFO, b[:])
 	if err != nil {
 		return info{}, fmt.Errorf("TCP_INFO: %w", err)
 	}
-	if n < len(b) {
-		return info{}, fmt.Errorf("TCP_INFO: %d bytes, want %d", n, len(b))
+	if n < minInfo {
+		return info{}, fmt.Errorf("TCP_INFO: %d bytes, want %d", n, minInfo)
 	}
 	i := info{
 		state: ConnState(b[0]), options: b[5],
 		unacked: binary.NativeEndian.Uint32(b[24:]), sacked: binary.NativeEndian.Uint32(b[28:]),
+		timeouts: binary.NativeEndian.Uint16(b[totalRTO:]),
 	}
 	// Two bit-fields of four bits each, tcpi_snd_wscale first: on little-endian machines in the low half.
 	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {

@@ -42,6 +42,14 @@ type RoundStats struct {
 	DirtyAfter       int64         // -1: not known
 }
 
+// Timeouts are the retransmission time-outs of a connection in a switch.
+type Timeouts struct {
+	Local  string `json:"local"` // as in the report
+	Remote string `json:"remote"`
+	Count  uint16 `json:"count,omitempty"`
+	Silent bool   `json:"silent,omitempty"` // its peer answered nothing before the switch: nothing is to be expected, nor the fault of the move
+}
+
 // Held is a copy that stands still, or may: what can be done to it without the engine's knowledge of it, so also
 // after the agent was restarted. Both methods may be called again.
 type Held interface {
@@ -77,6 +85,8 @@ type Source interface {
 	Mapped(ctx context.Context) (map[string]bool, error)
 	// Pending counts connections that wait to be accepted or are being opened: a freeze cannot carry them.
 	Pending(ctx context.Context) (int, error)
+	// Timeouts tells of what connections have had between the last call of Pending and Final.
+	Timeouts() []Timeouts
 	// Freeze stops every thread.
 	Freeze(ctx context.Context) error
 	// Final sends the last pages and returns the state (images.Checkpoint, marshalled).
@@ -107,6 +117,9 @@ type Skeleton interface {
 	// Release lets the restored sockets leave repair, with the tree still stopped and the way out open. The packets that it
 	// returns are delivered to the tree after the captured frames: each makes a socket acknowledge what it has.
 	Release(ctx context.Context) (packets [][]byte, err error)
+	// Settled waits, with the network connected, until everything is acknowledged that the restored connections have sent so far, or have
+	// ended, or for as long as ctx allows. Then Connections has their retransmission time-outs, added to those at the source.
+	Settled(ctx context.Context, before []Timeouts) error
 	// Connections describes the sockets that it was given, for the report.
 	Connections() []*clusterapi.Connection
 }

@@ -51,6 +51,7 @@ type destination struct {
 	stopped  time.Duration
 	steps    *span.Recorder // of the last switch; nil when none was begun
 	quiet    time.Duration
+	timeouts []Timeouts // at the source, in the last switch
 	arriving frames
 	answer   chan handoff.Hash // of the Finish that waits; nil when none does
 	view     view
@@ -240,6 +241,8 @@ func (d *destination) resume(ctx context.Context) error {
 	}
 	if port != nil {
 		d.m.tasks.Go(func() { d.connect(d.m.ctx, port, probes) })
+	} else {
+		d.ran(d.m.ctx)
 	}
 	if err := d.m.cfg.Host.Owned(ctx, d.rec.Handle, d.epoch+1); err != nil {
 		d.log.Error("the copy runs, but its record could not be written", "error", err)
@@ -249,10 +252,28 @@ func (d *destination) resume(ctx context.Context) error {
 			d.log.Error("the record of the copy's files could not be written", "error", err)
 		}
 	})
+	return nil
+}
+
+// settleTime bounds how long the report that the copy runs waits for the connections. A restored connection that has not measured the
+// round trip sends a probe after 1 s, and its first time-out passes 3 s later (TCP_TIMEOUT_INIT, TCP_TIMEOUT_FALLBACK of net/tcp.h).
+const settleTime = 5 * time.Second
+
+// ran reports that the copy runs, once it is known how its connections took the move. The loop does not wait for it.
+func (d *destination) ran(ctx context.Context) {
 	d.m.tasks.Go(func() {
+		d.mu.Lock()
+		sk, before := d.skeleton, d.timeouts
+		d.mu.Unlock()
+		if sk != nil {
+			bounded, cancel := context.WithTimeout(ctx, settleTime)
+			defer cancel()
+			if err := sk.Settled(bounded, before); err != nil {
+				d.log.Warn("how the connections took the move is not known", "error", err)
+			}
+		}
 		d.loop.post(d.ctx, handoff.DestinationEvent{Kind: handoff.DestinationRan, Ref: d.id})
 	})
-	return nil
 }
 
 // announcePauses are between repeated announcements: one can get lost.
@@ -272,6 +293,7 @@ func (d *destination) connect(ctx context.Context, port Port, probes [][]byte) {
 	report("probe", port.DeliverPackets(probes))
 	report("open", port.OpenIngress())
 	d.arriving.pass(port.Deliver)
+	d.ran(ctx)
 	d.log.Info("the network is connected", "captured frames delivered", n)
 	if lost := d.arriving.lost(); lost > 0 {
 		d.log.Warn("captured frames found no room", "dropped", lost)
@@ -476,7 +498,7 @@ func (d *destination) finish(ctx context.Context, h *agentapi.FinishHeader, chec
 	hash := stateHash(checkpoint, digest)
 	answer := make(chan handoff.Hash, 1)
 	d.mu.Lock()
-	d.answer, d.stopped, d.quiet = answer, time.Duration(h.GetStoppedAtNs()), extra.Quiet
+	d.answer, d.stopped, d.quiet, d.timeouts = answer, time.Duration(h.GetStoppedAtNs()), extra.Quiet, extra.Timeouts
 	d.mu.Unlock()
 	ref := withAttempt(d.id, h.GetSession().GetAttempt())
 	if err := d.loop.call(ctx, handoff.DestinationEvent{Kind: handoff.DestinationFinished, Ref: ref, Hash: hash}); err != nil {

@@ -33,7 +33,7 @@ func TestAMove(t *testing.T) {
 		"source final", "source shut egress", "destination neighbours n", "destination finish", "log commit", "destination open egress",
 		"destination release", "destination thaw", "log resumed", "source destroy", "log released")
 	inOrder(t, w.trace, "destination release", "destination announce", "destination deliver frame", "destination open ingress")
-	if d := w.last["Resumed"].GetResumed(); d.GetDowntimeMs() <= 0 || d.GetDowntimeMs() > 2000 || d.GetPid() != 200 || len(d.GetConnections()) != 1 {
+	if d := w.last["Resumed"].GetResumed(); d.GetDowntimeMs() <= 0 || d.GetDowntimeMs() > 2000 || d.GetPid() != 200 || len(d.GetConnections()) != 1 || d.GetConnections()[0].GetRtoDuringMove() != 2 {
 		t.Errorf("resumed %v", d)
 	}
 	p := w.last["Progress"].GetProgress()

@@ -437,6 +437,7 @@ func (s *fakeSource) Contents(context.Context, []volume.Unit, bool) ([]*agentapi
 }
 func (s *fakeSource) Mapped(context.Context) (map[string]bool, error) { return nil, nil }
 func (s *fakeSource) Pending(context.Context) (int, error)            { return 0, nil }
+func (s *fakeSource) Timeouts() []Timeouts                            { return []Timeouts{{Local: "a", Count: 2}} }
 func (s *fakeSource) Resident() uint64                                { return 1000 }
 func (s *fakeSource) Tracker() string                                 { return "hash" }
 func (s *fakeSource) Close() error                                    { return s.tr.host.err("close") }
@@ -489,8 +490,9 @@ func (s *fakeSource) Hold(context.Context) error {
 }
 
 type fakeSkeleton struct {
-	tr *tree
-	mu sync.Mutex
+	tr       *tree
+	mu       sync.Mutex
+	timeouts uint64
 }
 
 func (s *fakeSkeleton) Thaw(ctx context.Context) error    { return s.tr.Thaw(ctx) }
@@ -521,8 +523,14 @@ func (s *fakeSkeleton) Digest(context.Context) ([]byte, error) {
 func (s *fakeSkeleton) Release(context.Context) ([][]byte, error) {
 	return nil, s.tr.host.err("release")
 }
+func (s *fakeSkeleton) Settled(_ context.Context, before []Timeouts) error {
+	for _, t := range before {
+		s.timeouts += uint64(t.Count)
+	}
+	return s.tr.host.err("settled")
+}
 func (s *fakeSkeleton) Connections() []*clusterapi.Connection {
-	return []*clusterapi.Connection{{Local: "a"}}
+	return []*clusterapi.Connection{{Local: "a", RtoDuringMove: s.timeouts}}
 }
 
 // fakePort notes what is done to it, and captures one frame while it is shut.

@@ -201,6 +201,7 @@ func stateHash(checkpoint, digest []byte) handoff.Hash {
 type finishExtra struct {
 	Neighbours []byte        `json:"neighbours,omitempty"`
 	Quiet      time.Duration `json:"quiet"` // without frames, after which none are taken to be under way
+	Timeouts   []Timeouts    `json:"timeouts,omitempty"`
 }
 
 // quietTime is how long the destination waits for one more captured frame before it lets others in: a few times what
@@ -214,7 +215,7 @@ func (s *source) sendCheckpoint(ctx context.Context, attempt uint32, checkpoint 
 	if err != nil {
 		return nil, fmt.Errorf("completing the copy on %s: %w", s.peerNode.GetName(), plain(err))
 	}
-	extra, err := json.Marshal(finishExtra{Neighbours: s.neighbours, Quiet: quietTime + 4*s.clock.err})
+	extra, err := json.Marshal(finishExtra{Neighbours: s.neighbours, Quiet: quietTime + 4*s.clock.err, Timeouts: s.tree.Timeouts()})
 	if err != nil {
 		return nil, err
 	}

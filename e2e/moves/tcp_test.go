@@ -5,7 +5,9 @@ package moves
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"migrate/e2e/cluster"
+	"migrate/e2e/lab"
 )
 
 // talker is one connection to a redis-server that is busy in its own way until it is stopped. It never connects again.
@@ -159,6 +162,13 @@ func (s *scope) noTimeouts(name string, all []*talker) {
 		// The shortest time-out is 200 ms. Where the machine gave nobody a processor for that long, there is nothing to demand.
 		dark := time.Duration(r.DowntimeMS*1e6) + stall
 		s.Logf("time-outs: %d at the clients, %d at the server; blackout and stall %v", here, there, dark)
+		told := 0
+		for _, c := range r.Connections {
+			told += c.RTO
+		}
+		if dark < 150*time.Millisecond && told > 0 {
+			s.Errorf("the move reports %d retransmission time-outs, blackout and stall were %v", told, dark)
+		}
 		if dark < 150*time.Millisecond && here+there > 0 {
 			s.Errorf("%d retransmission time-outs at the clients and %d at the server, blackout and stall were %v", here, there, dark)
 		}
@@ -179,4 +189,94 @@ func (s *scope) talkOn(all []*talker) {
 			return k.turns.Load() >= from+5
 		})
 	}
+}
+
+// TestTimeoutsTold moves a program to a host from which the peer of its connection cannot be reached. It writes more slowly than that
+// reads, so that something is under way all the time: it must be sent again, as the report of the move says, and nothing is missing.
+func TestTimeoutsTold(t *testing.T) {
+	s := begin(t, time.Minute)
+	src, dst, far := s.roles()
+	in, err := cluster.Hosts.Host(far).Listen(s.Ctx, "tcp", ":7790")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close() }()
+	where := netip.AddrPortFrom(cluster.Hosts.Host(far).Addr(), 7790)
+	s.Run("lines", []string{"--host", src, "--addr", "10.77.0.93/24"}, "bash", "-c",
+		fmt.Sprintf("for ((n = 1; ; n++)); do echo $n; done >/dev/tcp/%v/%d", where.Addr(), where.Port()))
+	conn, err := in.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	var lines atomic.Int64
+	go func() {
+		scan := bufio.NewScanner(conn)
+		for n := int64(1); scan.Scan(); n++ {
+			if scan.Text() != strconv.FormatInt(n, 10) {
+				got <- fmt.Errorf("line %d is %q", n, scan.Text())
+				return
+			}
+			lines.Store(n)
+		}
+		got <- fmt.Errorf("the lines end: %w", cmp.Or(scan.Err(), io.EOF))
+	}()
+	defer func() { _ = conn.Close(); <-got }()
+	more := func() {
+		t.Helper()
+		from := lines.Load()
+		s.until("more lines", func() bool {
+			select {
+			case err := <-got:
+				got <- err
+				t.Fatal(err)
+			default:
+			}
+			return lines.Load() > from+10_000
+		})
+	}
+	more()
+	if err := cluster.Hosts.CutPair(s.Ctx, dst, far, false, lab.PlaneAll); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Hosts.Heal(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	more()
+	r := s.Move("lines", dst, "--max-downtime", "1s")
+	if len(r.Connections) != 1 || r.Connections[0].RTO == 0 {
+		t.Errorf("the report has %+v, want one connection with a retransmission time-out", r.Connections)
+	}
+	if err := cluster.Hosts.Heal(s.Ctx); err != nil {
+		t.Fatal(err)
+	}
+	more()
+	machine := watchStalls(t)
+	r = s.Move("lines", src, "--max-downtime", "1s")
+	dark := time.Duration(r.DowntimeMS*1e6) + machine.take()
+	if len(r.Connections) != 1 || dark < 150*time.Millisecond && r.Connections[0].RTO > 0 {
+		t.Errorf("the report of the way back has %+v, want one connection with none; blackout and stall were %v", r.Connections, dark)
+	}
+	more()
+}
+
+// roles are the three hosts: the leader of the cluster, which every other must reach, and the others.
+func (s *scope) roles() (leader, second, third string) {
+	s.Helper()
+	var nodes []struct {
+		Name   string `json:"name"`
+		Leader bool   `json:"leader"`
+	}
+	if err := json.Unmarshal([]byte(s.On("host1", cluster.Migrate, "nodes", "-o", "json")), &nodes); err != nil {
+		s.Fatal(err)
+	}
+	for i, n := range nodes {
+		if n.Leader && len(nodes) == 3 {
+			return n.Name, nodes[(i+1)%3].Name, nodes[(i+2)%3].Name
+		}
+	}
+	s.Fatalf("%+v, want three hosts with a leader", nodes)
+	return "", "", ""
 }

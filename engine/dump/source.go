@@ -109,6 +109,12 @@ func (s *Source) list() (err error) {
 // Processes lists the tree as it was last seen, parents first.
 func (s *Source) Processes() []*engine.Process { return s.procs }
 
+// Pending counts connections that the program has not accepted yet or that are being opened; see files.Dumper.
+func (s *Source) Pending(ctx context.Context) (int, error) { return s.files.Pending(ctx, s.procs) }
+
+// Timeouts are the retransmission time-outs of connections between the last call of Pending and State.
+func (s *Source) Timeouts() []files.Timeouts { return s.files.Timeouts() }
+
 // passingTime is how long something that passes is waited for.
 const passingTime = 2 * time.Second
 

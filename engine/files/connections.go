@@ -37,6 +37,35 @@ func (d *Dumper) Connections() []Connection {
 	return out
 }
 
+// lookedAt is what Pending has seen of a connection.
+type lookedAt struct {
+	timeouts uint16 // tcpi_total_rto
+	silent   bool   // the peer leaves what is sent again and again without an answer
+}
+
+// Timeouts are the retransmission time-outs (RFC 6298) of a connection around a freeze.
+type Timeouts struct {
+	Local, Remote string // as in Connection
+	Count         uint16 // from the last call of Pending to Dump
+	Silent        bool   // its peer answered nothing already then: those that it has have other reasons
+}
+
+// Timeouts tells of the connections that Dump has saved and the last Pending has met, but those of which there is nothing to tell.
+func (d *Dumper) Timeouts() []Timeouts {
+	var out []Timeouts
+	for _, p := range d.paused {
+		was, ok := d.looked[p.ino]
+		if p.state == nil || !ok {
+			continue
+		}
+		t := Timeouts{p.state.Local.String(), p.state.Remote.String(), p.conn.Timeouts() - was.timeouts, was.silent}
+		if t.Count > 0 || t.Silent {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
 // States are the connections that Dump has saved, for the delivery of captured frames.
 func (d *Dumper) States() []*tcprepair.State {
 	var out []*tcprepair.State
@@ -126,7 +155,8 @@ func (d *Dumper) Recover(ctx context.Context, procs []*engine.Process) (int, err
 }
 
 // Pending counts the connections that wait to be accepted or are being opened at the listeners of a tree. While it is not zero, Dump
-// would fail with ErrBusy: the caller shuts new connections out and waits for zero before it stops the tree.
+// would fail with ErrBusy: the caller shuts new connections out and waits for zero before it stops the tree. Timeouts counts from the
+// last call.
 func (d *Dumper) Pending(ctx context.Context, procs []*engine.Process) (n int, err error) {
 	if err := d.prepare(procs); err != nil {
 		return 0, err
@@ -136,12 +166,18 @@ func (d *Dumper) Pending(ctx context.Context, procs []*engine.Process) (n int, e
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, snap.close()) }()
+	d.looked = map[uint32]lookedAt{}
 	for _, desc := range snap.list {
 		if desc.kind != kindTCP {
 			continue
 		}
-		if state, err := tcpState(desc); err != nil || state != tcprepair.Listen {
-			continue // it has been closed meanwhile, or is a connection
+		i, err := unix.GetsockoptTCPInfo(desc.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			continue // it has been closed meanwhile
+		}
+		if tcprepair.ConnState(i.State) != tcprepair.Listen {
+			d.looked[uint32(desc.stat.Ino)] = lookedAt{i.Total_rto, i.Retransmits > 0}
+			continue
 		}
 		waiting, err := tcprepair.Waiting(desc.osFile())
 		if err != nil {

@@ -75,6 +75,7 @@ type Dumper struct {
 	held     *snapshot          // after Dump, until Resume or Drop
 	kernel   map[int]bpf.Socket // while Check or Dump runs: sockets by their duplicates, nil until asked for
 	paused   []*pausedConn
+	looked   map[uint32]lookedAt      // connections by inode, at the last call of Pending
 	queues   []*queue                 // as paused
 	requests *bpf.Requests            // nil if there is no way to fill a queue again, or none is needed
 	barriers map[*sock.Diag]*connLock // before the connections of each network namespace, from Dump until Resume or Drop
@@ -83,6 +84,7 @@ type Dumper struct {
 }
 
 type pausedConn struct {
+	ino   uint32
 	conn  *tcprepair.Paused
 	state *tcprepair.State
 }

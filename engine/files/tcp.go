@@ -170,7 +170,7 @@ func (r *dump) dumpConnection(d *description, e *sk_inet.InetSkEntry) error {
 	if err != nil {
 		return notCarried(err)
 	}
-	saved := &pausedConn{conn: p}
+	saved := &pausedConn{ino: uint32(d.stat.Ino), conn: p}
 	r.mu.Lock()
 	r.paused = append(r.paused, saved)
 	r.mu.Unlock()

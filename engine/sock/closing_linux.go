@@ -22,6 +22,11 @@ type TCPInfo struct {
 	Left          uint32         // of a connection: bytes that the peer has not acknowledged, the end of the stream counted as one
 	Received      uint32         // of a connection: bytes that the program has not read
 	Keys          []byte         // of TCP_MD5SIG: see tcprepair.KeysMD5
+	// Of a connection, from tcp_info: bytes that the peer has acknowledged in this connection's life here, those of Left that have never
+	// been sent, and the retransmission time-outs of its life here (Linux 6.7; else 0).
+	Acked    uint64
+	Unsent   uint32
+	Timeouts uint16
 }
 
 // inet_diag.h
@@ -29,7 +34,11 @@ const (
 	inetReqSize = 56 // struct inet_diag_req_v2
 	inetMsgSize = 72 // struct inet_diag_msg
 	inetExtInfo = 1 << 1
+	attrInfo    = 2  // INET_DIAG_INFO
 	attrMD5     = 18 // INET_DIAG_MD5SIG
+
+	// In struct tcp_info (linux/tcp.h): tcpi_bytes_acked, tcpi_notsent_bytes, tcpi_total_rto.
+	infoAcked, infoUnsent, infoTimeouts = 120, 144, 240
 )
 
 // InUse counts the TCP sockets of the network namespace of a process that listen, are connected, or deliver what is left after
@@ -67,6 +76,11 @@ func (d *Diag) Closing() ([]TCPInfo, error) {
 		}
 	}
 	return out, err
+}
+
+// Connections lists the TCP connections of the network namespace that are open, at one end at least.
+func (d *Diag) Connections() ([]TCPInfo, error) {
+	return d.TCP(tcprepair.Established, tcprepair.FinWait1, tcprepair.FinWait2, tcprepair.CloseWait, tcprepair.LastAck, tcprepair.Closing)
 }
 
 // TCP lists the TCP sockets of the network namespace in some states.
@@ -189,31 +203,44 @@ func parseTCP(b []byte) (out []TCPInfo, done bool, err error) {
 		case typ != diagByFamily || len(m) < inetMsgSize:
 			return nil, true, fmt.Errorf("sock_diag: message type %d of %d bytes", typ, len(m))
 		}
-		keys, err := diagKeys(m[inetMsgSize:])
-		if err != nil {
+		i := TCPInfo{State: tcprepair.ConnState(m[1]), Local: diagAddr(m[0], m[8:24], m[4:]), Remote: diagAddr(m[0], m[24:40], m[6:]),
+			Ino: ne.Uint32(m[68:]), Left: ne.Uint32(m[60:]), Received: ne.Uint32(m[56:])}
+		if err := i.attributes(m[inetMsgSize:]); err != nil {
 			return nil, true, err
 		}
-		out = append(out, TCPInfo{State: tcprepair.ConnState(m[1]), Local: diagAddr(m[0], m[8:24], m[4:]), Remote: diagAddr(m[0], m[24:40], m[6:]),
-			Ino: ne.Uint32(m[68:]), Left: ne.Uint32(m[60:]), Received: ne.Uint32(m[56:]), Keys: keys})
+		out = append(out, i)
 		b = b[min((int(size)+3)&^3, len(b)):]
 	}
 	return out, false, nil
 }
 
-// diagKeys finds the keys of TCP_MD5SIG among the attributes of a message.
-func diagKeys(b []byte) ([]byte, error) {
+// attributes reads those of a message.
+func (i *TCPInfo) attributes(b []byte) error {
 	ne := binary.NativeEndian
 	for len(b) >= 4 {
 		n := int(ne.Uint16(b))
 		if n < 4 || n > len(b) {
-			return nil, fmt.Errorf("sock_diag: an attribute of %d in %d bytes", n, len(b))
+			return fmt.Errorf("sock_diag: an attribute of %d in %d bytes", n, len(b))
 		}
-		if ne.Uint16(b[2:]) == attrMD5 && n > 4 {
-			return append([]byte{}, b[4:n]...), nil
+		switch v := b[4:n]; ne.Uint16(b[2:]) {
+		case attrMD5:
+			if len(v) > 0 {
+				i.Keys = append([]byte{}, v...)
+			}
+		case attrInfo: // a prefix of it on older kernels
+			if len(v) >= infoAcked+8 {
+				i.Acked = ne.Uint64(v[infoAcked:])
+			}
+			if len(v) >= infoUnsent+4 {
+				i.Unsent = ne.Uint32(v[infoUnsent:])
+			}
+			if len(v) >= infoTimeouts+2 {
+				i.Timeouts = ne.Uint16(v[infoTimeouts:])
+			}
 		}
 		b = b[min((n+3)&^3, len(b)):]
 	}
-	return nil, nil
+	return nil
 }
 
 func diagAddr(family uint8, addr, port []byte) netip.AddrPort {
