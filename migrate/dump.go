@@ -128,7 +128,7 @@ func (o *restoreFlags) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
-	opts := restore.DirOptions{NewPIDNamespace: o.namespace == "new", External: given.open}
+	opts := restore.DirOptions{NewPIDNamespace: o.namespace == "new", Detached: o.detach, External: given.open}
 	if own != nil && !o.detach {
 		opts.Terminal = own.take
 	}

@@ -5,8 +5,10 @@ package restore
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -27,6 +29,8 @@ type DirOptions struct {
 	// NewPIDNamespace puts the tree under a pid 1 of its own; otherwise it gets its ids in the pid namespace of this process,
 	// whose children its roots become.
 	NewPIDNamespace bool
+	// Detached: nobody will call Wait. Else a pid 1 of the tree's own keeps the status of its first process for it.
+	Detached bool
 	// Terminal takes the master of the terminal that the tree gets in the place of one that it has left (files.FreshTerminal). It is the
 	// callee's own. nil: such a checkpoint is refused.
 	Terminal func(master *os.File) error
@@ -38,6 +42,9 @@ type DirOptions struct {
 type Restored struct {
 	PID  int      // of its first process, as this process sees it
 	Init *ns.Init // its pid 1, if it has one of its own
+
+	vpid  int      // of its first process, as the pid 1 sees it
+	exits *os.File // what the pid 1 tells of processes that have ended; nil for none
 }
 
 // FromDir brings the checkpoint in dir back and lets it run. On failure nothing is left.
@@ -57,13 +64,17 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 			return nil, err
 		}
 	}
-	parent, err := parentFor(ctx, cp, o)
+	r := &Restored{}
+	parent, err := r.parentFor(ctx, cp, o)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil || !o.NewPIDNamespace {
 			err = errors.Join(err, parent.Kill(context.WithoutCancel(ctx)), parent.Close())
+		}
+		if err != nil && r.exits != nil {
+			err = errors.Join(err, r.exits.Close())
 		}
 	}()
 	env := Env{Parent: parent.PID, Sibling: !o.NewPIDNamespace, External: o.External}
@@ -87,7 +98,7 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 	if err := errors.Join(s.Release(ctx), s.Resume(ctx), s.Close()); err != nil {
 		return nil, err
 	}
-	r := &Restored{PID: s.Processes()[0].PID}
+	r.PID, r.vpid = s.Processes()[0].PID, s.Processes()[0].VPID
 	if o.NewPIDNamespace {
 		r.Init = parent
 	}
@@ -145,7 +156,7 @@ var ErrPages = errors.New("pages-*.img, pagemap-*.img: pages are missing or have
 
 // parentFor starts the process that the tree is born of or beside. Its clocks continue those of the checkpoint when the
 // tree comes from another boot; within one boot they have never stopped, and have the offsets that they had.
-func parentFor(ctx context.Context, cp *images.Checkpoint, o DirOptions) (*ns.Init, error) {
+func (r *Restored) parentFor(ctx context.Context, cp *images.Checkpoint, o DirOptions) (*ns.Init, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
@@ -170,28 +181,69 @@ func parentFor(ctx context.Context, cp *images.Checkpoint, o DirOptions) (*ns.In
 		}
 		return ns.StartSeed(ctx, &offsets)
 	}
-	return ns.StartInit(ctx, ns.Spec{Mount: true, Offsets: offsets})
+	spec := ns.Spec{Mount: true, Offsets: offsets}
+	if o.Detached {
+		return ns.StartInit(ctx, spec)
+	}
+	if r.exits, spec.ExitLog, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	init, err := ns.StartInit(ctx, spec)
+	if err := errors.Join(err, spec.ExitLog.Close()); err != nil { // the pid 1 holds it
+		return nil, errors.Join(err, r.exits.Close())
+	}
+	return init, nil
 }
 
-// Wait waits until the first process of the tree has ended, and returns its wait status. A tree in a pid namespace of its
-// own gives no status: its parent is its pid 1.
+// Wait waits until the first process of the tree has ended, and returns its wait status. A pid 1 of the tree's own ends with the last
+// process under it, if that is the first one of the tree. It is called once.
 func (r *Restored) Wait() (unix.WaitStatus, error) {
-	var st unix.WaitStatus
 	if r.Init != nil {
-		fd, err := unix.PidfdOpen(r.PID, 0)
-		if errors.Is(err, unix.ESRCH) {
-			return 0, nil
+		if r.exits == nil {
+			return 0, errors.New("the tree was restored for nobody to wait for it")
 		}
-		if err != nil {
-			return 0, fmt.Errorf("pid %d: pidfd_open: %w", r.PID, err)
-		}
-		defer func() { _ = unix.Close(fd) }()
-		return 0, ns.AwaitExit(context.Background(), fd)
+		st, killed, err := r.told()
+		return st, errors.Join(err, r.exits.Close(), r.leave(killed))
 	}
+	var st unix.WaitStatus
 	for {
 		_, err := unix.Wait4(r.PID, &st, unix.WALL, nil)
 		if !errors.Is(err, unix.EINTR) {
 			return st, err
 		}
 	}
+}
+
+// told reads what the pid 1 tells (arch.InitELF) up to the end of the tree's first process. killed: it was killed itself, and all under it
+// with it (pid_namespaces(7)).
+func (r *Restored) told() (st unix.WaitStatus, killed bool, err error) {
+	for {
+		var rec [8]byte
+		_, err := io.ReadFull(r.exits, rec[:])
+		if errors.Is(err, io.EOF) {
+			return unix.WaitStatus(unix.SIGKILL), true, nil
+		}
+		if err != nil {
+			return 0, false, fmt.Errorf("what pid 1 of the tree (pid %d) tells: %w", r.Init.PID, err)
+		}
+		if ne := binary.NativeEndian; int(ne.Uint32(rec[:])) == r.vpid {
+			return unix.WaitStatus(ne.Uint32(rec[4:])), false, nil
+		}
+	}
+}
+
+// leave ends the pid 1 if nothing is left under it. What is left becomes its child, so that to have none is to be alone.
+func (r *Restored) leave(killed bool) error {
+	var children []int
+	var err error
+	if !killed {
+		children, err = procfs.Host.Children(r.Init.PID, r.Init.PID)
+	}
+	if errors.Is(err, procfs.ErrGone) { // a kernel without CONFIG_PROC_CHILDREN
+		return r.Init.Close()
+	}
+	if err == nil && len(children) == 0 {
+		err = r.Init.Kill(context.Background()) // or only reaps it
+	}
+	return errors.Join(err, r.Init.Close())
 }
