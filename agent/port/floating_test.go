@@ -72,20 +72,21 @@ func moveFloating(t *testing.T, k kind, blackout time.Duration) {
 		time.Sleep(blackout - time.Since(start))
 		dark := time.Since(start)
 		n := goOn(t, src.Gate, dst.Gate, streams)
+		opened := time.Since(start)
 		time.Sleep(300 * time.Millisecond)
 		diff := difference(before, counters(t, l.client))
 		gap := beat.gap()
 		for _, s := range streams {
 			wait := time.Duration(s.c.longest.Load())
 			t.Logf("%s hop %d: client waited %v of %v; stalled %v; frames %d; client %v; dst %v", k, hop, wait, dark, gap, n, diff, s.state.Name())
-			if wait > dark+gap+200*time.Millisecond {
-				t.Errorf("client waited %v, the blackout was %v", wait, dark)
+			if wait > opened+gap+200*time.Millisecond {
+				t.Errorf("client waited %v, the blackout was %v", wait, opened)
 			}
 		}
 		if wait := time.Duration(other.longest.Load()); wait > 30*time.Millisecond {
 			t.Logf("the other client waited %v", wait)
 		}
-		checkTimeouts(t, diff, dark+gap)
+		checkTimeouts(t, diff, opened+gap)
 		check(t, "addresses", src.RemoveAddrs(ctx))
 		check(t, "end", src.End(ctx))
 		if left := l.leftovers(hop); len(left) > 0 {

@@ -120,6 +120,7 @@ type client struct {
 	done    chan error
 	n       int64
 	longest atomic.Int64 // nanoseconds
+	asked   atomic.Int64 // how many waits are over
 }
 
 func (c *client) run() {
@@ -151,6 +152,7 @@ func (c *client) timed(f func() error) error {
 	if d := int64(time.Since(start)); d > c.longest.Load() {
 		c.longest.Store(d)
 	}
+	c.asked.Add(1)
 	return err
 }
 

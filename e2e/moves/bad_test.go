@@ -79,16 +79,18 @@ func (s *scope) unmoved(before instance) {
 // runs checks that a process of a host is neither stopped nor traced nor frozen.
 func (s *scope) runs(host string, pid int) {
 	s.Helper()
-	text := s.On(host, "cat", "/proc/"+strconv.Itoa(pid)+"/status")
-	state, tracer := "", ""
-	for line := range strings.Lines(text) {
-		switch f := strings.Fields(line); {
-		case len(f) > 1 && f[0] == "State:":
-			state = f[1]
-		case len(f) > 1 && f[0] == "TracerPid:":
-			tracer = f[1]
+	state, tracer := "D", ""
+	s.until("a process to be in no call that is short", func() bool { // that it waits for its memory, say, is nobody's doing
+		for line := range strings.Lines(s.On(host, "cat", "/proc/"+strconv.Itoa(pid)+"/status")) {
+			switch f := strings.Fields(line); {
+			case len(f) > 1 && f[0] == "State:":
+				state = f[1]
+			case len(f) > 1 && f[0] == "TracerPid:":
+				tracer = f[1]
+			}
 		}
-	}
+		return state != "D"
+	})
 	if state != "R" && state != "S" || tracer != "0" {
 		s.Errorf("pid %d on %s has state %q and tracer %q", pid, host, state, tracer)
 	}

@@ -181,15 +181,15 @@ func TestReservationCostsNothing(t *testing.T) {
 		return st.VMPTE
 	}
 	before := tables(p.pid())
-	var scans time.Duration
+	least := time.Hour
 	for i := range uint64(3) {
 		p.stamp(arena+5<<30+i*PageSize, PageSize, i)
-		scans += r.round().ScanDuration
+		least = min(least, r.round().ScanDuration)
 	}
 	p.do(order{Op: "mprotect", Addr: arena, Size: size, Prot: unix.PROT_NONE})
-	scans += r.final().ScanDuration
-	if scans > 200*time.Millisecond { // one question for written pages in all of it takes twice as long
-		t.Errorf("the scans of four rounds took %v", scans)
+	least = min(least, r.final().ScanDuration)
+	if least > 50*time.Millisecond { // one question for written pages in all of it takes eight times as long, a busy machine makes some longer
+		t.Errorf("the shortest scan of four took %v", least)
 	}
 	if grown := tables(p.pid()) - before; grown > 1<<20 {
 		t.Errorf("page tables grew by %d bytes", grown)
