@@ -15,7 +15,10 @@ import (
 	"migrate/engine/images/imagespb"
 )
 
-const aboutNet = "lo, dummy, bridge, vlan, macvlan and veth devices that lead nowhere outside of the tree, with their addresses, flags and masters; routes, rules, permanent neighbours, all sysctls, and the tables of nftables with counters; not with queueing disciplines or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) are lost"
+const aboutNet = "lo, dummy, ifb, bridge, vlan, macvlan, vxlan and veth devices that lead nowhere outside of the tree, with their addresses, flags, masters, aliases and other names; " +
+	"routes, next hops, rules, neighbours (those that were found are asked again), proxies, forwarding entries that somebody has set, address labels, all sysctls, " +
+	"and the tables of nftables with counters; the queueing disciplines pfifo, bfifo, pfifo_fast, tbf, htb, ingress and clsact, without filters; not with VLAN filtering bridges, XDP programs " +
+	"or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) are lost"
 
 // Sizes of the fixed parts of messages (rtnetlink(7)).
 const (
@@ -30,7 +33,7 @@ func dumpNet(d *dumper) error {
 	return d.inside(unix.CLONE_NEWNET, func() error {
 		n := &imagespb.NetNamespace{}
 		d.header.Net = n
-		for _, read := range []func(*imagespb.NetNamespace) error{d.netIDs, d.links, d.routes, d.others, d.firewall, d.sysctls} {
+		for _, read := range []func(*imagespb.NetNamespace) error{d.netIDs, d.links, d.routes, d.objects, d.queues, d.firewall, d.sysctls} {
 			if err := read(n); err != nil {
 				return err
 			}
@@ -39,7 +42,7 @@ func dumpNet(d *dumper) error {
 	})
 }
 
-// routes reads the routes of all tables, the rules that choose among them and the neighbours that somebody has set.
+// routes reads the routes of all tables, the rules that choose among them and the neighbours.
 func (d *dumper) routes(n *imagespb.NetNamespace) (err error) {
 	if n.Routes, err = listRoutes(); err != nil {
 		return err
@@ -47,23 +50,7 @@ func (d *dumper) routes(n *imagespb.NetNamespace) (err error) {
 	if n.Rules, err = dumpNetlink(unix.RTM_GETRULE, unix.RTM_NEWRULE, make([]byte, sizeRule)); err != nil {
 		return err
 	}
-	all, err := dumpNetlink(unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, make([]byte, sizeNeigh))
-	if err != nil {
-		return err
-	}
-	for _, m := range all {
-		// struct ndmsg: family, pads, ifindex, state, flags, type
-		const noARP = 0x40
-		if len(m) < sizeNeigh || binary.NativeEndian.Uint16(m[8:])&unix.NUD_PERMANENT == 0 || binary.NativeEndian.Uint16(m[8:])&noARP != 0 {
-			continue
-		}
-		kept, err := keep(m, sizeNeigh, func(k uint16) bool { return k == unix.NDA_DST || k == unix.NDA_LLADDR })
-		if err != nil {
-			return err
-		}
-		n.Neighbours = append(n.Neighbours, kept)
-	}
-	return nil
+	return d.neighbours(n)
 }
 
 // listRoutes reads the routes in the form in which they can be made again.
@@ -78,7 +65,7 @@ func listRoutes() ([][]byte, error) {
 			continue
 		}
 		// Ages, and flags that tell the state of the device.
-		kept, err := keep(m, sizeRoute, func(k uint16) bool { return k != unix.RTA_CACHEINFO })
+		kept, err := keepRoute(m)
 		if err != nil {
 			return nil, err
 		}
@@ -88,20 +75,20 @@ func listRoutes() ([][]byte, error) {
 	return out, nil
 }
 
-// others refuses what is not carried: queueing disciplines that somebody has set.
-func (d *dumper) others(*imagespb.NetNamespace) error {
-	all, err := dumpNetlink(unix.RTM_GETQDISC, unix.RTM_NEWQDISC, make([]byte, 20)) // struct tcmsg
+// keepRoute leaves out ages, and what a route has from its next hop, if it names one.
+func keepRoute(m []byte) ([]byte, error) {
+	list, err := attrs(m, sizeRoute)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, m := range all {
-		if list, err := attrs(m, 20); err != nil {
-			return err
-		} else if handle := word(m[8:]); handle != 0 {
-			d.refuse("queueing discipline", fmt.Sprintf("%s with handle %x: of device %d", text(find(list, unix.TCA_KIND)), handle>>16, word(m[4:])), "")
+	named := find(list, rtaNextHop) != nil
+	return keep(m, sizeRoute, func(k uint16) bool {
+		switch k {
+		case unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE:
+			return !named
 		}
-	}
-	return nil
+		return k != unix.RTA_CACHEINFO
+	})
 }
 
 // liveNet is a network namespace that is being filled.
@@ -143,6 +130,9 @@ func (n *liveNet) rest() error {
 	if err := restoreRules(n.GetRules()); err != nil {
 		return err
 	}
+	if err := n.restoreNextHops(); err != nil {
+		return err
+	}
 	if err := restoreRoutes(n.GetRoutes()); err != nil {
 		return err
 	}
@@ -165,6 +155,11 @@ func (n *liveNet) rest() error {
 	}
 	if err := restoreRoutes(n.GetRoutes()); err != nil {
 		return err
+	}
+	for _, step := range []func() error{n.restoreObjects, n.restoreQueues} {
+		if err := step(); err != nil {
+			return err
+		}
 	}
 	return restoreFirewall(n.GetFirewall())
 }

@@ -18,7 +18,12 @@ import (
 // linkKinds are the kinds of devices that can be made, and the attributes of IFLA_INFO_DATA that are set then (include/uapi/linux/if_link.h);
 // the others are read only.
 var linkKinds = map[string][]uint16{
-	"dummy":   {},
+	"dummy": {},
+	"ifb":   {},
+	vxlan: {nl.IFLA_VXLAN_ID, nl.IFLA_VXLAN_GROUP, nl.IFLA_VXLAN_GROUP6, nl.IFLA_VXLAN_LINK, nl.IFLA_VXLAN_LOCAL, nl.IFLA_VXLAN_LOCAL6, nl.IFLA_VXLAN_TTL,
+		nl.IFLA_VXLAN_TOS, nl.IFLA_VXLAN_LEARNING, nl.IFLA_VXLAN_AGEING, nl.IFLA_VXLAN_LIMIT, nl.IFLA_VXLAN_PORT_RANGE, nl.IFLA_VXLAN_PROXY, nl.IFLA_VXLAN_RSC,
+		nl.IFLA_VXLAN_L2MISS, nl.IFLA_VXLAN_L3MISS, nl.IFLA_VXLAN_PORT, nl.IFLA_VXLAN_UDP_CSUM, nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX,
+		nl.IFLA_VXLAN_GBP, nl.IFLA_VXLAN_FLOWBASED, vxlanLabel, vxlanTTLInherit, vxlanDF, vxlanLocalBypass},
 	"veth":    {},
 	"vlan":    {nl.IFLA_VLAN_ID, nl.IFLA_VLAN_FLAGS, nl.IFLA_VLAN_EGRESS_QOS, nl.IFLA_VLAN_INGRESS_QOS, nl.IFLA_VLAN_PROTOCOL},
 	"macvlan": {nl.IFLA_MACVLAN_MODE, nl.IFLA_MACVLAN_FLAGS},
@@ -26,6 +31,15 @@ var linkKinds = map[string][]uint16{
 		nl.IFLA_BR_PRIORITY, nl.IFLA_BR_VLAN_FILTERING, nl.IFLA_BR_VLAN_PROTOCOL, nl.IFLA_BR_GROUP_FWD_MASK, nl.IFLA_BR_MCAST_SNOOPING, nl.IFLA_BR_MCAST_QUERIER,
 		nl.IFLA_BR_VLAN_DEFAULT_PVID},
 }
+
+// vxlan is the kind of a device whose attributes nl does not have all.
+const (
+	vxlan            = "vxlan"
+	vxlanLabel       = 26
+	vxlanTTLInherit  = 28
+	vxlanDF          = 29
+	vxlanLocalBypass = 31
+)
 
 // linkAttrs are the attributes of a device that are set when it is made.
 var linkAttrs = []uint16{unix.IFLA_IFNAME, unix.IFLA_ADDRESS, unix.IFLA_BROADCAST, unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_LINK, unix.IFLA_LINK_NETNSID, unix.IFLA_NUM_TX_QUEUES,
@@ -82,6 +96,7 @@ func (d *dumper) checkLink(n *imagespb.NetNamespace, dev *imagespb.NetDevice, li
 	if slices.Contains(fallbacks, dev.Name) {
 		return
 	}
+	d.checkParts(where, dev, list)
 	if _, ok := linkKinds[dev.Kind]; !ok {
 		d.refuse(where, fmt.Sprintf("a device of kind %q", dev.Kind), "remove it")
 		return
@@ -94,7 +109,7 @@ func (d *dumper) checkLink(n *imagespb.NetNamespace, dev *imagespb.NetDevice, li
 
 // setLinks completes the devices of a namespace, when they are there: first what refers to others, then their addresses, and they go up.
 func (n *liveNet) setLinks() error {
-	for _, step := range []func(*imagespb.NetDevice) error{setLink, setBridge, quiet, setUp, setAddresses} {
+	for _, step := range []func(*imagespb.NetDevice) error{setLink, setNames, setBridge, quiet, setUp, settle, setPort, setAddresses} {
 		for _, d := range n.GetDevices() {
 			if err := step(d); err != nil {
 				return fmt.Errorf("device %s: %w", d.GetName(), err)
@@ -166,6 +181,13 @@ func (n *liveNet) makeLinks(nets []*liveNet) (progress bool, left string, err er
 			return false, "", fmt.Errorf("device %.16q: %w", d.GetName(), err)
 		}
 		lower, at := word(find(list, unix.IFLA_LINK)), n
+		if d.GetKind() == vxlan {
+			data, err := linkData(d.GetLink())
+			if err != nil {
+				return false, "", fmt.Errorf("device %.16q: %w", d.GetName(), err)
+			}
+			lower = word(find(data, nl.IFLA_VXLAN_LINK))
+		}
 		if id := find(list, unix.IFLA_LINK_NETNSID); id != nil {
 			i := slices.IndexFunc(nets, func(o *liveNet) bool { return o.id == namespaceOf(n.NetNamespace, id) })
 			if i < 0 {
@@ -212,6 +234,12 @@ func (n *liveNet) makeLink(at *liveNet, d *imagespb.NetDevice, list []attr) erro
 	}
 	var data []byte
 	for _, a := range given {
+		if d.GetKind() == vxlan && a.kind == vxlanTTLInherit { // it is read as a number, and written as a flag
+			if !slices.Contains(a.data, 1) {
+				continue
+			}
+			a.data = nil
+		}
 		if d.GetKind() != bridge && slices.Contains(settable, a.kind) {
 			data = appendAttr(data, a.kind, a.data)
 		}
@@ -253,53 +281,13 @@ func setLink(d *imagespb.NetDevice) error {
 	if err != nil {
 		return err
 	}
-	m := make([]byte, sizeLink)
-	binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
-	for _, kind := range []uint16{unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_MASTER} {
+	m := linkOf(d)
+	for _, kind := range []uint16{unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_MASTER, unix.IFLA_IFALIAS} {
 		if v := find(list, kind); v != nil {
 			m = appendAttr(m, kind, v)
 		}
 	}
 	return sendNetlink(unix.RTM_NEWLINK, 0, m)
-}
-
-// bridge is the kind of a device most of whose settings depend on how its driver was built, so that only what differs is set.
-const bridge = "bridge"
-
-// setBridge gives a bridge its settings.
-func setBridge(d *imagespb.NetDevice) error {
-	if d.GetKind() != bridge {
-		return nil
-	}
-	all, err := dumpNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, make([]byte, sizeLink))
-	if err != nil {
-		return err
-	}
-	var have []attr
-	for _, m := range all {
-		if len(m) >= sizeLink && word(m[4:]) == d.GetIndex() {
-			if have, err = linkData(m); err != nil {
-				return err
-			}
-		}
-	}
-	want, err := linkData(d.GetLink())
-	if err != nil {
-		return err
-	}
-	for _, a := range want {
-		if !slices.Contains(linkKinds[bridge], a.kind) || string(find(have, a.kind)) == string(a.data) {
-			continue
-		}
-		m := make([]byte, sizeLink)
-		binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
-		info := appendAttr(nil, nl.IFLA_INFO_KIND, []byte(bridge))
-		info = appendAttr(info, nl.IFLA_INFO_DATA|unix.NLA_F_NESTED, appendAttr(nil, a.kind, a.data))
-		if err := sendNetlink(unix.RTM_NEWLINK, 0, appendAttr(m, unix.IFLA_LINKINFO|unix.NLA_F_NESTED, info)); err != nil {
-			return fmt.Errorf("attribute %d of a bridge: %w", a.kind, err)
-		}
-	}
-	return nil
 }
 
 // linkData are the attributes of a device that belong to its kind.
@@ -332,11 +320,18 @@ func setUp(d *imagespb.NetDevice) error {
 		return errors.New("its record is too short")
 	}
 	// struct ifinfomsg: family, pad, type, index, flags, change
-	m := make([]byte, sizeLink)
-	binary.NativeEndian.PutUint32(m[4:], d.GetIndex())
+	m := linkOf(d)
 	binary.NativeEndian.PutUint32(m[8:], word(d.GetLink()[8:])&linkFlags)
 	binary.NativeEndian.PutUint32(m[12:], linkFlags)
 	return sendNetlink(unix.RTM_NEWLINK, 0, m)
+}
+
+// settle lets the kernel take note at once that a device has got a carrier, on which the state of those above it depends, and
+// not when its queue of such events is next looked at, which takes up to a second (net/core/link_watch.c): it does so for one
+// that is asked about.
+func settle(d *imagespb.NetDevice) error {
+	_, err := askNetlink(unix.RTM_GETLINK, unix.RTM_NEWLINK, linkOf(d))
+	return err
 }
 
 // setAddresses makes the addresses of a device those of the record.

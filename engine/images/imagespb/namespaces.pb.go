@@ -546,6 +546,7 @@ type NetNamespace struct {
 	Neighbours    [][]byte               `protobuf:"bytes,5,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // RTM_NEWNEIGH
 	Firewall      []*FirewallObject      `protobuf:"bytes,7,rep,name=firewall,proto3" json:"firewall,omitempty"`     // of nftables, in an order in which they can be made
 	Ids           []*NetID               `protobuf:"bytes,6,rep,name=ids,proto3" json:"ids,omitempty"`               // by which it knows other network namespaces of the tree
+	Objects       []*NetObject           `protobuf:"bytes,8,rep,name=objects,proto3" json:"objects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -629,6 +630,66 @@ func (x *NetNamespace) GetIds() []*NetID {
 	return nil
 }
 
+func (x *NetNamespace) GetObjects() []*NetObject {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+// NetObject is a next hop, an address label, a proxy or forwarding entry, a queueing discipline or one of its classes.
+type NetObject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          uint32                 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`      // RTM_NEW* (rtnetlink(7))
+	Message       []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"` // without its header
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetObject) Reset() {
+	*x = NetObject{}
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetObject) ProtoMessage() {}
+
+func (x *NetObject) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetObject.ProtoReflect.Descriptor instead.
+func (*NetObject) Descriptor() ([]byte, []int) {
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NetObject) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *NetObject) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
 // FirewallObject is a table, chain, set, some elements of a set, object or rule of nftables.
 type FirewallObject struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -640,7 +701,7 @@ type FirewallObject struct {
 
 func (x *FirewallObject) Reset() {
 	*x = FirewallObject{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +713,7 @@ func (x *FirewallObject) String() string {
 func (*FirewallObject) ProtoMessage() {}
 
 func (x *FirewallObject) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[8]
+	mi := &file_engine_images_namespaces_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +726,7 @@ func (x *FirewallObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirewallObject.ProtoReflect.Descriptor instead.
 func (*FirewallObject) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{8}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FirewallObject) GetType() uint32 {
@@ -693,7 +754,7 @@ type NetID struct {
 
 func (x *NetID) Reset() {
 	*x = NetID{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +766,7 @@ func (x *NetID) String() string {
 func (*NetID) ProtoMessage() {}
 
 func (x *NetID) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[9]
+	mi := &file_engine_images_namespaces_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +779,7 @@ func (x *NetID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetID.ProtoReflect.Descriptor instead.
 func (*NetID) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{9}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NetID) GetNsid() uint32 {
@@ -748,7 +809,7 @@ type NetDevice struct {
 
 func (x *NetDevice) Reset() {
 	*x = NetDevice{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +821,7 @@ func (x *NetDevice) String() string {
 func (*NetDevice) ProtoMessage() {}
 
 func (x *NetDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[10]
+	mi := &file_engine_images_namespaces_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +834,7 @@ func (x *NetDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetDevice.ProtoReflect.Descriptor instead.
 func (*NetDevice) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{10}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NetDevice) GetIndex() uint32 {
@@ -821,7 +882,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[11]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +894,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[11]
+	mi := &file_engine_images_namespaces_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +907,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{11}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Sysctl) GetName() string {
@@ -873,7 +934,7 @@ type Tree struct {
 
 func (x *Tree) Reset() {
 	*x = Tree{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[12]
+	mi := &file_engine_images_namespaces_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +946,7 @@ func (x *Tree) String() string {
 func (*Tree) ProtoMessage() {}
 
 func (x *Tree) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[12]
+	mi := &file_engine_images_namespaces_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +959,7 @@ func (x *Tree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tree.ProtoReflect.Descriptor instead.
 func (*Tree) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{12}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Tree) GetFiles() []*TreeFile {
@@ -928,7 +989,7 @@ type TreeFile struct {
 
 func (x *TreeFile) Reset() {
 	*x = TreeFile{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[13]
+	mi := &file_engine_images_namespaces_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1001,7 @@ func (x *TreeFile) String() string {
 func (*TreeFile) ProtoMessage() {}
 
 func (x *TreeFile) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[13]
+	mi := &file_engine_images_namespaces_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1014,7 @@ func (x *TreeFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeFile.ProtoReflect.Descriptor instead.
 func (*TreeFile) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{13}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TreeFile) GetPath() string {
@@ -1050,7 +1111,7 @@ type TreeExtent struct {
 
 func (x *TreeExtent) Reset() {
 	*x = TreeExtent{}
-	mi := &file_engine_images_namespaces_proto_msgTypes[14]
+	mi := &file_engine_images_namespaces_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1123,7 @@ func (x *TreeExtent) String() string {
 func (*TreeExtent) ProtoMessage() {}
 
 func (x *TreeExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_images_namespaces_proto_msgTypes[14]
+	mi := &file_engine_images_namespaces_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1136,7 @@ func (x *TreeExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeExtent.ProtoReflect.Descriptor instead.
 func (*TreeExtent) Descriptor() ([]byte, []int) {
-	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{14}
+	return file_engine_images_namespaces_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TreeExtent) GetOffset() uint64 {
@@ -1139,7 +1200,7 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\bmessages\x18\x02 \x03(\v2\x17.migrate.images.MessageR\bmessages\"1\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\x12R\x04type\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xa8\x02\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xdd\x02\n" +
 	"\fNetNamespace\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.migrate.images.NetDeviceR\adevices\x12\x16\n" +
 	"\x06routes\x18\x02 \x03(\fR\x06routes\x120\n" +
@@ -1149,7 +1210,11 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"neighbours\x18\x05 \x03(\fR\n" +
 	"neighbours\x12:\n" +
 	"\bfirewall\x18\a \x03(\v2\x1e.migrate.images.FirewallObjectR\bfirewall\x12'\n" +
-	"\x03ids\x18\x06 \x03(\v2\x15.migrate.images.NetIDR\x03ids\">\n" +
+	"\x03ids\x18\x06 \x03(\v2\x15.migrate.images.NetIDR\x03ids\x123\n" +
+	"\aobjects\x18\b \x03(\v2\x19.migrate.images.NetObjectR\aobjects\"9\n" +
+	"\tNetObject\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\rR\x04type\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\">\n" +
 	"\x0eFirewallObject\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\fR\amessage\"9\n" +
@@ -1201,7 +1266,7 @@ func file_engine_images_namespaces_proto_rawDescGZIP() []byte {
 	return file_engine_images_namespaces_proto_rawDescData
 }
 
-var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_engine_images_namespaces_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_engine_images_namespaces_proto_goTypes = []any{
 	(*Namespaces)(nil),        // 0: migrate.images.Namespaces
 	(*NestedNamespace)(nil),   // 1: migrate.images.NestedNamespace
@@ -1211,14 +1276,15 @@ var file_engine_images_namespaces_proto_goTypes = []any{
 	(*MessageQueue)(nil),      // 5: migrate.images.MessageQueue
 	(*Message)(nil),           // 6: migrate.images.Message
 	(*NetNamespace)(nil),      // 7: migrate.images.NetNamespace
-	(*FirewallObject)(nil),    // 8: migrate.images.FirewallObject
-	(*NetID)(nil),             // 9: migrate.images.NetID
-	(*NetDevice)(nil),         // 10: migrate.images.NetDevice
-	(*Sysctl)(nil),            // 11: migrate.images.Sysctl
-	(*Tree)(nil),              // 12: migrate.images.Tree
-	(*TreeFile)(nil),          // 13: migrate.images.TreeFile
-	(*TreeExtent)(nil),        // 14: migrate.images.TreeExtent
-	nil,                       // 15: migrate.images.TreeFile.XattrsEntry
+	(*NetObject)(nil),         // 8: migrate.images.NetObject
+	(*FirewallObject)(nil),    // 9: migrate.images.FirewallObject
+	(*NetID)(nil),             // 10: migrate.images.NetID
+	(*NetDevice)(nil),         // 11: migrate.images.NetDevice
+	(*Sysctl)(nil),            // 12: migrate.images.Sysctl
+	(*Tree)(nil),              // 13: migrate.images.Tree
+	(*TreeFile)(nil),          // 14: migrate.images.TreeFile
+	(*TreeExtent)(nil),        // 15: migrate.images.TreeExtent
+	nil,                       // 16: migrate.images.TreeFile.XattrsEntry
 }
 var file_engine_images_namespaces_proto_depIdxs = []int32{
 	3,  // 0: migrate.images.Namespaces.mounts:type_name -> migrate.images.Mount
@@ -1229,18 +1295,19 @@ var file_engine_images_namespaces_proto_depIdxs = []int32{
 	2,  // 5: migrate.images.Namespaces.processes:type_name -> migrate.images.ProcessNamespaces
 	0,  // 6: migrate.images.NestedNamespace.state:type_name -> migrate.images.Namespaces
 	6,  // 7: migrate.images.MessageQueue.messages:type_name -> migrate.images.Message
-	10, // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
-	11, // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
-	8,  // 10: migrate.images.NetNamespace.firewall:type_name -> migrate.images.FirewallObject
-	9,  // 11: migrate.images.NetNamespace.ids:type_name -> migrate.images.NetID
-	13, // 12: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
-	14, // 13: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
-	15, // 14: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	11, // 8: migrate.images.NetNamespace.devices:type_name -> migrate.images.NetDevice
+	12, // 9: migrate.images.NetNamespace.sysctls:type_name -> migrate.images.Sysctl
+	9,  // 10: migrate.images.NetNamespace.firewall:type_name -> migrate.images.FirewallObject
+	10, // 11: migrate.images.NetNamespace.ids:type_name -> migrate.images.NetID
+	8,  // 12: migrate.images.NetNamespace.objects:type_name -> migrate.images.NetObject
+	14, // 13: migrate.images.Tree.files:type_name -> migrate.images.TreeFile
+	15, // 14: migrate.images.TreeFile.extents:type_name -> migrate.images.TreeExtent
+	16, // 15: migrate.images.TreeFile.xattrs:type_name -> migrate.images.TreeFile.XattrsEntry
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_engine_images_namespaces_proto_init() }
@@ -1254,7 +1321,7 @@ func file_engine_images_namespaces_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_images_namespaces_proto_rawDesc), len(file_engine_images_namespaces_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
