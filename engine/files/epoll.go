@@ -25,7 +25,7 @@ import (
 // been, never once less.
 var kindEpoll = &Kind{
 	Name: "epoll", Type: fdinfo.FdTypes_EVENTPOLL, Carried: true,
-	Note:  "with its targets, also those whose number was closed or reused while their file stayed open in the tree",
+	Note:  "with its targets, also those whose number was closed or reused while their file stayed open in the tree; with its settings of busy polling",
 	match: func(d *description) bool { return d.anon("[eventpoll]") },
 	check: checkEpoll, dump: dumpEpoll, open: openEpoll, inside: registerEpoll,
 }
@@ -104,6 +104,15 @@ func stale(s *snapshot, d *description, all []procfs.EpollTarget, n int) *descri
 // description that is meant.
 func staleBlob(id uint32) string { return fmt.Sprintf("epoll-%d", id) }
 
+// busyBlob holds how the set polls network devices (struct epoll_params), if it is told to.
+func busyBlob(id uint32) string { return fmt.Sprintf("epoll-busy-%d", id) }
+
+// EPIOCSPARAMS and EPIOCGPARAMS of ioctl_eventpoll(2).
+const (
+	epollSetParams = 0x40088A01
+	epollGetParams = 0x80088A02
+)
+
 func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
 	i, err := d.fdinfo()
 	if err != nil {
@@ -132,6 +141,9 @@ func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, e
 	if closed != nil {
 		r.blob(staleBlob(d.id), closed)
 	}
+	if params, err := epollParams(d.fd, epollGetParams, [8]byte{}); err == nil && params != [8]byte{} { // ENOTTY before Linux 6.9
+		r.blob(busyBlob(d.id), params[:])
+	}
 	return &fdinfo.FileEntry{Epfd: e}, nil
 }
 
@@ -141,6 +153,15 @@ func openEpoll(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
 		return fmt.Errorf("epoll_create1: %w", err)
 	}
 	r.put(e.GetId(), fd)
+	if b := r.cp.Blobs[busyBlob(e.GetId())]; b != nil {
+		var params [8]byte
+		if copy(params[:], b) != len(b) {
+			return fmt.Errorf("blob %s: it has %d bytes", busyBlob(e.GetId()), len(b))
+		}
+		if _, err := epollParams(fd, epollSetParams, params); err != nil {
+			return fmt.Errorf("busy polling of the set (EPIOCSPARAMS): %w", err)
+		}
+	}
 	return nil
 }
 

@@ -33,6 +33,15 @@ func kcmpEpoll(self, fd, efd, tfd, n int) (bool, error) {
 	return r == 0, nil
 }
 
+// epollParams is ioctl(EPIOCSPARAMS) or EPIOCGPARAMS with a struct epoll_params.
+func epollParams(fd int, request uintptr, params [8]byte) ([8]byte, error) {
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&params)))
+	if e != 0 {
+		return params, e
+	}
+	return params, nil
+}
+
 // ownerEx is struct f_owner_ex (fcntl(2)).
 type ownerEx struct{ Type, PID int32 }
 

@@ -60,7 +60,7 @@ const (
 
 // intOptions lists the integer options that are carried beside those of SkOptsEntry. Numbers are those of asm-generic/socket.h,
 // linux/in.h, linux/in6.h and linux/udp.h. An option that a socket or kernel does not know is not recorded. Those that the
-// kernel lets nobody read (SO_ATTACH_REUSEPORT_CBPF, SO_BUSY_POLL_BUDGET, IP_ROUTER_ALERT) start anew.
+// kernel lets nobody read (SO_ATTACH_REUSEPORT_CBPF, SO_BUSY_POLL_BUDGET; before Linux 6.6 IP_ROUTER_ALERT) start anew.
 var intOptions = map[string]intOption{
 	"SO_DEBUG": {levelSocket, 1, onAny, late}, "SO_RXQ_OVFL": {levelSocket, 40, onAny, late}, "SO_WIFI_STATUS": {levelSocket, 41, onAny, late},
 	"SO_PEEK_OFF": {levelSocket, 42, onUnix | onIP, last}, "SO_NOFCS": {levelSocket, 43, onAny, late}, "SO_LOCK_FILTER": {levelSocket, 44, onAny, last},
@@ -71,6 +71,7 @@ var intOptions = map[string]intOption{
 	"SO_PASSRIGHTS": {levelSocket, 83, onUnix, last}, "SO_INQ": {levelSocket, 84, onUnix, last},
 
 	"IP_TOS": {levelIP, 1, onIP, late}, "IP_TTL": {levelIP, 2, onIP, late}, "IP_HDRINCL": {levelIP, 3, onRaw, early}, "IP_RECVOPTS": {levelIP, 6, onIP, late},
+	"IP_ROUTER_ALERT": {levelIP, 5, onRaw | onInet, late}, "IPV6_HDRINCL": {levelIPv6, 36, onRaw | onInet6, early},
 	"IP_RETOPTS": {levelIP, 7, onIP, late}, "IP_PKTINFO": {levelIP, 8, onIP, late}, "IP_MTU_DISCOVER": {levelIP, 10, onIP, late}, "IP_RECVERR": {levelIP, 11, onIP, late},
 	"IP_RECVTTL": {levelIP, 12, onIP, late}, "IP_RECVTOS": {levelIP, 13, onIP, late}, "IP_FREEBIND": {levelIP, 15, onIP, early}, "IP_PASSSEC": {levelIP, 18, onIP, late},
 	"IP_TRANSPARENT": {levelIP, 19, onIP, early}, "IP_RECVORIGDSTADDR": {levelIP, 20, onIP, late}, "IP_MINTTL": {levelIP, 21, onIP, late}, "IP_NODEFRAG": {levelIP, 22, onRaw, late},

@@ -61,7 +61,7 @@ func init() {
 		{Kind: carried("rseq", "restartable sequences: registration, and the sequence in progress is aborted as after any preemption"), dump: dumpRseq, restore: restoreRseq},
 		{Kind: carried("itimers", "ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF"), process: true, dump: dumpItimers, restore: restoreItimers},
 		{Kind: carried("posix-timers", "timers of timer_create(2) with their ids; the overrun count of a signal that was already delivered is not, and that of one that waits begins anew"), process: true, dump: dumpPosixTimers, restore: restorePosixTimers, check: checkPosixTimers},
-		{Kind: carried("thread-attributes", "machine-check policy, I/O flusher state, forbidden time stamp counter: of the first thread, for all; the NUMA memory policy of each thread"), dump: dumpThreadAttributes, restore: restoreThreadAttributes},
+		{Kind: carried("thread-attributes", "machine-check policy, I/O flusher state, forbidden time stamp counter and cpuid instruction: of the first thread, for all; the NUMA memory policy of each thread"), dump: dumpThreadAttributes, restore: restoreThreadAttributes},
 		{Kind: carried("speculation", "speculation that a thread has switched off for itself"), dump: dumpSpeculation, restore: restoreSpeculation},
 		{Kind: carried("ldt", "entries in the local descriptor table"), process: true, dump: dumpLDT, restore: restoreLDT},
 		{Kind: carried("login-id", "the audit login id of the first thread, for all"), dump: func(d *dumper) error {

@@ -159,13 +159,14 @@ func dumpThreadAttributes(d *dumper) error {
 	e := d.thread.Extra
 	if !d.leader {
 		lead := d.common.leader.thread.Extra
-		e.MceKill, e.Tsc, e.IoFlusher = lead.GetMceKill(), lead.GetTsc(), lead.GetIoFlusher()
+		e.MceKill, e.Tsc, e.IoFlusher, e.CpuidFaults = lead.GetMceKill(), lead.GetTsc(), lead.GetIoFlusher(), lead.GetCpuidFaults()
 		return nil
 	}
 	mce := d.batch.Try(unix.SYS_PRCTL, unix.PR_MCE_KILL_GET, 0, 0, 0, 0)
 	flusher := d.batch.Try(unix.SYS_PRCTL, unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0)
 	word := d.batch.Buffer(8)
 	tsc := d.batch.Try(unix.SYS_PRCTL, unix.PR_GET_TSC, word, 0, 0, 0)
+	d.dumpCPUID()
 	d.then(func() error {
 		if v, err := mce.Value(); err == nil && v != unix.PR_MCE_KILL_DEFAULT {
 			e.MceKill = uint32(v) + 1
@@ -205,6 +206,11 @@ func restoreThreadAttributes(r *restorer) error {
 	}
 	if v := e.GetTsc(); v != 0 {
 		r.require(r.batch.Try(unix.SYS_PRCTL, unix.PR_SET_TSC, v, 0, 0, 0), "time stamp counter")
+	}
+	if e.GetCpuidFaults() {
+		if err := r.restoreCPUID(); err != nil {
+			return err
+		}
 	}
 	if v := e.GetMempolicy(); v != 0 {
 		r.require(r.batch.Try(unix.SYS_SET_MEMPOLICY, v, r.batch.Bytes(e.GetMempolicyNodes()), len(e.GetMempolicyNodes())*8+1), "NUMA memory policy 0x%x", v)

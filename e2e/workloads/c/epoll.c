@@ -3,6 +3,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 
@@ -22,7 +23,10 @@ int main(void)
 	}
 	CHECK(write(sv[1], "hello", 5) == 5 && write(sv[0], "back", 4) == 4, "socket pair");
 	kill(getpid(), SIGUSR2);
+	struct { uint32_t usecs; uint16_t budget; uint8_t prefer, pad; } busy = {100, 8, 1, 0}, now_busy = {0};
+	int polls = !ioctl(ep, _IOW(0x8a, 1, uint64_t), &busy); /* EPIOCSPARAMS, Linux 6.9 */
 	ready();
+	CHECK(!polls || (!ioctl(ep, _IOR(0x8a, 2, uint64_t), &now_busy) && !memcmp(&busy, &now_busy, 8)), "busy polling: %u, %u", now_busy.usecs, now_busy.budget);
 	struct epoll_event got[8];
 	int n = epoll_wait(ep, got, 8, 1000), seen = 0;
 	for (int i = 0; i < n; i++) {

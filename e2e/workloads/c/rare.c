@@ -1,4 +1,4 @@
-/* What few programs set: the time stamp counter forbidden, machine-check policy, memory policy, speculation, a local
+/* What few programs set: the time stamp counter and cpuid forbidden, machine-check policy, memory policy, speculation, a local
  * descriptor table, the audit login id; and SIGTRAP pending for the process and for a thread. */
 #include "workload.h"
 #include <sys/prctl.h>
@@ -37,6 +37,7 @@ int main(void)
 	int spec = !prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_DISABLE, 0, 0);
 	int was = prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0);
 #ifdef __x86_64__
+	int no_cpuid = !syscall(SYS_arch_prctl, 0x1012 /* ARCH_SET_CPUID */, 0);
 	static unsigned char ldt[256], now[256];
 	struct user_desc d = {.entry_number = 5, .base_addr = (unsigned long)0x12345000, .limit = 0xfedc, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
 	int has_ldt = !syscall(SYS_modify_ldt, 0x11, &d, sizeof d);
@@ -57,6 +58,9 @@ int main(void)
 	CHECK(!syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), SIGTRAP, &si), "tgsigqueueinfo");
 	ready();
 	login(after, sizeof after);
+#ifdef __x86_64__
+	CHECK(!no_cpuid || !syscall(SYS_arch_prctl, 0x1011 /* ARCH_GET_CPUID */, 0), "cpuid is allowed");
+#endif
 	CHECK(!strcmp(before, after), "login id %s, was %s", after, before);
 	CHECK(!has_tsc || (!prctl(PR_GET_TSC, &tsc) && tsc == PR_TSC_SIGSEGV), "the time stamp counter: %d", tsc);
 	CHECK(!mce || prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_EARLY, "machine checks");

@@ -16,6 +16,8 @@ int main(void)
 	CHECK(!bind(fds[1], (struct sockaddr *)&lo, sizeof lo), "bind");
 	set(fds[0], IPPROTO_IP, 22 /* IP_NODEFRAG */, 1);
 	set(fds[1], IPPROTO_IP, IP_HDRINCL, 1);
+	set(fds[1], IPPROTO_IP, IP_ROUTER_ALERT, 1);
+	set(fds[2], IPPROTO_IPV6, 36 /* IPV6_HDRINCL */, 1);
 	set(fds[0], IPPROTO_IP, IP_TTL, 9);
 	uint32_t f6[8] = {1, 2, 3, 4, 5, 6, 7, 8};
 	CHECK(!setsockopt(fds[2], 58, 1, f6, sizeof f6), "ICMPV6_FILTER");

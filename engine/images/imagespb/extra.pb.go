@@ -778,8 +778,9 @@ type ThreadExtra struct {
 	Dispatch         *SyscallDispatch       `protobuf:"bytes,11,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
 	Restart          *RestartBlock          `protobuf:"bytes,12,opt,name=restart,proto3" json:"restart,omitempty"`
 	ClearTid         uint64                 `protobuf:"varint,13,opt,name=clear_tid,json=clearTid,proto3" json:"clear_tid,omitempty"`
-	MceKill          uint32                 `protobuf:"varint,14,opt,name=mce_kill,json=mceKill,proto3" json:"mce_kill,omitempty"` // PR_MCE_KILL_GET
-	Tsc              uint32                 `protobuf:"varint,15,opt,name=tsc,proto3" json:"tsc,omitempty"`                        // PR_GET_TSC
+	MceKill          uint32                 `protobuf:"varint,14,opt,name=mce_kill,json=mceKill,proto3" json:"mce_kill,omitempty"`              // PR_MCE_KILL_GET
+	Tsc              uint32                 `protobuf:"varint,15,opt,name=tsc,proto3" json:"tsc,omitempty"`                                     // PR_GET_TSC
+	CpuidFaults      bool                   `protobuf:"varint,110,opt,name=cpuid_faults,json=cpuidFaults,proto3" json:"cpuid_faults,omitempty"` // ARCH_SET_CPUID: the cpuid instruction is forbidden
 	IoFlusher        bool                   `protobuf:"varint,16,opt,name=io_flusher,json=ioFlusher,proto3" json:"io_flusher,omitempty"`
 	Speculation      []*Speculation         `protobuf:"bytes,17,rep,name=speculation,proto3" json:"speculation,omitempty"`
 	SawSyscall       bool                   `protobuf:"varint,19,opt,name=saw_syscall,json=sawSyscall,proto3" json:"saw_syscall,omitempty"` // the thread was stopped in a system call
@@ -929,6 +930,13 @@ func (x *ThreadExtra) GetTsc() uint32 {
 		return x.Tsc
 	}
 	return 0
+}
+
+func (x *ThreadExtra) GetCpuidFaults() bool {
+	if x != nil {
+		return x.CpuidFaults
+	}
+	return false
 }
 
 func (x *ThreadExtra) GetIoFlusher() bool {
@@ -2469,7 +2477,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\aVmaName\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\xac\a\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xcf\a\n" +
 	"\vThreadExtra\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\rR\x03tid\x12\x16\n" +
 	"\x06goarch\x18\x02 \x01(\tR\x06goarch\x12\x12\n" +
@@ -2487,7 +2495,8 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\arestart\x18\f \x01(\v2\x1c.migrate.images.RestartBlockR\arestart\x12\x1b\n" +
 	"\tclear_tid\x18\r \x01(\x04R\bclearTid\x12\x19\n" +
 	"\bmce_kill\x18\x0e \x01(\rR\amceKill\x12\x10\n" +
-	"\x03tsc\x18\x0f \x01(\rR\x03tsc\x12\x1d\n" +
+	"\x03tsc\x18\x0f \x01(\rR\x03tsc\x12!\n" +
+	"\fcpuid_faults\x18n \x01(\bR\vcpuidFaults\x12\x1d\n" +
 	"\n" +
 	"io_flusher\x18\x10 \x01(\bR\tioFlusher\x12=\n" +
 	"\vspeculation\x18\x11 \x03(\v2\x1b.migrate.images.SpeculationR\vspeculation\x12\x1f\n" +
