@@ -382,7 +382,7 @@ func TestRefused(t *testing.T) {
 		return &clusterapi.Target{What: &clusterapi.Target_Pid{Pid: pid}, Host: host}
 	}
 	w.agents["host3"].goSilent(true)
-	time.Sleep(w.configs["host1"].Limits.Silence) // until host3 counts as down
+	w.awaitDown("host3")
 	for _, c := range []struct {
 		what   string
 		target *clusterapi.Target

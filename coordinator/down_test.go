@@ -32,18 +32,7 @@ func TestHostDown(t *testing.T) {
 			}
 		}
 	}
-	until("host1 down", func() bool {
-		r, err := w.cluster.Nodes(ctx, &clusterapi.NodesRequest{})
-		if err != nil {
-			return false
-		}
-		for _, n := range r.GetNodes() {
-			if n.GetInfo().GetName() == "host1" {
-				return !n.GetUp() && time.Since(time.Unix(0, n.GetLastHeardUnixNs())) > w.configs["host1"].Limits.Silence
-			}
-		}
-		return false
-	})
+	w.awaitDown("host1")
 	_, err := w.cluster.Stop(ctx, &clusterapi.StopRequest{Workload: "w"})
 	if m := status.Convert(err).Message(); status.Code(err) != codes.FailedPrecondition || !strings.Contains(m, "host1 is down") || !strings.Contains(m, "w will be stopped when it is back") {
 		t.Errorf("stop: %v", err)
@@ -61,6 +50,26 @@ func TestHostDown(t *testing.T) {
 	}
 	w.agents["host1"].goSilent(false)
 	until("w ended", func() bool { return w.owner("w").GetState() == clusterapi.WorkloadState_WORKLOAD_STATE_ENDED })
+}
+
+// awaitDown waits until a host that has gone silent counts as down.
+func (w *world) awaitDown(host string) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	for {
+		r, err := w.cluster.Nodes(ctx, &clusterapi.NodesRequest{})
+		for _, n := range r.GetNodes() {
+			if n.GetInfo().GetName() == host && !n.GetUp() && time.Since(time.Unix(0, n.GetLastHeardUnixNs())) > w.configs["host1"].Limits.Silence {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			w.t.Fatalf("%s is not down: %v, %v", host, r, err)
+		case <-time.After(50 * time.Millisecond): // the API has no event for it
+		}
+	}
 }
 
 // TestSet: new limits are taken over within bounds.
