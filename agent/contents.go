@@ -152,13 +152,20 @@ func (a *Agent) checkContents(ctx context.Context, needs *agentapi.Requirements,
 		}
 		bytes[v.GetPath()] += v.GetBytes()
 	}
+	bytes[a.movesDir()] += recordRoom
 	return checkRoom(bytes, block)
 }
+
+// movesDir is where the records of moves are.
+func (a *Agent) movesDir() string { return filepath.Join(a.cfg.DataDir, "moves") }
+
+// recordRoom is what an agent's records of a move may take on its disk, in bytes.
+const recordRoom = 1 << 20
 
 // checkRoom sees whether the file systems have room for what is to be brought.
 func checkRoom(bytes map[string]uint64, block blocker) error {
 	type fsid [2]int32
-	need, room, where := map[fsid]uint64{}, map[fsid]uint64{}, map[fsid]string{}
+	need, room, where := map[fsid]uint64{}, map[fsid]uint64{}, map[fsid]string{} // where most goes
 	for dir, n := range bytes {
 		var st unix.Statfs_t
 		err := unix.Statfs(existing(dir), &st)
@@ -167,11 +174,13 @@ func checkRoom(bytes map[string]uint64, block blocker) error {
 		}
 		id := fsid(st.Fsid.Val)
 		need[id] += n
-		room[id], where[id] = st.Bavail*uint64(st.Bsize), dir
+		if room[id] = st.Bavail * uint64(st.Bsize); n >= bytes[where[id]] {
+			where[id] = dir
+		}
 	}
 	for id, n := range need {
 		if n > room[id] {
-			block("volume", where[id], "", "%d MiB are free there on disk, %d MiB are needed", room[id]>>20, n>>20)
+			block("disk", where[id], "make room there, or move to another host", "%d MiB are free there on disk, %d MiB are needed", room[id]>>20, n>>20)
 		}
 	}
 	return nil

@@ -74,6 +74,12 @@ func (a *Agent) PlanSource(ctx context.Context, req *agentapi.PlanSourceRequest)
 	if reply.Requirements, reply.Figures, err = survey(tree); err != nil {
 		return nil, planError(err)
 	}
+	block := func(kind, where, remedy, format string, args ...any) {
+		reply.Obstacles = append(reply.Obstacles, &agentapi.Obstacle{Host: a.cfg.Name, Kind: kind, Where: where, Reason: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
+	if err := checkRoom(map[string]uint64{a.movesDir(): recordRoom}, block); err != nil {
+		return nil, err
+	}
 	needed, err := a.planContents(ctx, req, env, src, reply)
 	if err != nil {
 		return nil, planError(err)

@@ -85,11 +85,14 @@ func (d *destination) do(ctx context.Context, a handoff.Action, next handoff.Des
 	return nil
 }
 
-// failed: until `resuming` is ordered a destination that cannot go on declines. After it there is only trying again.
+// failed: a destination that cannot even make its record has not heard of the migration. Until `resuming` is ordered one that cannot
+// go on declines. After it there is only trying again.
 func (d *destination) failed(ev handoff.DestinationEvent, a handoff.Action, next handoff.Destination, err error) (handoff.DestinationEvent, verdict) {
 	broken := handoff.DestinationEvent{Kind: handoff.DestinationBroken, Ref: next.Ref}
 	d.view.set(func(v *view) { v.reason = err.Error() })
 	switch {
+	case d.file == nil && a.Kind == handoff.ActPersist:
+		return broken, undo
 	case next.Phase == handoff.DestinationSkeleton, next.Phase == handoff.DestinationExpecting, next.Phase == handoff.DestinationPrepared:
 		return broken, feed
 	}

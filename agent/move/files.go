@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +58,7 @@ func DirUnits(volumes []string) []volume.Unit {
 
 // filesOut is the files of a move, at the source. It is used by one goroutine at a time.
 type filesOut struct {
+	to     string // the destination's name
 	units  []volume.Unit
 	sender *volume.Sender
 	dial   func(ctx context.Context) (net.Conn, error)
@@ -187,7 +189,7 @@ func (s *source) openFiles(units []volume.Unit, reply *agentapi.PrepareFilesRepl
 		return err
 	}
 	dial, address, token := s.peer.dialPages(reply.GetPagesAddress()), reply.GetPagesAddress(), reply.GetToken()
-	s.files = &filesOut{log: s.log, units: units, sender: sender, failed: true, dial: func(ctx context.Context) (net.Conn, error) {
+	s.files = &filesOut{to: s.peerNode.GetName(), log: s.log, units: units, sender: sender, failed: true, dial: func(ctx context.Context) (net.Conn, error) {
 		conns, err := pagexfer.Dial(ctx, dial, 1, token)
 		if err != nil {
 			return nil, fmt.Errorf("the connection for files to %s: %w", address, err)
@@ -231,7 +233,11 @@ func (s *source) lastFiles(ctx context.Context) (wait func() error, err error) {
 	return func() error {
 		_, end := span.Begin(ctx, "await files")
 		defer end()
-		if err := <-done; err != nil {
+		err := <-done
+		if remote := (*volume.RemoteError)(nil); errors.As(err, &remote) {
+			return f.refusedThere(remote)
+		}
+		if err != nil {
 			return fmt.Errorf("the last difference of the files: %w", err)
 		}
 		return nil
@@ -256,7 +262,9 @@ func (f *filesOut) round(ctx context.Context, mapped func(string) bool) (volume.
 		switch {
 		case ctx.Err() != nil:
 			return st, errors.Join(context.Cause(ctx), err)
-		case errors.As(err, &remote), errors.Is(err, volume.ErrCorrupt), !f.failed, !f.broken.IsZero() && time.Since(f.broken) > patience:
+		case errors.As(err, &remote):
+			return st, f.refusedThere(remote)
+		case errors.Is(err, volume.ErrCorrupt), !f.failed, !f.broken.IsZero() && time.Since(f.broken) > patience:
 			return st, fmt.Errorf("bringing files over: %w", err)
 		case f.broken.IsZero():
 			f.broken = time.Now()
@@ -266,6 +274,15 @@ func (f *filesOut) round(ctx context.Context, mapped func(string) bool) (volume.
 			return st, context.Cause(ctx)
 		}
 	}
+}
+
+// refusedThere is an error of the destination's, for people.
+func (f *filesOut) refusedThere(remote *volume.RemoteError) error {
+	remedy := ""
+	if strings.Contains(remote.Text, unix.ENOSPC.Error()) || strings.Contains(remote.Text, unix.EDQUOT.Error()) {
+		remedy = "; make room there, or move to another host"
+	}
+	return fmt.Errorf("%s could not write the program's files: %w%s", f.to, remote, remedy)
 }
 
 // once makes a round, over a new connection if the one before has failed.

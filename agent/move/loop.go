@@ -35,6 +35,7 @@ const (
 	feed   verdict = iota // no further action; feed the event
 	ignore                // go on with the next action
 	again                 // repeat the action until it succeeds: nothing else may happen
+	undo                  // the step has not happened: its first action failed, and nothing is durable
 )
 
 // loop owns the state of one machine.
@@ -52,6 +53,12 @@ type message[E any] struct {
 	from context.Context // once it has ended, the event is of a task that was superseded, and is dropped
 	done chan error      // nil: nobody waits
 }
+
+// undoneError is why a step has not happened.
+type undoneError struct{ err error }
+
+func (e *undoneError) Error() string { return e.err.Error() }
+func (e *undoneError) Unwrap() error { return e.err }
 
 // errStopped is the answer to an event that came too late.
 var errStopped = errors.New("the agent is shutting down")
@@ -130,6 +137,10 @@ func (l *loop[S, E]) step(ctx context.Context, ev E) error {
 			l.log.Info("step", "event", fmt.Sprint(ev), "from", before.String(), "to", next.String())
 		}
 		fed, err := l.act(ctx, ev, actions, next)
+		if u := (*undoneError)(nil); errors.As(err, &u) {
+			l.state = before
+			return u
+		}
 		l.hands.settled(l.state)
 		if err == nil {
 			return first
@@ -157,6 +168,9 @@ func (l *loop[S, E]) act(ctx context.Context, ev E, actions []handoff.Action, ne
 			l.log.Warn("action failed", "action", point, "state", next.String(), "error", err)
 			if v == feed {
 				return f, fmt.Errorf("%v: %w", a, err)
+			}
+			if v == undo {
+				return f, &undoneError{err}
 			}
 			if v == ignore {
 				break

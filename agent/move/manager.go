@@ -309,6 +309,9 @@ func (m *Manager) orderDestination(ctx context.Context, req *agentapi.OrderReque
 		}
 	}
 	err := mv.destination.loop.call(ctx, handoff.DestinationEvent{Kind: handoff.DestinationOrdered, Order: kind, Ref: ref})
+	if u := (*undoneError)(nil); errors.As(err, &u) {
+		err = &refusal{agentapi.Refusal_REFUSAL_DISK, fmt.Sprintf("the move cannot be recorded: %v; make room there, or move to another host", u)}
+	}
 	if m.phaseOfDestination(mv.id) == handoff.DestinationIdle {
 		m.refused(mv, err)
 	}
@@ -447,8 +450,9 @@ func (m *Manager) retire(mv *move) {
 // refused drops a move whose first order the machine did not take, with what was opened for it. After any other error of
 // that order, such as the end of its context, the machine may be carrying it out.
 func (m *Manager) refused(mv *move, err error) {
-	var refusal *handoff.Refusal
-	if !errors.As(err, &refusal) || !m.drop(mv) {
+	var machine *handoff.Refusal
+	var own *refusal
+	if !errors.As(err, &machine) && !errors.As(err, &own) || !m.drop(mv) {
 		return
 	}
 	var errs []error

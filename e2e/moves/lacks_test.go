@@ -84,6 +84,39 @@ func (s *scope) stranger(addr string) {
 	})
 }
 
+// records is where an agent keeps its records of moves.
+const records = "/var/lib/migrate/moves"
+
+// TestDiskFills: the destination has room when it is asked, and finds at once that it has none. The move ends before anything is begun,
+// and when there is room again the next one succeeds.
+func TestDiskFills(t *testing.T) {
+	s := begin(t, time.Minute)
+	s.Workload("fills", "", "sleep", "1000")
+	before := s.ps("fills")
+	// No other file fits, which the file system does not tell in bytes.
+	s.On("host2", "mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=1", "tmpfs", records)
+	mounted := true
+	s.cleanly(func(late *scope) {
+		if mounted {
+			late.On("host2", "umount", records)
+		}
+	})
+	untouched := s.asleep("host1", before.PID)
+	began := time.Now()
+	text := s.Fails(1, "host1", cluster.Migrate, "move", "fills", "--to", "host2")
+	s.mention(text, "host2", records, "no space left on device", "make room there")
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("the move took %v to fail", d)
+	}
+	untouched()
+	s.runs("host1", before.PID)
+	s.On("host2", "umount", records)
+	mounted = false
+	s.until("the end of the migration", func() bool { return s.ps("fills").Migration == "" })
+	s.unmoved(before)
+	s.Move("fills", "host2")
+}
+
 // TestDestinationLacks refuses to move to a host without room, and over links that do not reach the address. The process is not
 // so much as woken.
 func TestDestinationLacks(t *testing.T) {
@@ -103,6 +136,10 @@ func TestDestinationLacks(t *testing.T) {
 			s.On("host2", "sh", "-c", "sed 's/^MemAvailable:.*/MemAvailable: 32768 kB/' /proc/meminfo > /tmp/meminfo && mount --bind /tmp/meminfo /proc/meminfo")
 			s.cleanly(func(late *scope) { late.On("host2", "umount", "/proc/meminfo") })
 		}, []string{"32 MiB of memory are free", "host2"}},
+		{"disk", managed(""), func(s *scope) {
+			s.On("host2", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", records)
+			s.cleanly(func(late *scope) { late.On("host2", "umount", records) })
+		}, []string{records, "0 MiB are free there on disk", "make room there", "host2"}},
 		{"mtu", managed("10.77.0.83/24"), func(s *scope) {
 			before := s.setMTU("host2", 1400)
 			s.cleanly(func(late *scope) { late.setMTU("host2", before) })

@@ -99,3 +99,26 @@ func TestAgentDiesDuringFiles(t *testing.T) {
 		t.Errorf("the program is %+v", now)
 	}
 }
+
+// TestDiskFillsDuringFiles fills the destination's disk while a directory is brought over.
+func TestDiskFillsDuringFiles(t *testing.T) {
+	s := begin(t, time.Minute)
+	const mount, dir = "/srv/filled", "/srv/filled/data"
+	s.On("host2", "sh", "-c", "mkdir -p "+mount+" && mount -t tmpfs -o size=40m tmpfs "+mount)
+	s.cleanly(func(late *scope) { late.On("host2", "umount", mount) })
+	id := s.slowVolume("filled", dir)
+	before := s.ps("filled")
+	if _, err := cluster.Hosts.Host("host2").Exec(s.Ctx, "sh", "-c", "cat /dev/zero > "+mount+"/other"); err == nil {
+		t.Error("the disk has not become full")
+	}
+	began := time.Now()
+	s.migrationEnds(id, "source_running")
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("the move ended only %v after", d)
+	}
+	s.mention(s.On("host1", cluster.Migrate, "status", id, "-o", "json"), "host2 could not write", dir, "no space left on device", "make room there")
+	s.until("the end of the migration", func() bool { return s.ps("filled").Migration == "" })
+	if now := s.ps("filled"); now.Host != "host1" || now.PID != before.PID || now.Epoch != before.Epoch {
+		t.Errorf("the program was %+v and is %+v", before, now)
+	}
+}
