@@ -187,7 +187,7 @@ func TestResume(t *testing.T) {
 	for i := range 8 {
 		p.write(fmt.Sprint("f", i), noise(uint64(i), 4<<20))
 	}
-	p.open([]Unit{{Dir: p.from}}, []Unit{{Dir: p.to}}, Options{Bandwidth: 64 << 20})
+	p.open([]Unit{{Dir: p.from}}, []Unit{{Dir: p.to}}, Options{Bandwidth: 8 << 20}) // so that seconds are left of it when half has come
 	ctx, cancel := context.WithCancel(t.Context())
 	half := filepath.Join(p.to, "f4")
 	go func() {

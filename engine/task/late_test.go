@@ -25,10 +25,11 @@ func TestCatchUp(t *testing.T) {
 		}
 	}
 	tc := img.Leader().Core.Tc
-	if len(tc.SignalsS.Signals) != 0 || tc.Timers.Real.GetVusec() == 0 || tc.Timers.Posix[0].GetVnsec() == 0 {
+	real, posix := tc.Timers.Real, tc.Timers.Posix[0]
+	if len(tc.SignalsS.Signals) != 0 || join(real.GetVsec(), real.GetVusec(), time.Microsecond) == 0 || join(posix.GetVsec(), posix.GetVnsec(), 1) == 0 {
 		t.Fatalf("the timers expired too early for this test: %v", tc.Timers)
 	}
-	time.Sleep(500 * time.Millisecond) // they expire now
+	time.Sleep(1700 * time.Millisecond) // they expire now
 	if err := CatchUp(ctx, g.source(clocks), img); err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func TestCatchUp(t *testing.T) {
 	if v := join(tc.Timers.Real.GetVsec(), tc.Timers.Real.GetVusec(), time.Microsecond); v != 0 {
 		t.Errorf("the one-shot timer has %v left", v)
 	}
-	if v := join(tc.Timers.Posix[0].GetVsec(), tc.Timers.Posix[0].GetVnsec(), 1); v < 10*time.Second || v > 10300*time.Millisecond {
+	if v := join(tc.Timers.Posix[0].GetVsec(), tc.Timers.Posix[0].GetVnsec(), 1); v < 10*time.Second || v > 11500*time.Millisecond {
 		t.Errorf("the periodic timer has %v left", v)
 	}
 }

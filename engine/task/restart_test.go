@@ -4,7 +4,11 @@ package task
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,7 +46,12 @@ func TestThreadReader(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	tracer, pid := stopped(t, "sleep", "100")
-	time.Sleep(200 * time.Millisecond) // nothing tells when it has gone to sleep, and a stop before it is harmless
+	for call := ""; !strings.HasPrefix(call, strconv.Itoa(unix.SYS_CLOCK_NANOSLEEP)+" "); time.Sleep(time.Millisecond) { // nothing tells when it has gone to sleep
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		if call = string(text); err != nil || ctx.Err() != nil {
+			t.Fatalf("it does not sleep, but is in %q: %v", call, err)
+		}
+	}
 	if _, err := tracer.SeizeAll(ctx, pid, 0); err != nil {
 		t.Fatal(err)
 	}

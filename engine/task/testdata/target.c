@@ -212,9 +212,9 @@ static void refused(const char *what) {
 	if (!strcmp(what, "tsc")) must(prctl(PR_SET_TSC, PR_TSC_SIGSEGV));
 	if (!strcmp(what, "speculation")) must(prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_DISABLE, 0, 0));
 	if (!strcmp(what, "timers")) { // this one is carried: it expires while the process is stopped
-		struct itimerval it = {{0, 0}, {0, 300000}};
+		struct itimerval it = {{0, 0}, {1, 500000}};
 		struct sigevent se = {.sigev_signo = SIGRTMIN, .sigev_notify = SIGEV_SIGNAL, .sigev_value.sival_int = 7};
-		struct itimerspec ts = {{10, 0}, {0, 300000000}};
+		struct itimerspec ts = {{10, 0}, {1, 500000000}};
 		int id;
 		signal(SIGALRM, SIG_IGN);
 		sigset_t m;
