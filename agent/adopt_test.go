@@ -143,6 +143,9 @@ func adoptsBare(t *testing.T, stays bool) error {
 // bareIsGone checks that nothing is left of a gate but the addresses that belong here.
 func bareIsGone(t *testing.T, h *host, link netlink.Link, addrs int) error {
 	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		list, err = netlink.AddrList(link, netlink.FAMILY_V4)
+	}
 	if err != nil {
 		return err
 	}

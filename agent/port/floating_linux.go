@@ -40,7 +40,7 @@ func (h *Host) FindFloating(ctx context.Context, addr netip.Addr, own []netip.Ad
 		return "", netip.Prefix{}, err
 	}
 	for _, l := range links {
-		list, err := h.nl.AddrList(l, unix.AF_UNSPEC)
+		list, err := addrList(h.nl, l)
 		if err != nil {
 			return "", netip.Prefix{}, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
 		}

@@ -164,6 +164,17 @@ func (h *Host) links(ctx context.Context) ([]netlink.Link, error) {
 	}
 }
 
+// addrList lists the addresses of a device; a dump that changes under way, as the kernel tests addresses, is asked for again.
+func addrList(nl *netlink.Handle, l netlink.Link) (list []netlink.Addr, err error) {
+	const tries = 1000
+	for range tries {
+		if list, err = nl.AddrList(l, unix.AF_UNSPEC); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return list, err
+}
+
 // Remove takes away all that belongs to a port of this name: devices (and with the host's end the workload's own), gate and
 // capture. It succeeds when there is nothing.
 func (h *Host) Remove(ctx context.Context, name string) error {

@@ -4,6 +4,7 @@ package port_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -70,10 +71,10 @@ func (l *lab) settle() {
 		h := handle(l.t, ns)
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 			links, err := h.LinkList()
-			if err != nil {
+			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 				l.t.Fatal(err)
 			}
-			if !slices.ContainsFunc(links, func(k netlink.Link) bool {
+			if err == nil && !slices.ContainsFunc(links, func(k netlink.Link) bool {
 				return k.Attrs().Name != "lo" && k.Attrs().OperState != netlink.OperUp
 			}) {
 				break
@@ -241,7 +242,11 @@ func difference(before, after map[string]int64) map[string]int64 {
 func (l *lab) leftovers(i int) []string {
 	l.t.Helper()
 	var out []string
-	links, err := handle(l.t, l.hostNS[i]).LinkList()
+	h := handle(l.t, l.hostNS[i])
+	links, err := h.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		links, err = h.LinkList()
+	}
 	if err != nil {
 		l.t.Fatal(err)
 	}

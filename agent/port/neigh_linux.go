@@ -97,7 +97,7 @@ func (g *Gate) Addrs() ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	err := g.withDevice(func(w *netlink.Handle, l netlink.Link) error {
-		list, err := w.AddrList(l, unix.AF_UNSPEC)
+		list, err := addrList(w, l)
 		if err != nil {
 			return fmt.Errorf("addresses: %w", err)
 		}

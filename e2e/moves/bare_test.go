@@ -82,6 +82,9 @@ func (s *scope) whereIs(ip string) (list []string) {
 	for _, host := range cluster.Hosts.Hosts() {
 		s.onBridge(host.Name(), func(h *netlink.Handle, l netlink.Link) error {
 			addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+			for errors.Is(err, netlink.ErrDumpInterrupted) {
+				addrs, err = h.AddrList(l, netlink.FAMILY_ALL)
+			}
 			for _, a := range addrs {
 				if got, ok := netip.AddrFromSlice(a.IP); ok && got.Unmap() == want {
 					list = append(list, host.Name())

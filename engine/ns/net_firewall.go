@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"migrate/engine/images/imagespb"
@@ -106,9 +105,7 @@ func (d *dumper) firewallObject(n *imagespb.NetNamespace, k firewallKind, m []by
 
 // dumpFirewall asks for all objects of a kind, or for the elements of one set.
 func dumpFirewall(k firewallKind, ask []byte) ([][]byte, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|int(k.get), unix.NLM_F_DUMP)
-	req.AddData(raw(ask))
-	list, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|k.new)
+	list, err := dumpOf(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|int(k.get), unix.NFNL_SUBSYS_NFTABLES<<8|k.new, ask)
 	if errors.Is(err, unix.EINVAL) && k.new != unix.NFT_MSG_NEWTABLE { // a kernel without this kind
 		return nil, nil
 	}

@@ -343,9 +343,13 @@ func setAddresses(d *imagespb.NetDevice) error {
 			return err
 		}
 		wanted = append(wanted, kept)
-		err = sendNetlink(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, kept)
-		if err != nil {
-			return fmt.Errorf("an address of family %d: %w", kept[0], err)
+		for _, m := range [][]byte{untested(kept), kept} {
+			if m == nil {
+				continue
+			}
+			if err := sendNetlink(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m); err != nil {
+				return fmt.Errorf("an address of family %d: %w", kept[0], err)
+			}
 		}
 	}
 	have, err := dumpNetlink(unix.RTM_GETADDR, unix.RTM_NEWADDR, make([]byte, sizeAddr))
@@ -361,6 +365,24 @@ func setAddresses(d *imagespb.NetDevice) error {
 		}
 	}
 	return nil
+}
+
+// untested is the message of an IPv6 address that was valid, so that it is valid at once: any other is tentative until a worker of the
+// kernel has looked at it, whatever accept_dad says (net/ipv6/addrconf.c, addrconf_dad_start), and no socket can be bound to it. The
+// flag stays, and goes again when the address is set as it was. It is nil for all others.
+func untested(m []byte) []byte {
+	list, err := attrs(m, sizeAddr)
+	if flags := find(list, unix.IFA_FLAGS); err != nil || m[0] != unix.AF_INET6 || len(flags) != 4 || word(flags)&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
+		return nil
+	}
+	out := append([]byte(nil), m[:sizeAddr]...)
+	for _, a := range list {
+		if a.kind == unix.IFA_FLAGS {
+			a.data = binary.NativeEndian.AppendUint32(nil, word(a.data)|unix.IFA_F_NODAD)
+		}
+		out = appendAttr(out, a.kind, a.data)
+	}
+	return out
 }
 
 // sameAddress compares family, prefix and address.

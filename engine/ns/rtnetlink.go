@@ -4,6 +4,7 @@ package ns
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink/nl"
@@ -19,13 +20,27 @@ func (r raw) Serialize() []byte { return r }
 // dumpNetlink asks for all objects of a kind (rtnetlink(7)): what is the RTM_GET*, answer the RTM_NEW* that comes back, and
 // head the fixed part of the request. The messages come without their headers.
 func dumpNetlink(what, answer uint16, head []byte) ([][]byte, error) {
-	req := nl.NewNetlinkRequest(int(what), unix.NLM_F_DUMP)
-	req.AddData(raw(head))
-	out, err := req.Execute(unix.NETLINK_ROUTE, answer)
+	out, err := dumpOf(unix.NETLINK_ROUTE, int(what), answer, head)
 	if err != nil {
 		return nil, fmt.Errorf("netlink request %d: %w", what, err)
 	}
 	return out, nil
+}
+
+// dumpTries is how often a list is asked for that changes each time while it is told.
+const dumpTries = 1000
+
+// dumpOf asks for a list. One that has changed while it was told may lack something, and is asked for again (NLM_F_DUMP_INTR in
+// netlink(7)): the kernel tests addresses, say, in its own time.
+func dumpOf(protocol, what int, answer uint16, head []byte) (out [][]byte, err error) {
+	for range dumpTries {
+		req := nl.NewNetlinkRequest(what, unix.NLM_F_DUMP)
+		req.AddData(raw(head))
+		if out, err = req.Execute(protocol, answer); !errors.Is(err, nl.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
 }
 
 // askNetlink asks about one object.
