@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build deps demo fresh-demo test race lint vet fmt arm64 bench generate clean ci
+.PHONY: all build deps demo fresh-demo test random vm-smoke race lint vet fmt arm64 bench generate clean ci
 
 all: build
 
@@ -35,6 +35,16 @@ fresh-demo:
 # Every test, as root on the real kernel. Tests share the machine with the programs that they move, so packages run one after another.
 test: build deps
 	$(GO) test -p 1 -timeout 20m $(TESTFLAGS) ./...
+
+# Programs that map, unmap, move, protect and write at random, copied while they do so: many more of them than `make test` has.
+SEEDS ?= 1000
+random:
+	$(GO) test -timeout 2h ./engine/mem -run 'TestRandomProgram' -seeds $(SEEDS)
+
+# The tool on Debian's own 6.12 kernel, in a virtual machine without KVM: VMFLAGS='-kernel 6.1 -- -steps memory' and the like.
+vm-smoke:
+	@deploy/debian-vm-deps
+	$(GO) run ./e2e/vm $(VMFLAGS)
 
 # The race detector needs cgo; it covers the packages that share memory between goroutines.
 race: deps

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"migrate/e2e/vm/initramfs"
 	"migrate/engine/kernel/kerneltest"
 )
 
@@ -58,7 +59,7 @@ func TestSoftDirtyOnDebianKernel(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	initrd := filepath.Join(t.TempDir(), "initrd")
-	if err := os.WriteFile(initrd, initramfs(t), 0o600); err != nil {
+	if err := os.WriteFile(initrd, archive(t), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	args := "-test.v -test.short -test.run ^(TestSoftDirty|TestHashesSeeEverything|TestRandomProgram)$ -tracker soft-dirty -seeds 2"
@@ -98,29 +99,19 @@ mv boot/vmlinuz* ../vmlinuz`
 	return filepath.Join(dir, "vmlinuz")
 }
 
-// initramfs is a cpio archive (Documentation/driver-api/early-userspace/buffer-format.rst) with this binary as /init.
-func initramfs(t *testing.T) []byte {
+// archive is an initramfs with this binary as /init.
+func archive(t *testing.T) []byte {
 	t.Helper()
-	self, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
+	var b bytes.Buffer
+	w := initramfs.NewWriter(&b)
+	for _, dir := range []string{"proc", "tmp", "dev", "sys"} {
+		w.Dir(dir, 0o755)
+	}
+	w.Device("dev/console", 0o600, 5, 1)
+	w.Device("dev/null", 0o666, 1, 3)
+	w.Copy("init", 0o755, "/proc/self/exe")
+	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var b bytes.Buffer
-	inode := 0
-	add := func(name string, mode uint32, major, minor int, data []byte) {
-		inode++
-		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", inode, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name)+1, 0)
-		b.WriteString(name + "\x00")
-		b.Write(make([]byte, -b.Len()&3))
-		b.Write(data)
-		b.Write(make([]byte, -b.Len()&3))
-	}
-	for _, dir := range []string{"proc", "tmp", "dev", "sys"} {
-		add(dir, unix.S_IFDIR|0o755, 0, 0, nil)
-	}
-	add("dev/console", unix.S_IFCHR|0o600, 5, 1, nil)
-	add("dev/null", unix.S_IFCHR|0o666, 1, 3, nil)
-	add("init", unix.S_IFREG|0o755, 0, 0, self)
-	add("TRAILER!!!", 0, 0, 0, nil)
 	return b.Bytes()
 }

@@ -21,9 +21,9 @@ import (
 )
 
 var (
-	seeds    = flag.Int("seeds", 100, "how many random programs are copied")
+	seeds    = flag.Int("seeds", 50, "how many random programs are copied with each tracker")
 	oneSeed  = flag.Uint64("seed", 0, "copy only the random program of this seed")
-	tracker  = flag.String("tracker", "userfaultfd", "how the random programs are tracked: userfaultfd, soft-dirty, hashes")
+	tracker  = flag.String("tracker", "", "how the random programs are tracked: userfaultfd, soft-dirty, hashes; default: by all that this kernel has")
 	seedOps  = flag.Int("ops", 80, "how much each random program does")
 	pagesOf  = uint64(1024) // of the arena
 	accesses = []int{unix.PROT_NONE, unix.PROT_READ, rw, rw, rw, unix.PROT_READ | unix.PROT_EXEC}
@@ -33,17 +33,32 @@ var (
 // all of their memory in the end.
 func TestRandomProgram(t *testing.T) {
 	kerneltest.Root(t)
-	if *tracker == "userfaultfd" {
-		kerneltest.Feature(t, kernel.UserfaultWP)
-	}
-	if *oneSeed != 0 {
-		randomProgram(t, *oneSeed)
-		return
-	}
-	for seed := range uint64(*seeds) {
-		if !t.Run(fmt.Sprint(seed+1), func(t *testing.T) { randomProgram(t, seed+1) }) {
-			return
+	for _, by := range []struct {
+		name  string
+		needs *kernel.Feature
+		make  func(*target, remote.Caller) Tracker
+	}{
+		{"userfaultfd", kernel.UserfaultWP, (*target).userfault},
+		{"soft-dirty", kernel.SoftDirty, (*target).softDirtyBits},
+		{"hashes", nil, (*target).comparing},
+	} {
+		if *tracker != "" && *tracker != by.name || *tracker == "" && by.needs != nil && !by.needs.Have() {
+			continue
 		}
+		t.Run(by.name, func(t *testing.T) {
+			if by.needs != nil {
+				kerneltest.Feature(t, by.needs)
+			}
+			if *oneSeed != 0 {
+				randomProgram(t, *oneSeed, by.make)
+				return
+			}
+			for seed := range uint64(*seeds) {
+				if !t.Run(fmt.Sprint(seed+1), func(t *testing.T) { randomProgram(t, seed+1, by.make) }) {
+					return
+				}
+			}
+		})
 	}
 }
 
@@ -57,7 +72,7 @@ type chaos struct {
 	steps int
 }
 
-func randomProgram(t *testing.T, seed uint64) {
+func randomProgram(t *testing.T, seed uint64, by func(*target, remote.Caller) Tracker) {
 	p := &chaos{target: startTarget(t), Rand: rand.New(rand.NewPCG(seed, 1)), prot: make([]int, pagesOf), kind: make([]int, pagesOf)}
 	for i := range p.prot {
 		p.prot[i] = -1
@@ -69,7 +84,7 @@ func randomProgram(t *testing.T, seed uint64) {
 	for range 10 {
 		p.step()
 	}
-	r := newReplica(p.target, map[string]func(remote.Caller) Tracker{"userfaultfd": p.userfault, "soft-dirty": p.softDirtyBits, "hashes": p.comparing}[*tracker])
+	r := newReplica(p.target, func(c remote.Caller) Tracker { return by(p.target, c) })
 	r.round()
 	for range *seedOps / 8 {
 		switch p.IntN(3) {
