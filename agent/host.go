@@ -354,7 +354,7 @@ func (h *host) makePort(ctx context.Context, env *workload.Env, arrives bool) (m
 }
 
 func loopbackUp(netNS *os.File) error {
-	nl, err := netlink.NewHandleAt(netns.NsHandle(netNS.Fd()))
+	nl, err := netlink.NewHandleAt(netns.NsHandle(netNS.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink in the workload's namespace: %w", err)
 	}

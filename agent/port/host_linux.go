@@ -33,12 +33,12 @@ type Host struct {
 
 // Open opens the host of the network namespace ns, or of the calling thread if nil. The caller closes ns; Host keeps a
 // reference of its own.
-func Open(ns *os.File) (h *Host, err error) {
+func Open(ns *os.File) (_ *Host, err error) {
 	own, err := ownNetns()
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{ns: own}
+	h := &Host{ns: own}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
@@ -50,7 +50,7 @@ func Open(ns *os.File) (h *Host, err error) {
 		}
 	}
 	fd := int(h.ns.Fd()) // of a namespace: blocking or not does not matter
-	if h.nl, err = netlink.NewHandleAt(netns.NsHandle(fd)); err != nil {
+	if h.nl, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	h.nft.ns = h.ns

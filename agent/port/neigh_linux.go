@@ -75,7 +75,7 @@ func (g *Gate) InstallNeighbours(_ context.Context, list []Neighbour) error {
 
 // withDevice runs fn with the device behind the gate and a handle in its namespace.
 func (g *Gate) withDevice(fn func(*netlink.Handle, netlink.Link) error) error {
-	w, err := netlink.NewHandleAt(netns.NsHandle(g.ns.Fd()))
+	w, err := netlink.NewHandleAt(netns.NsHandle(g.ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink in the namespace of %q: %w", g.name, err)
 	}

@@ -167,7 +167,7 @@ func (h *Host) Find(ctx context.Context, name string, workload *os.File, device 
 }
 
 func deviceMAC(ns *os.File, device string) (mac net.HardwareAddr, err error) {
-	w, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
+	w, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
@@ -256,7 +256,7 @@ func prepareDevice(s *Spec) error {
 	if err != nil {
 		return err
 	}
-	w, err := netlink.NewHandleAt(netns.NsHandle(s.NetNS.Fd()))
+	w, err := netlink.NewHandleAt(netns.NsHandle(s.NetNS.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink in the workload's namespace: %w", err)
 	}
