@@ -39,7 +39,7 @@ func buildInitramfs(ctx context.Context, dir, archive string, k *kernel) (err er
 	b := bufio.NewWriterSize(f, 1<<20)
 	w := initramfs.NewWriter(b)
 	w.Device("dev/console", 0o600, 5, 1)
-	for _, d := range []string{"proc", "sys", "run", "tmp", "root", "var/lib", "mnt"} {
+	for _, d := range []string{"proc", "sys", "run", "tmp", "root", "var/lib", "var/log", "mnt"} {
 		w.Dir(d, 0o755)
 	}
 	w.Copy("init", 0o755, filepath.Join(dir, "guest"))

@@ -5,6 +5,7 @@
 //	pid 1      mounts what a system has, copies the initramfs onto a tmpfs and makes that the root (root.go: a root file system that
 //	           is an initramfs cannot be left by pivot_root(2), which virtual hosts do), starts "steps", reaps, powers off
 //	steps      runs one step after another, each within its time, and prints the verdict (steps.go)
+//	program    is what is dumped and restored (program.go)
 //	modprobe   loads the modules that the kernel asks for (modprobe.go)
 package main
 
@@ -36,6 +37,9 @@ func main() {
 			return
 		}
 		fmt.Println(verdict.Line(verdict.Pass))
+	case name == argProgram && len(os.Args) == 2:
+		_, _ = fmt.Fprintln(os.Stderr, program(os.Args[1]))
+		os.Exit(1)
 	case os.Getpid() == 1:
 		if err := initialize(); err != nil {
 			fmt.Println(verdict.Line("init: " + err.Error()))

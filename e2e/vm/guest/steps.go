@@ -35,6 +35,7 @@ func steps() []step {
 		{"memory/userfaultfd", 4 * time.Minute, memory("userfaultfd")},
 		{"memory/soft-dirty", 3 * time.Minute, memory("soft-dirty")},
 		{"memory/hashes", 3 * time.Minute, memory("hashes")},
+		{"dump", 2 * time.Minute, dumpAndRestore},
 	}
 }
 
