@@ -87,12 +87,19 @@ func (s *scope) stranger(addr string) {
 // records is where an agent keeps its records of moves.
 const records = "/var/lib/migrate/moves"
 
+// noRecords waits until a host has forgotten the moves that are over.
+func (s *scope) noRecords(host string) {
+	s.Helper()
+	s.until(host+" to have no records of moves", func() bool { return s.On(host, "ls", records) == "" })
+}
+
 // TestDiskFills: the destination has room when it is asked, and finds at once that it has none. The move ends before anything is begun,
 // and when there is room again the next one succeeds.
 func TestDiskFills(t *testing.T) {
 	s := begin(t, time.Minute)
 	s.Workload("fills", "", "sleep", "1000")
 	before := s.ps("fills")
+	s.noRecords("host2")
 	// No other file fits, which the file system does not tell in bytes.
 	s.On("host2", "mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=1", "tmpfs", records)
 	mounted := true
@@ -137,6 +144,7 @@ func TestDestinationLacks(t *testing.T) {
 			s.cleanly(func(late *scope) { late.On("host2", "umount", "/proc/meminfo") })
 		}, []string{"32 MiB of memory are free", "host2"}},
 		{"disk", managed(""), func(s *scope) {
+			s.noRecords("host2")
 			s.On("host2", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", records)
 			s.cleanly(func(late *scope) { late.On("host2", "umount", records) })
 		}, []string{records, "0 MiB are free there on disk", "make room there", "host2"}},
