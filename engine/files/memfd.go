@@ -18,3 +18,13 @@ var kindMemfd = &Kind{
 	},
 	check: checkPath, dump: dumpPath,
 }
+
+// Secret memory is an object, too.
+var kindSecret = &Kind{
+	Name: "secret memory", Type: fdinfo.FdTypes_REG, Carried: true,
+	Note: "of memfd_secret(2), with its content and the mappings of it, while the process that maps it has a descriptor of it",
+	match: func(d *description) bool {
+		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/secretmem") && d.isNameless()
+	},
+	check: checkPath, dump: dumpPath,
+}

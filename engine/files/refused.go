@@ -10,10 +10,6 @@ import (
 
 // The kinds that are not carried, with the reason that an Obstacle gives.
 var (
-	kindSecret = &Kind{Name: "secret memory", Note: "it is memory that this program may not read (memfd_secret)", match: func(d *description) bool {
-		return d.format() == unix.S_IFREG && strings.HasPrefix(d.path(), "/secretmem")
-	}}
-
 	kindIOUring     = anonKind("io_uring", "it is an io_uring, whose requests in flight cannot be seen", "[io_uring]", "many programs have a setting to do without")
 	kindPerf        = anonKind("perf event", "it counts or samples on this host (perf_event_open)", "[perf_event]", "")
 	kindUserfaultfd = anonKind("userfaultfd", "it handles page faults (userfaultfd)", "[userfaultfd]", "")

@@ -55,6 +55,7 @@ type File struct {
 	BuildID      []byte // of an ELF file that has one
 	Object       uint32 // its number among the Objects, if no name reaches it
 	Huge         uint64 // size of its pages, if it is of hugetlbfs
+	Secret       bool   // it is of memfd_secret(2), which is locked by itself
 	Via          uint32 // the path is from the root of this View; 0: of the process itself
 }
 
@@ -175,7 +176,7 @@ func (m *Mapping) entry(fileID func(*File) (uint32, error)) (*vma.VmaEntry, erro
 		set          bool
 		flag, status uint32
 	}{
-		{m.Marks.GrowsDown, mapGrowsDown, 0}, {m.Marks.NoReserve, mapNoReserve, 0}, {m.Marks.Locked, mapLocked, 0},
+		{m.Marks.GrowsDown, mapGrowsDown, 0}, {m.Marks.NoReserve, mapNoReserve, 0}, {m.Marks.Locked && (m.File == nil || !m.File.Secret), mapLocked, 0},
 		{m.Heap, 0, images.VMAHeap}, {m.Stack, 0, images.VMAStack},
 	} {
 		if f.set {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 
+	"migrate/engine/images/imagespb"
 	"migrate/engine/procfs"
 )
 
@@ -22,6 +23,9 @@ func (r *LayoutReader) openObject(p *procfs.Mapping) (*File, *Refusal, error) {
 	if errors.Is(err, ErrNoObject) {
 		return nil, refuseDeleted, nil
 	}
+	if errors.Is(err, errSecretClosed) {
+		return nil, refuseSecret, nil
+	}
 	if errors.Is(err, ErrReachable) {
 		return nil, refuseReplaced, nil
 	}
@@ -31,7 +35,8 @@ func (r *LayoutReader) openObject(p *procfs.Mapping) (*File, *Refusal, error) {
 	if err := x.describe(r.pid, false); err != nil {
 		return nil, nil, err
 	}
-	return &File{Path: p.Path + deleted, Major: p.Major, Minor: p.Minor, Inode: p.Inode, Size: int64(x.record.Size), Mode: x.record.Mode, Object: x.record.Id, Huge: x.record.HugePage}, nil, nil
+	return &File{Path: p.Path + deleted, Major: p.Major, Minor: p.Minor, Inode: p.Inode, Size: int64(x.record.Size), Mode: x.record.Mode, Object: x.record.Id, Huge: x.record.HugePage,
+		Secret: x.record.Kind == imagespb.Object_SECRET}, nil, nil
 }
 
 // unlessGone makes the failure to look at a mapping of a process that has ended, or of one that was unmapped since, ErrGone.

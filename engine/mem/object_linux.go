@@ -76,6 +76,15 @@ func (o *Objects) openObject(link string, hidden bool) (_ *os.File, _ *imagespb.
 		record.HugePage = uint64(fs.Bsize)
 	}
 	key = objectKey{st.Dev, st.Ino, record.Kind == imagespb.Object_SYSV}
+	if record.Kind == imagespb.Object_SECRET {
+		secret, err := secretFile(link, &st)
+		if err != nil {
+			return nil, nil, key, err
+		}
+		err = f.Close()
+		f = secret
+		return f, record, key, err
+	}
 	if hasContent(record) {
 		content, err := reopen(f, unix.O_RDONLY|unix.O_NOATIME)
 		if err != nil {
@@ -98,6 +107,8 @@ func classifyObject(text string, st *unix.Stat_t, magic int64, hidden bool) (*im
 	memory := gone && st.Mode&unix.S_IFMT == unix.S_IFREG && (st.Dev == internal || magic == unix.HUGETLBFS_MAGIC)
 	r := &imagespb.Object{Path: name}
 	switch {
+	case magic == secretMagic:
+		r.Kind, r.Path = imagespb.Object_SECRET, ""
 	case memory && strings.HasPrefix(name, memfdName):
 		r.Kind, r.Path = imagespb.Object_MEMFD, strings.TrimPrefix(name, memfdName)
 	case memory && strings.HasPrefix(name, sysvName):
@@ -127,14 +138,16 @@ func classifyObject(text string, st *unix.Stat_t, magic int64, hidden bool) (*im
 // hasContent tells the objects whose content travels as pages.
 func hasContent(r *imagespb.Object) bool {
 	switch r.GetKind() {
-	case imagespb.Object_ANON, imagespb.Object_MEMFD, imagespb.Object_SYSV, imagespb.Object_FILE:
+	case imagespb.Object_ANON, imagespb.Object_MEMFD, imagespb.Object_SYSV, imagespb.Object_FILE, imagespb.Object_SECRET:
 		return true
 	}
 	return false
 }
 
 // isFile tells files of file systems from memory.
-func (x *object) isFile() bool { return x.record.Kind >= imagespb.Object_FILE }
+func (x *object) isFile() bool {
+	return x.record.Kind >= imagespb.Object_FILE && x.record.Kind != imagespb.Object_SECRET
+}
 
 // reopen opens an open file anew, with an offset and flags of its own.
 func reopen(f *os.File, flags int) (*os.File, error) {

@@ -47,6 +47,8 @@ func NewObject(ctx context.Context, env ObjectEnv, r *imagespb.Object) (_ *Objec
 		o.file, err = NewSharedMemory(ctx, env.Caller, r.GetSize(), r.GetHugePage())
 	case imagespb.Object_MEMFD:
 		o.file, err = newMemfd(r)
+	case imagespb.Object_SECRET:
+		o.file, err = newSecret(r)
 	case imagespb.Object_SYSV:
 		o, err = newSegment(env.Caller.PID(), r)
 		if err != nil {
@@ -75,6 +77,9 @@ func (o *Object) addWriter() {
 	if hasContent(o.record) {
 		o.writer = NewObjectWriter(o.file, o.record.GetId(), o.record.GetSize())
 		o.writer.huge = o.record.GetHugePage()
+		if o.record.GetKind() == imagespb.Object_SECRET {
+			o.writer.huge = PageSize // it is written by mappings, too
+		}
 	}
 }
 
@@ -97,7 +102,8 @@ func (o *Object) Follow(r *imagespb.Object) error {
 	if r.GetKind() != o.record.GetKind() {
 		return fmt.Errorf("object %d: it was a %v and is a %v now", r.GetId(), o.record.GetKind(), r.GetKind())
 	}
-	resizes := r.GetKind() == imagespb.Object_MEMFD || r.GetKind() == imagespb.Object_FILE
+	resizes := r.GetKind() == imagespb.Object_MEMFD || r.GetKind() == imagespb.Object_FILE ||
+		r.GetKind() == imagespb.Object_SECRET && o.record.GetSize() == 0 // which gets its size once
 	if resizes && r.GetSize() != o.record.GetSize() {
 		if err := o.file.Truncate(int64(r.GetSize())); err != nil {
 			return fmt.Errorf("object %d: %w", r.GetId(), err)
@@ -110,7 +116,7 @@ func (o *Object) Follow(r *imagespb.Object) error {
 
 // Open opens the object with the given flags of open(2). The file stays open when the object is closed.
 func (o *Object) Open(flags int) (*os.File, error) {
-	if o.record.GetKind() == imagespb.Object_SYMLINK && flags&unix.O_PATH != 0 {
+	if o.record.GetKind() == imagespb.Object_SYMLINK && flags&unix.O_PATH != 0 || o.record.GetKind() == imagespb.Object_SECRET {
 		fd, err := unix.FcntlInt(o.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return nil, fmt.Errorf("object %d: %w", o.record.GetId(), err)

@@ -271,7 +271,7 @@ func (o *Objects) Round(ctx context.Context, sink Sink) (stats RoundStats, err e
 
 // round sends the populated pages of an object that changed, and zeros for those that are no longer populated.
 func (x *object) round(ctx context.Context, space uint32, sink Sink, stats *RoundStats) error {
-	populated, err := extentsOf(x.file, x.record.Size)
+	populated, err := x.content()
 	if err != nil {
 		return err
 	}
@@ -298,7 +298,7 @@ func (x *object) round(ctx context.Context, space uint32, sink Sink, stats *Roun
 // batch sends the pages of r that changed.
 func (x *object) batch(ctx context.Context, space uint32, r Range, sink Sink, stats *RoundStats) error {
 	buf := sink.Buffer()[:r.Size()]
-	n, err := x.file.ReadAt(buf, int64(r.Start))
+	n, err := x.readAt(buf, int64(r.Start))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}

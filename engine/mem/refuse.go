@@ -13,6 +13,7 @@ type Refusal struct{ Kind, About string }
 var (
 	refuseDevice   = &Refusal{"device-mapping", "memory of a device or its driver"}
 	refuseDeleted  = &Refusal{"deleted-file", "a mapping of a deleted file that is no regular one, or is on hugetlbfs"}
+	refuseSecret   = &Refusal{"secret-memory", "secret memory (memfd_secret) of which the process has no descriptor any more: nobody else can read it"}
 	refuseReplaced = &Refusal{"replaced-file", "a shared mapping of a file that another one hides, mounted over it"}
 	refuseUffd     = &Refusal{"userfaultfd", "memory whose faults the program handles by a userfaultfd of its own"}
 	refuseIOUring  = &Refusal{"io_uring", "a ring of io_uring"}
@@ -28,7 +29,7 @@ var (
 // Refusals lists all that is refused.
 func Refusals() []Refusal {
 	var out []Refusal
-	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseReplaced, refuseUffd, refuseIOUring,
+	for _, r := range []*Refusal{refuseDevice, refuseDeleted, refuseSecret, refuseReplaced, refuseUffd, refuseIOUring,
 		refuseShadow, refuseTags, refuseUprobes, refuseSpecial, refusePinned, refuseOutside, refuseShmFile} {
 		out = append(out, *r)
 	}

@@ -88,6 +88,7 @@ const (
 	Object_LINK      Object_Kind = 4 // a file one of whose names was deleted
 	Object_DIRECTORY Object_Kind = 5
 	Object_SYMLINK   Object_Kind = 6
+	Object_SECRET    Object_Kind = 7 // memfd_secret(2)
 )
 
 // Enum value maps for Object_Kind.
@@ -100,6 +101,7 @@ var (
 		4: "LINK",
 		5: "DIRECTORY",
 		6: "SYMLINK",
+		7: "SECRET",
 	}
 	Object_Kind_value = map[string]int32{
 		"ANON":      0,
@@ -109,6 +111,7 @@ var (
 		"LINK":      4,
 		"DIRECTORY": 5,
 		"SYMLINK":   6,
+		"SECRET":    7,
 	}
 )
 
@@ -2563,7 +2566,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\"\n" +
 	"\rlock_on_fault\x18\x03 \x01(\bR\vlockOnFault\x12\x16\n" +
 	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x12\n" +
-	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\xc4\x04\n" +
+	"\x04pkey\x18\x05 \x01(\rR\x04pkey\"\xd0\x04\n" +
 	"\x06Object\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.migrate.images.Object.KindR\x04kind\x12\x12\n" +
@@ -2583,7 +2586,7 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\asegment\x18\x0f \x01(\v2\x17.migrate.images.SegmentR\asegment\x12\x18\n" +
 	"\atmpfile\x18\x10 \x01(\bR\atmpfile\x12\x14\n" +
 	"\x05names\x18\x11 \x03(\tR\x05names\x12\x1a\n" +
-	"\bdetached\x18\x12 \x01(\bR\bdetached\"U\n" +
+	"\bdetached\x18\x12 \x01(\bR\bdetached\"a\n" +
 	"\x04Kind\x12\b\n" +
 	"\x04ANON\x10\x00\x12\t\n" +
 	"\x05MEMFD\x10\x01\x12\b\n" +
@@ -2591,7 +2594,9 @@ const file_engine_images_extra_proto_rawDesc = "" +
 	"\x04FILE\x10\x03\x12\b\n" +
 	"\x04LINK\x10\x04\x12\r\n" +
 	"\tDIRECTORY\x10\x05\x12\v\n" +
-	"\aSYMLINK\x10\x06\"0\n" +
+	"\aSYMLINK\x10\x06\x12\n" +
+	"\n" +
+	"\x06SECRET\x10\a\"0\n" +
 	"\x06Extent\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\"\xd7\x01\n" +
