@@ -110,6 +110,7 @@ func newLabUpCommand(f *labFlags) *cobra.Command {
 	}
 	fl := cmd.Flags()
 	fl.IntVar(&o.Hosts, "hosts", 3, fmt.Sprintf("how many hosts, 1 to %d", lab.MaxHosts))
+	fl.IntVar(&o.Servers, "servers", 0, "how many of them, from the first, vote in the cluster (default 3, or all if there are less)")
 	fl.Var(&bandwidth, "bandwidth", "limit of each host's link, each way, such as 1gbit or 100MiB (default: none)")
 	fl.StringSliceVar(&o.Share, "share", nil, "directories of this machine that the hosts see, read-only")
 	fl.DurationVar(&wait, "wait", 20*time.Second, "how long to wait until every host has joined the cluster; 0 does not wait")

@@ -41,12 +41,12 @@ const (
 // agentService is the name under which a pid 1 knows the host's agent.
 const agentService = "agent"
 
-// servers is how many of the hosts, from the first, vote in the cluster.
-const servers = 3
+// defaultServers is how many of the hosts, from the first, vote in the cluster.
+const defaultServers = 3
 
 func (h *Host) config(st *state) string {
 	var names []string
-	for n := 1; n <= min(servers, st.Hosts); n++ {
+	for n := 1; n <= st.servers(); n++ {
 		names = append(names, hostName(n))
 	}
 	return fmt.Sprintf(`name: %s
@@ -63,7 +63,7 @@ tls_dir: %s
 data_dir: %s
 socket: %s
 bridge: %s
-`, h.name, h.number <= servers, h.Addr(), controlPort, pagesPort, raftPort, gossipPort,
+`, h.name, h.number <= st.servers(), h.Addr(), controlPort, pagesPort, raftPort, gossipPort,
 		strings.Join(names, ", "), len(names), tlsDir, agentDataDir, agentSocket, bridgeInHost)
 }
 
@@ -94,7 +94,7 @@ func (l *Lab) startAgents(ctx context.Context, st *state) error {
 // enrol writes the host's certificate and the agent's configuration to the host's disk.
 func (h *Host) enrol(ctx context.Context, st *state, ca *pki.CA) error {
 	roles := []pki.Role{pki.RoleNode}
-	if h.number <= servers {
+	if h.number <= st.servers() {
 		roles = append(roles, pki.RoleServer)
 	}
 	cert, err := ca.Issue(h.name, []net.IP{h.Addr().AsSlice(), h.Addr6().AsSlice(), net.IPv4(127, 0, 0, 1)}, roles...)

@@ -40,6 +40,8 @@ const MaxHosts = 39
 type Options struct {
 	StateDir string
 	Hosts    int // default 3, at most MaxHosts
+	// Servers is how many of the hosts, from the first, vote in the cluster; default 3, or all if there are less.
+	Servers int
 	// Bandwidth limits each port in each direction, in bytes per second; 0 means as fast as it goes.
 	Bandwidth uint64
 	// Program is the file that hosts see as /usr/local/bin/migrate; by default the running program.
@@ -168,12 +170,15 @@ func (l *Lab) clean(ctx context.Context) error {
 const tearDownTimeout = 20 * time.Second
 
 func (o Options) state() (_ *state, err error) {
-	st := &state{Hosts: o.Hosts, Bandwidth: o.Bandwidth, Program: o.Program, Agent: o.Agent, AgentEnv: o.AgentEnv, Boots: map[int]int{}}
+	st := &state{Hosts: o.Hosts, Servers: o.Servers, Bandwidth: o.Bandwidth, Program: o.Program, Agent: o.Agent, AgentEnv: o.AgentEnv, Boots: map[int]int{}}
 	if st.Hosts == 0 {
 		st.Hosts = 3
 	}
 	if st.Hosts < 1 || st.Hosts > MaxHosts {
 		return nil, fmt.Errorf("lab: %d hosts; a lab has 1 to %d", o.Hosts, MaxHosts)
+	}
+	if st.Servers < 0 || st.Servers > st.Hosts {
+		return nil, fmt.Errorf("lab: %d servers; of %d hosts 1 to %d can be servers", st.Servers, st.Hosts, st.Hosts)
 	}
 	if st.Program == "" {
 		exe, err := os.Executable()

@@ -44,6 +44,7 @@ var books = []string{stateFile + ".new", stateFile, ownerFile, lockFile}
 // state is what is known of a lab besides what the kernel knows. It is written, whole, before each resource is made.
 type state struct {
 	Hosts     int         `json:"hosts"`
+	Servers   int         `json:"servers,omitempty"` // 0: the default
 	Bandwidth uint64      `json:"bandwidth_bytes_per_second,omitempty"`
 	Program   string      `json:"program"`
 	Agent     []string    `json:"agent"`
@@ -55,6 +56,14 @@ type state struct {
 	Killed    []string    `json:"killed,omitempty"`
 	Boots     map[int]int `json:"boots,omitempty"` // how often each host has booted
 	Cuts      []Cut       `json:"cuts,omitempty"`
+}
+
+// servers is how many of the hosts, from the first, vote in the cluster.
+func (s *state) servers() int {
+	if s.Servers == 0 {
+		return min(defaultServers, s.Hosts)
+	}
+	return s.Servers
 }
 
 func (s *state) killed(host string) bool { return slices.Contains(s.Killed, host) }

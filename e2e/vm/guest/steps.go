@@ -36,6 +36,7 @@ func steps() []step {
 		{"memory/soft-dirty", 3 * time.Minute, memory("soft-dirty")},
 		{"memory/hashes", 3 * time.Minute, memory("hashes")},
 		{"dump", 2 * time.Minute, dumpAndRestore},
+		{"move", 8 * time.Minute, moveInLab},
 	}
 }
 
