@@ -227,13 +227,9 @@ const (
 // predict estimates the move of a tree that writes little.
 func predict(f *agentapi.PlanFigures) {
 	f.BandwidthBytesPerSecond = assumedBandwidth
-	first := time.Duration(float64(f.ResidentBytes) / assumedBandwidth * float64(time.Second))
 	fixed := freezeCost + time.Duration(f.Processes)*processCost + time.Duration(f.Threads)*threadCost + time.Duration(f.Descriptors)*descriptorCost
-	fc := policy.Decide([]policy.Round{
-		{Pages: f.ResidentBytes / pagexfer.PageSize, Took: first, DirtyAfter: -1},
-		{Took: first / 100, DirtyAfter: -1},
-	}, policy.Limits{MaxDowntime: time.Second, Fixed: fixed})
-	f.Rounds, f.TotalMs, f.DowntimeMs = 3, float64((first+fixed)/time.Millisecond), float64(fc.Blackout)/float64(time.Millisecond)
+	rounds, copying, fc := policy.Idle(f.ResidentBytes/pagexfer.PageSize, assumedBandwidth/pagexfer.PageSize, fixed)
+	f.Rounds, f.TotalMs, f.DowntimeMs = uint32(rounds), float64(copying+fc.Blackout)/float64(time.Millisecond), float64(fc.Blackout)/float64(time.Millisecond)
 }
 
 // PlanDestination checks this host against what a tree needs. It touches nothing.

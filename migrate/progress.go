@@ -23,6 +23,7 @@ type progress struct {
 
 	phase  clusterapi.Phase // last one printed
 	rounds int              // printed so far
+	reason string           // last one printed
 }
 
 // barUnits is the resolution of the bar: the fraction of a round that is done, in thousandths.
@@ -62,6 +63,10 @@ func (p *progress) lines(ev *clusterapi.MigrationEvent) {
 	for _, r := range rounds[min(p.rounds, len(rounds)):] {
 		_, _ = fmt.Fprintf(p.w, "round %d: %d pages (%d zero), %s in %.0f ms; %d dirty after it\n", r.GetN(), r.GetPages(), r.GetZeroPages(), bytesText(r.GetBytesSent()), r.GetMs(), r.GetDirtyPagesAfter())
 		p.rounds++
+	}
+	if why := client.OneLine(m.GetProgress().GetReason()); why != p.reason {
+		p.reason = why
+		_, _ = fmt.Fprintf(p.w, "blackout would be %.1f ms: %s\n", m.GetProgress().GetPredictedDowntimeMs(), why)
 	}
 	text := client.OneLine(ev.GetMessage())
 	if m.GetPhase() != p.phase {

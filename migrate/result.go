@@ -31,6 +31,7 @@ type moveResult struct {
 	Outcome             string       `json:"outcome"`
 	FrozenMS            float64      `json:"frozen_ms"`
 	PagesRemaining      uint64       `json:"pages_remaining"`
+	Copying             string       `json:"copying,omitempty"`
 	Error               string       `json:"error"`
 	Obstacles           []obstacle   `json:"obstacles,omitempty"`
 	Steps               []step       `json:"steps,omitempty"`
@@ -76,7 +77,7 @@ func resultOf(m *clusterapi.Migration) moveResult {
 		ID: m.GetId(), State: enumText(m.GetPhase().String(), "PHASE_"), Workload: m.GetWorkload(), Source: m.GetSource(), Destination: m.GetDestination(),
 		PID: m.GetPid(), DestinationPID: m.GetDestinationPid(), Epoch: m.GetEpoch(), DowntimeMS: m.GetDowntimeMs(), TotalMS: m.GetTotalMs(),
 		PredictedDowntimeMS: m.GetPredictedDowntimeMs(), BytesSent: p.GetBytesSent(), PagesSent: p.GetPagesSent(), Tracker: p.GetTracker(),
-		Outcome: outcomeText(m.GetOutcome()), FrozenMS: m.GetFrozenMs(), PagesRemaining: p.GetPagesRemaining(), Error: m.GetError(),
+		Outcome: outcomeText(m.GetOutcome()), FrozenMS: m.GetFrozenMs(), PagesRemaining: p.GetPagesRemaining(), Copying: p.GetReason(), Error: m.GetError(),
 		Rounds: []round{}, Connections: []connection{},
 	}
 	for _, x := range p.GetRounds() {

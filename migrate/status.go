@@ -78,6 +78,8 @@ func printMigrations(w io.Writer, list []*clusterapi.Migration) error {
 		state, waiting := enumText(m.GetPhase().String(), "PHASE_"), m.GetWaitingFor()
 		if m.GetFinal() {
 			state, waiting = outcomeText(m.GetOutcome()), m.GetError()
+		} else if waiting == "" && m.GetPhase() == clusterapi.Phase_PHASE_COPYING {
+			waiting = m.GetProgress().GetReason()
 		}
 		blackout := "-"
 		if m.GetDowntimeMs() > 0 {

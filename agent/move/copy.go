@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -40,15 +39,8 @@ func (c *copier) converged() *clusterapi.Converged {
 	return &clusterapi.Converged{PredictedDowntimeMs: ms(f.Blackout), Forced: forced}
 }
 
-const (
-	// keepingUp is the pause between rounds while the leader is asked to switch: short enough that little is left for
-	// the freeze, long enough that the program does not pay for a write fault on each of its pages all the time.
-	keepingUp = 10 * time.Millisecond
-	// hopeless is the pause between rounds that do not converge: the program may get quieter.
-	hopeless = 250 * time.Millisecond
-	// fixedCost is what a blackout is taken to cost beside its pages, until one has been measured.
-	fixedCost = 15 * time.Millisecond
-)
+// fixedCost is what a blackout is taken to cost beside its pages and what a round costs beside its own.
+const fixedCost = 15 * time.Millisecond
 
 func (s *source) startCopy() error {
 	if s.tree == nil || s.sender == nil || s.peer == nil {
@@ -121,12 +113,12 @@ func (s *source) copyFault(ctx context.Context, c *copier, err error) {
 // copy sends rounds until it is halted (nil) or cannot go on.
 func (s *source) copy(ctx context.Context, c *copier) error {
 	for {
-		f := policy.Forecast{Decision: policy.Switch, Reason: "everything is sent while the program stands still"}
+		f := policy.Forecast{Decision: policy.Switch, Wait: policy.KeepingUp, Reason: "everything is sent while the program stands still"}
 		if opts := s.opts(); !opts.stop {
 			if err := s.round(ctx, c); err != nil {
 				return err
 			}
-			f = policy.Decide(c.progress.rounds(), policy.Limits{MaxDowntime: opts.maxDowntime, Fixed: s.fixed()})
+			f = c.progress.decide(policy.Bounds{MaxDowntime: opts.maxDowntime, Fixed: s.fixed()})
 		}
 		wait, err := s.decide(ctx, c, f)
 		if err != nil {
@@ -166,19 +158,16 @@ func (s *source) decide(ctx context.Context, c *copier, f policy.Forecast) (time
 	switch {
 	case waits > 0 && !late:
 		c.progress.set(f, false)
-		return min(waits, hopeless), nil
+		return min(waits, policy.Hopeless), nil
 	case f.Decision == policy.Switch:
-		return keepingUp, s.offer(ctx, c, f, false)
+		return f.Wait, s.offer(ctx, c, f, false)
 	case (f.Decision == policy.CannotConverge || late) && forced:
-		return keepingUp, s.offer(ctx, c, f, true)
+		return policy.KeepingUp, s.offer(ctx, c, f, true)
 	case late:
 		return 0, fmt.Errorf("the copy did not come near enough to the program within %v: %s; give a larger --max-downtime or --on-timeout force", opts.timeout, f.Reason)
-	case f.Decision == policy.CannotConverge:
-		c.progress.set(f, false)
-		return hopeless, nil
 	}
 	c.progress.set(f, false)
-	return 0, nil
+	return f.Wait, nil
 }
 
 // offer tells the machine that a switch would keep the bound.
@@ -207,9 +196,9 @@ func (s *source) measureClock(ctx context.Context) error {
 	return nil
 }
 
-// fixed estimates what a blackout costs beside its pages.
+// fixed estimates what a blackout costs beside its pages and what a round costs beside its own, such as the files.
 func (s *source) fixed() time.Duration {
-	return fixedCost + s.files.cost() + 4*get(&s.view, func(*view) time.Duration { return s.clock.err })
+	return fixedCost + 4*get(&s.view, func(*view) time.Duration { return s.clock.err })
 }
 
 // round brings the destination's layout up to date, sends what is dirty, and returns when it is written there.
@@ -222,7 +211,7 @@ func (s *source) round(ctx context.Context, c *copier) error {
 	if err != nil {
 		return err
 	}
-	c.progress.begin(s.tree.Resident())
+	c.progress.begin(start, s.tree.Resident())
 	if _, err := s.fileRound(ctx); err != nil {
 		return err
 	}
@@ -301,16 +290,17 @@ type progress struct {
 	mu       sync.Mutex
 	tracker  string
 	done     []*clusterapi.Round
-	policy   []policy.Round
+	policy   policy.Policy
+	began    time.Time     // the round that runs, or the last one
+	since    time.Duration // from the start of the round before until then; 0 if there was none
 	forecast policy.Forecast
 	forced   bool
 	offered  time.Time
 	resident uint64 // pages, when the round that runs began
 	pages    uint64 // of the round that runs
 	rate     float64
-	bytes    uint64          // on the wire, when the round that runs began
-	earlier  pagexfer.Totals // of page streams that were given up for another
-	started  time.Time
+	bytes    uint64             // on the wire, when the round that runs began
+	earlier  pagexfer.Totals    // of page streams that were given up for another
 	steps    []*clusterapi.Step // of the last switch
 }
 
@@ -323,18 +313,24 @@ func (p *progress) took(steps []*clusterapi.Step) {
 
 func newProgress(tracker string) *progress { return &progress{tracker: tracker} }
 
-func (p *progress) begin(resident uint64) {
+// begin tells that a round began at the given time.
+func (p *progress) begin(start time.Time, resident uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.resident, p.pages, p.started = resident, 0, time.Now()
+	p.since = 0
+	if !p.began.IsZero() {
+		p.since = start.Sub(p.began)
+	}
+	p.resident, p.pages, p.began = resident, 0, start
 }
 
-// another says that a page stream has ended and that a new one counts from zero.
+// another says that a page stream has ended, and that a new one counts from zero and begins with all pages.
 func (p *progress) another(totals pagexfer.Totals) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.earlier = totals.Plus(p.earlier)
 	p.bytes = p.earlier.WireBytes
+	p.policy, p.began = policy.Policy{}, time.Time{}
 }
 
 func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals, final bool) {
@@ -344,9 +340,6 @@ func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals
 	sent := totals.WireBytes - p.bytes
 	p.bytes = totals.WireBytes
 	r := &clusterapi.Round{N: uint32(len(p.done) + 1), Pages: st.Pages, ZeroPages: st.ZeroPages, BytesSent: sent, Ms: ms(took), Final: final}
-	if st.DirtyAfter > 0 {
-		r.DirtyPagesAfter = uint64(st.DirtyAfter)
-	}
 	if n := len(p.done); n > 0 && p.done[n-1].DirtyPagesAfter == 0 {
 		before := proto.CloneOf(p.done[n-1])             // messages that are under way hold the one that was told
 		before.DirtyPagesAfter = st.Pages + st.ZeroPages // what this round found had been left by the one before
@@ -360,20 +353,17 @@ func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals
 		p.rate = float64(sent) / took.Seconds()
 	}
 	if !final {
-		p.policy = append(p.policy, policy.Round{Pages: st.Pages, ZeroPages: st.ZeroPages, Took: took, Scan: st.Scan, DirtyAfter: st.DirtyAfter})
-		if len(p.policy) > maxRounds {
-			p.policy = append(p.policy[:1], p.policy[2:]...)
-		}
+		p.policy.Add(policy.Round{Pages: st.Pages, ZeroPages: st.ZeroPages, Since: p.since, Took: took, Scan: st.Scan})
 	}
 }
 
-// maxRounds bounds the rounds that are told and that the policy looks at: while a switch is waited for there are a hundred small ones a second.
+// maxRounds bounds the rounds that are told: while a switch is waited for there are a hundred small ones a second.
 const maxRounds = 100
 
-func (p *progress) rounds() []policy.Round {
+func (p *progress) decide(b policy.Bounds) policy.Forecast {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Clone(p.policy)
+	return p.policy.Decide(b)
 }
 
 func (p *progress) set(f policy.Forecast, forced bool) {
@@ -409,7 +399,7 @@ func (p *progress) message(totals pagexfer.Totals) *clusterapi.Progress {
 	m := &clusterapi.Progress{
 		Rounds: append([]*clusterapi.Round(nil), p.done...), PagesSent: totals.Pages, BytesSent: totals.WireBytes,
 		DirtyPagesPerSecond: p.forecast.DirtyPerSecond, PredictedDowntimeMs: ms(p.forecast.Blackout), Tracker: p.tracker,
-		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages, Steps: p.steps,
+		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages, Steps: p.steps, Reason: p.forecast.Reason,
 	}
 	expected := p.forecast.Pages
 	if len(p.done) == 0 {
@@ -419,7 +409,7 @@ func (p *progress) message(totals pagexfer.Totals) *clusterapi.Progress {
 		m.PagesRemaining = expected - p.pages
 		m.RoundFraction = float64(p.pages) / float64(expected)
 	}
-	if d := time.Since(p.started); len(p.done) == 0 && d > 0 {
+	if d := time.Since(p.began); len(p.done) == 0 && !p.began.IsZero() && d > 0 {
 		m.BytesPerSecond = float64(totals.WireBytes) / d.Seconds()
 	}
 	return m

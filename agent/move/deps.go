@@ -39,7 +39,6 @@ type PageSink interface {
 type RoundStats struct {
 	Pages, ZeroPages uint64
 	Scan             time.Duration // finding the dirty pages
-	DirtyAfter       int64         // -1: not known
 }
 
 // Timeouts are the retransmission time-outs of a connection in a switch.

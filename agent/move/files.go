@@ -65,7 +65,6 @@ type filesOut struct {
 	log    *slog.Logger
 	failed bool      // the connection has
 	broken time.Time // when; zero while there is one
-	last   volume.Stats
 }
 
 // bringFiles tells the destination what the tree needs, and brings what it lacks. It returns when all that was there at
@@ -255,7 +254,6 @@ func (f *filesOut) round(ctx context.Context, mapped func(string) bool) (volume.
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		st, err := f.once(ctx, mapped)
 		if err == nil {
-			f.last = st
 			return st, nil
 		}
 		var remote *volume.RemoteError
@@ -303,14 +301,6 @@ func (f *filesOut) once(ctx context.Context, mapped func(string) bool) (volume.S
 	st, err := f.sender.Round(ctx, mapped)
 	f.failed = err != nil && f.sender.Detached()
 	return st, err
-}
-
-// cost is what the last difference is expected to take in a freeze: as long as the latest round.
-func (f *filesOut) cost() time.Duration {
-	if f == nil {
-		return 0
-	}
-	return f.last.Took
 }
 
 func (s *source) closeFiles() error {

@@ -4,19 +4,20 @@ import (
 	"testing"
 	"time"
 
+	"migrate/agent/policy"
 	"migrate/pagexfer"
 )
 
 // A page stream that replaces another counts from zero; what people see goes on.
 func TestProgressOverSeveralStreams(t *testing.T) {
 	p := newProgress("hash")
-	p.begin(10)
+	p.begin(time.Now(), 10)
 	p.end(RoundStats{Pages: 10}, time.Second, pagexfer.Totals{WireBytes: 1000, Pages: 10}, false)
 	p.another(pagexfer.Totals{WireBytes: 1010, Pages: 10})
-	p.begin(10)
+	p.begin(time.Now(), 10)
 	p.end(RoundStats{Pages: 4}, time.Second, pagexfer.Totals{WireBytes: 400, Pages: 4}, false)
 	p.another(pagexfer.Totals{WireBytes: 400, Pages: 4})
-	p.begin(10)
+	p.begin(time.Now(), 10)
 	p.end(RoundStats{Pages: 1}, time.Second, pagexfer.Totals{WireBytes: 100, Pages: 1}, true)
 	m := p.message(pagexfer.Totals{WireBytes: 100, Pages: 1})
 	if m.BytesSent != 1510 || m.PagesSent != 15 {
@@ -44,8 +45,27 @@ func TestProgressIsToldForGood(t *testing.T) {
 	for i := range 3 * maxRounds {
 		p.end(RoundStats{Pages: uint64(i)}, time.Second, pagexfer.Totals{}, false)
 	}
-	r := p.rounds()
-	if len(r) != maxRounds || r[0].Pages != 10 || r[len(r)-1].Pages != 3*maxRounds-1 {
-		t.Errorf("the policy looks at %d rounds, from %d to %d pages", len(r), r[0].Pages, r[len(r)-1].Pages)
+	if m := p.message(pagexfer.Totals{}); len(m.Rounds) != maxRounds || m.Rounds[0].Pages != 10 || m.Rounds[maxRounds-1].Pages != 3*maxRounds-1 {
+		t.Errorf("%d rounds are told, from %d to %d pages", len(m.Rounds), m.Rounds[0].Pages, m.Rounds[len(m.Rounds)-1].Pages)
+	}
+}
+
+// When all is copied anew, the size of the first round says nothing about what the program writes.
+func TestANewCopyIsJudgedAnew(t *testing.T) {
+	p, at := newProgress("hash"), time.Now()
+	bounds := policy.Bounds{MaxDowntime: 100 * time.Millisecond, Fixed: fixedCost}
+	round := func(pages uint64, took time.Duration) policy.Forecast {
+		p.begin(at, 0)
+		p.end(RoundStats{Pages: pages}, took, pagexfer.Totals{}, false)
+		at = at.Add(took)
+		return p.decide(bounds)
+	}
+	round(100000, time.Second)
+	if f := round(10, 5*time.Millisecond); f.Decision != policy.Switch || f.DirtyPerSecond != 10 {
+		t.Fatalf("%+v", f)
+	}
+	p.another(pagexfer.Totals{})
+	if f := round(100000, time.Second); f.DirtyPerSecond != 0 || f.Decision != policy.Continue {
+		t.Errorf("%+v", f)
 	}
 }

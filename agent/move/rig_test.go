@@ -465,7 +465,7 @@ func (s *fakeSource) send(ctx context.Context, sink PageSink, n int) (RoundStats
 			return RoundStats{}, err
 		}
 	}
-	return RoundStats{Pages: uint64(n), DirtyAfter: -1}, nil
+	return RoundStats{Pages: uint64(n)}, nil
 }
 
 func (s *fakeSource) Freeze(context.Context) error {

@@ -41,8 +41,12 @@ func (s *source) freeze(ctx context.Context) error {
 	}
 	opts := s.opts()
 	s.bound = opts.maxDowntime
-	if _, forced := s.copying.progress.last(); forced {
+	forecast, forced := s.copying.progress.last()
+	if forced {
 		s.bound = opts.hardLimit
+	}
+	if forecast.Blackout > s.bound && !opts.stop {
+		return fmt.Errorf("%w of %v by now: %s", errBound, s.bound, forecast.Reason)
 	}
 	if err := s.shutIn(ctx); err != nil {
 		return err
@@ -132,7 +136,7 @@ func (s *source) final(ctx context.Context, attempt uint32) (handoff.Hash, error
 		return "", err
 	}
 	p := s.copying.progress
-	p.begin(0)
+	p.begin(start, 0)
 	awaitFiles, err := s.lastFiles(ctx)
 	if err != nil {
 		return "", err

@@ -1,23 +1,27 @@
-// Package policy decides when a move stops copying. It is given what each round measured and predicts how long the
-// program would stand still if it were frozen now. It is pure: no I/O, no clock, no goroutines; durations arrive in
-// the rounds.
+// Package policy decides when a move stops copying. A Policy is told what each round measured, predicts how long the program
+// would stand still if it were stopped now, and says whether to copy another round, to switch, or that no more rounds will
+// help, and then why. It is pure: no I/O, no clock, no goroutines; time arrives in the rounds.
 //
 // The prediction is
 //
-//	blackout = fixed + base + pages(frozen at the end of the last round) / rate
+//	blackout = fixed + base + written(took + lag) / rate
 //
-// where fixed is what does not depend on memory (stopping the threads, state, votes, commit, resuming), base is what a round
-// costs beside sending its pages (reading the mappings, finding the dirty pages), rate is in pages per second, and the
-// pages are those that the program has written since the last round began. A round sends what was written during the one before it, so their number is known only for the
-// past; for the last round it follows from the rate of writing, and never exceeds what a longer round saw.
+// fixed is what does not depend on memory: stopping the threads, state, votes, commit, resuming. base is what a round costs beside sending
+// its pages: following the layout, finding the dirty pages. rate is in pages per second. A freeze sends what was written since the last
+// round began: while that round was sent (took), and from its end until the program stands still (lag).
 //
-// Rounds shrink by the ratio of the rate of writing to that of sending. Once they no longer do, more rounds do not
-// help: what is left is either short enough (Switch) or will not become so (CannotConverge).
+// written(d), the number of different pages that the program writes in a time d, is known from the rounds, each of which sends what was
+// written since the one before it began. It never falls and it bends down, for pages are written twice: between two measured times it goes
+// like a power of d, whose exponent is 1 for a program that writes all over its memory and 0 for one that writes the same pages all the time.
+//
+// Another round takes base + written/rate and leaves what is written meanwhile. It is worth making while that may be clearly less; as long
+// as rounds of different lengths have not shown the exponent, all of 0 to 1 may be, so that the prediction is cautious and the hope is not.
+// Once there is nothing to hope for, what is left is either short enough (Switch) or will not become so (CannotConverge). docs/policy.md
+// compares this with other rules.
 package policy
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -26,9 +30,9 @@ type Decision int
 
 // The decisions.
 const (
-	Continue Decision = iota + 1 // copy another round
-	Switch                       // freeze: the prediction keeps the bound and another round gains little
-	CannotConverge
+	Continue       Decision = iota + 1 // copy another round at once
+	Switch                             // stop the program: the prediction keeps the bound
+	CannotConverge                     // more rounds will not bring the prediction under the bound, unless the program or the link changes
 )
 
 var names = map[Decision]string{Continue: "continue", Switch: "switch", CannotConverge: "cannot converge"}
@@ -40,29 +44,36 @@ func (d Decision) String() string {
 	return fmt.Sprintf("decision %d", int(d))
 }
 
+// Cause is what keeps the prediction above the bound.
+type Cause int
+
+// The causes. Only CauseWrites depends on the program's writing and on the link: slowing one or speeding up the other can help.
+const (
+	CauseNone   Cause = iota
+	CauseFixed        // what does not depend on memory takes too long alone
+	CauseWrites       // the program writes pages faster than they can be sent
+)
+
 // Round is what one round of copying measured.
 type Round struct {
 	Pages     uint64        // sent with their contents
 	ZeroPages uint64        // told to be zero
-	Took      time.Duration // from the start of the scan to the receiver's word that all is written
+	Since     time.Duration // from the start of the round before until that of this one: when its pages were written; 0 for the first
+	Took      time.Duration // from its start to the receiver's word that all is written
 	Scan      time.Duration // of which finding the pages took; 0 when it was not measured
-	// DirtyAfter is the number of pages known to be dirty when the round ended, counted without clearing; -1 when it
-	// was not counted.
-	DirtyAfter int64
 }
 
-// Limits bound a copy.
-type Limits struct {
+// Bounds are what a blackout is held to and made of, beside its pages.
+type Bounds struct {
 	MaxDowntime time.Duration
-	// Fixed is what a blackout costs beside its pages: measured by earlier attempts, or an estimate.
-	Fixed time.Duration
-	// MaxRounds ends a copy that neither converges nor clearly fails to; 0 stands for 30.
-	MaxRounds int
+	Fixed       time.Duration // what a blackout costs beside its pages
 }
 
 // Forecast is what the rounds so far say about a freeze now.
 type Forecast struct {
 	Decision       Decision
+	Cause          Cause         // of CannotConverge
+	Wait           time.Duration // before the next round, if there is to be one
 	Blackout       time.Duration // predicted
 	Pages          uint64        // that would be sent in the freeze
 	PagesPerSecond float64       // at which they would be sent
@@ -71,144 +82,112 @@ type Forecast struct {
 }
 
 const (
-	defaultMaxRounds = 30
-	// shrink is the share of the round before that a round must stay under to count as progress.
-	shrink = 0.85
-	// patience is how many rounds in a row may make no progress before the copy is hopeless.
-	patience = 3
 	// margin is the share of the bound that the prediction may fill: rates vary.
 	margin = 0.8
-	// solid is the number of pages from which on a round's duration says more about the rate than about its overhead.
-	solid = 2048
-	// assumedRate is used until a round has told better: 200 MB/s.
-	assumedRate = 50000
-	// similar is how many times longer than the last round the one before it may have been for its rate of writing to
-	// hold. A program that writes the same few pages all the time shows a low rate over a long round; then all that is
-	// known is that a shorter round dirties no more than a longer one.
-	similar = 4
-	// enough is the share of the blackout that the pages must be for another round to be worth its time.
-	enough = 0.1
+	// A round is worth its time when it may shorten the blackout by this share, and by this time. To reach the bound it must promise more.
+	worthShare = 0.03
+	hopeShare  = 0.05
+	worthTime  = 300 * time.Microsecond
+	// patience is how many rounds in a row that were not worth their time make a copy hopeless.
+	patience = 2
+	// learning is how many more rounds may be made for a better prediction alone, once it keeps the bound.
+	learning = 2
+	// MaxMore is how many more rounds are made at most once the prediction keeps the bound, if it goes on doing so.
+	MaxMore = 8
+	// MaxRounds is how many rounds are made at most without a pause.
+	MaxRounds = 30
 )
 
-// Decide looks at the rounds so far, oldest first, and says what to do next and why.
-func Decide(rounds []Round, l Limits) Forecast {
-	f := Forecast{PagesPerSecond: sendRate(rounds), DirtyPerSecond: dirtyRate(rounds)}
-	if len(rounds) == 0 {
-		f.Decision, f.Reason, f.Blackout = Continue, "nothing has been copied yet", l.Fixed
-		return f
+// What Forecast.Wait can be.
+const (
+	// KeepingUp is the longest pause between rounds while a switch is waited for: short enough that little is left for the freeze, long
+	// enough that the program does not pay for a write fault on each of its pages all the time.
+	KeepingUp = 10 * time.Millisecond
+	// Hopeless is the shortest pause between rounds of a program that writes faster than the link carries: it may get quieter. It is left in
+	// peace, and the link to others, for as long as a round takes, but no longer than longest.
+	Hopeless = 250 * time.Millisecond
+	longest  = time.Second
+	// slower is the share of the link's rate below which a program writes slowly enough for rounds to get shorter, if nothing disturbs
+	// them. A long pause would add more pages than they can take away.
+	slower = 0.85
+)
+
+// Policy is what is known of one copy. Its memory does not grow with the number of rounds. The zero value knows nothing.
+type Policy struct {
+	model model
+	run   int // rounds since the last pause
+}
+
+// Add tells of a round that has ended.
+func (p *Policy) Add(r Round) {
+	if pause := r.Since - p.model.last().Took; pause >= Hopeless/2 {
+		p.run = 0
 	}
-	f.Pages = remaining(rounds, f.DirtyPerSecond)
-	base := baseCost(rounds, f.PagesPerSecond)
-	sending := seconds(float64(f.Pages) / f.PagesPerSecond)
-	f.Blackout = l.Fixed + base + sending
-	fits := f.Blackout <= time.Duration(margin*float64(l.MaxDowntime))
-	stuck := stalled(rounds)
-	limit := l.MaxRounds
-	if limit == 0 {
-		limit = defaultMaxRounds
+	p.run++
+	p.model.add(r)
+}
+
+// Decide says what to do next and why. It changes nothing: asked again with a larger bound, it is never further from a switch.
+func (p *Policy) Decide(b Bounds) Forecast {
+	m := &p.model
+	if m.rounds == 0 {
+		return Forecast{Decision: Continue, Blackout: b.Fixed, PagesPerSecond: assumedRate, Reason: "nothing has been copied yet"}
 	}
+	e := m.estimates[len(m.estimates)-1]
+	f := Forecast{Blackout: b.Fixed + e.variable(), Pages: uint64(e.pages), PagesPerSecond: e.rate, DirtyPerSecond: e.dirty}
+	fits := func(e estimate) bool { return b.Fixed+e.variable() <= time.Duration(margin*float64(b.MaxDowntime)) }
+	worth := func(e estimate, saving time.Duration, share float64) bool {
+		return saving > max(worthTime, time.Duration(share*float64(b.Fixed+e.variable())))
+	}
+	met := m.trailing(fits)
 	switch {
-	case fits && (stuck > 0 || sending <= time.Duration(enough*float64(f.Blackout))):
+	case met > 0 && !worth(e, e.saving, worthShare) && (met > learning || !worth(e, e.hope, worthShare)):
 		f.Decision, f.Reason = Switch, "the predicted blackout keeps the bound, and another round would gain little"
-	case l.Fixed+base > l.MaxDowntime && stuck >= patience:
-		f.Decision = CannotConverge
-		f.Reason = fmt.Sprintf("what does not depend on memory alone takes %v; the bound is %v", l.Fixed+base, l.MaxDowntime)
-	case len(rounds) >= limit && !fits, stuck >= patience && !fits:
-		f.Decision = CannotConverge
-		f.Reason = fmt.Sprintf("after %d rounds a freeze would still take %v (%d pages at %.0f pages/s, written at %.0f pages/s); the bound is %v",
-			len(rounds), f.Blackout.Round(time.Millisecond/10), f.Pages, f.PagesPerSecond, f.DirtyPerSecond, l.MaxDowntime)
-	case len(rounds) >= limit:
-		f.Decision, f.Reason = Switch, "the predicted blackout keeps the bound, and the rounds are used up"
-	default:
+	case met > MaxMore || met > 0 && p.run >= MaxRounds:
+		f.Decision, f.Reason = Switch, "the predicted blackout keeps the bound, and enough rounds have been made"
+	case met > 0:
+		f.Decision, f.Reason = Continue, "the predicted blackout keeps the bound, but another round makes it clearly shorter"
+	case p.run < MaxRounds && !m.stuck() && m.trailing(func(e estimate) bool { return !worth(e, e.hope, hopeShare) }) < patience:
 		f.Decision, f.Reason = Continue, "another round leaves less for the freeze"
+	default:
+		f.Decision = CannotConverge
+		f.Cause, f.Reason = why(e, b, f.Blackout)
+	}
+	switch f.Decision {
+	case Switch:
+		f.Wait = e.pause
+	case CannotConverge:
+		f.Wait = min(max(m.last().Took, Hopeless), longest)
+		if f.Cause == CauseWrites && e.dirty < slower*e.rate {
+			f.Wait = min(m.last().Took/8, Hopeless)
+		}
 	}
 	return f
 }
 
-// sendRate is the rate, in pages per second, at which pages get to the destination and are written there: of the
-// last round that was long enough to tell, else of the round that showed the highest. Small rounds are mostly overhead.
-func sendRate(rounds []Round) float64 {
-	best := 0.0
-	for i := len(rounds) - 1; i >= 0; i-- {
-		r := rounds[i]
-		busy := r.Took - r.Scan
-		if busy <= 0 || r.Pages == 0 {
-			continue
-		}
-		rate := float64(r.Pages) / busy.Seconds()
-		if r.Pages >= solid {
-			return rate
-		}
-		best = max(best, rate)
+// why says what keeps a blackout above the bound, and what would help.
+func why(e estimate, b Bounds, blackout time.Duration) (Cause, string) {
+	needs := time.Duration(float64(blackout)/margin/float64(time.Millisecond)+1) * time.Millisecond
+	if b.Fixed+e.base >= time.Duration(margin*float64(b.MaxDowntime)) {
+		return CauseFixed, fmt.Sprintf("what does not depend on memory takes %v, and the bound is %v: no number of rounds helps, only a bound of %v",
+			tenths(b.Fixed+e.base), b.MaxDowntime, needs)
 	}
-	if best == 0 {
-		return assumedRate
-	}
-	return best
+	return CauseWrites, fmt.Sprintf("a freeze would take %v (%.0f pages at %.0f pages/s, written at %.0f pages/s), and more rounds do not make it shorter; "+
+		"the bound is %v: it needs one of %v, or a quieter program", tenths(blackout), e.pages, e.rate, e.dirty, b.MaxDowntime, needs)
 }
 
-// baseCost is what a round costs beside sending its pages: the middle one of the last three, for single rounds are
-// disturbed.
-func baseCost(rounds []Round, rate float64) time.Duration {
-	var costs []time.Duration
-	for _, r := range rounds[max(0, len(rounds)-3):] {
-		costs = append(costs, max(r.Scan, r.Took-seconds(float64(r.Pages)/rate)))
+func tenths(d time.Duration) time.Duration { return d.Round(time.Millisecond / 10) }
+
+// Idle is the copy of a program that writes nothing: how many rounds it takes, with the one of the freeze, how long the copying takes,
+// and the forecast at its end.
+func Idle(pages uint64, pagesPerSecond float64, fixed time.Duration) (rounds int, copying time.Duration, f Forecast) {
+	var p Policy
+	r := Round{Pages: pages, Took: seconds(float64(pages) / pagesPerSecond)}
+	for f.Decision != Switch {
+		p.Add(r)
+		rounds, copying = rounds+1, copying+r.Took
+		f = p.Decide(Bounds{MaxDowntime: time.Hour, Fixed: fixed})
+		r = Round{Since: max(r.Took, 1)}
 	}
-	slices.Sort(costs)
-	return costs[(len(costs)-1)/2]
+	return rounds + 1, copying, f
 }
-
-// dirtyRate is the rate, in pages per second, at which the program wrote during the newest interval that is known.
-func dirtyRate(rounds []Round) float64 {
-	n := len(rounds)
-	if n == 0 {
-		return 0
-	}
-	if last := rounds[n-1]; last.DirtyAfter >= 0 && last.Took > 0 {
-		return float64(last.DirtyAfter) / last.Took.Seconds()
-	}
-	if n < 2 {
-		return 0
-	}
-	if took := rounds[n-2].Took; took > 0 { // the last round sent what was written during the one before it
-		return float64(rounds[n-1].Pages+rounds[n-1].ZeroPages) / took.Seconds()
-	}
-	return 0
-}
-
-// remaining estimates the pages that a freeze right after the last round would have to send.
-func remaining(rounds []Round, rate float64) uint64 {
-	last := rounds[len(rounds)-1]
-	if last.DirtyAfter >= 0 {
-		return uint64(last.DirtyAfter)
-	}
-	if len(rounds) == 1 {
-		// Nothing is known about the rate of writing: everything may have been written again.
-		return last.Pages + last.ZeroPages
-	}
-	before := rounds[len(rounds)-2].Took
-	if last.Took*similar < before {
-		return size(last)
-	}
-	pages := uint64(rate * last.Took.Seconds())
-	if last.Took <= before {
-		pages = min(pages, size(last))
-	}
-	return pages
-}
-
-// stalled counts the rounds at the end that were not clearly smaller than the one before them.
-func stalled(rounds []Round) int {
-	n := 0
-	for i := len(rounds) - 1; i >= 1; i-- {
-		if float64(size(rounds[i])) < shrink*float64(size(rounds[i-1])) {
-			break
-		}
-		n++
-	}
-	return n
-}
-
-func size(r Round) uint64 { return r.Pages + r.ZeroPages }
-
-func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -1,105 +1,111 @@
 package policy
 
 import (
-	"math"
+	"strings"
 	"testing"
 	"time"
 )
 
-// A program for the simulation: it writes pages of a working set at random, at a rate, and a link sends them.
-type program struct {
-	resident, working float64 // pages
-	writes            float64 // page writes per second, uniform over the working set
-	rate              float64 // pages per second that the link carries
-	overhead          time.Duration
-	counted           bool // rounds know what is dirty at their end
-}
+const msec = time.Millisecond
 
-// dirty is the expected number of distinct pages written in d.
-func (p program) dirty(d time.Duration) float64 {
-	return p.working * (1 - math.Exp(-p.writes*d.Seconds()/p.working))
-}
-
-// run copies until the policy stops it. It returns the last forecast, the rounds, and the blackout that a freeze would
-// really have.
-func (p program) run(t *testing.T, l Limits) (Forecast, []Round, time.Duration) {
-	t.Helper()
-	var rounds []Round
-	pages := p.resident
-	for range 100 {
-		took := p.overhead + time.Duration(pages/p.rate*float64(time.Second))
-		r := Round{Pages: uint64(pages), Took: took, Scan: p.overhead, DirtyAfter: -1}
-		pages = p.dirty(took)
-		if p.counted {
-			r.DirtyAfter = int64(pages)
+// after is a policy that was told of rounds without pauses between them; Since is filled in.
+func after(rounds ...Round) *Policy {
+	p := &Policy{}
+	for i, r := range rounds {
+		if i > 0 && r.Since == 0 {
+			r.Since = rounds[i-1].Took
 		}
-		rounds = append(rounds, r)
-		f := Decide(rounds, l)
-		if f.Decision != Continue {
-			return f, rounds, l.Fixed + p.overhead + time.Duration(pages/p.rate*float64(time.Second))
-		}
+		p.Add(r)
 	}
-	t.Fatal("the copy never ended")
-	return Forecast{}, nil, 0
+	return p
 }
 
-func TestDecideOnSimulatedPrograms(t *testing.T) {
-	const ms = time.Millisecond
-	limits := Limits{MaxDowntime: 100 * ms, Fixed: 8 * ms}
+func TestDecide(t *testing.T) {
+	full := Round{Pages: 131072, Took: time.Second, Scan: 5 * msec}
+	small := Round{Pages: 50, Took: 6 * msec, Scan: 5 * msec}
+	huge := Round{Pages: 120000, Took: time.Second, Scan: 5 * msec}
 	for _, c := range []struct {
-		name      string
-		p         program
-		limits    Limits
-		want      Decision
-		maxRounds int
+		name   string
+		p      *Policy
+		b      Bounds
+		want   Decision
+		cause  Cause
+		reason string
 	}{
-		{"idle", program{resident: 131072, working: 1, writes: 0, rate: 150000, overhead: 2 * ms}, limits, Switch, 3},
-		{"1000 pages a second, 64 MiB", program{resident: 16384, working: 16384, writes: 1000, rate: 150000, overhead: ms}, limits, Switch, 6},
-		{"1000 pages a second, 2 GiB", program{resident: 524288, working: 524288, writes: 1000, rate: 150000, overhead: 4 * ms}, limits, Switch, 7},
-		{"half the link", program{resident: 131072, working: 131072, writes: 75000, rate: 150000, overhead: 2 * ms}, limits, Switch, 14},
-		{"more than the link, small working set", program{resident: 524288, working: 2000, writes: 500000, rate: 150000, overhead: 2 * ms}, limits, Switch, 6},
-		{"more than the link", program{resident: 131072, working: 131072, writes: 400000, rate: 150000, overhead: 2 * ms}, limits, CannotConverge, 10},
-		{"slow link", program{resident: 131072, working: 131072, writes: 4000, rate: 2500, overhead: 2 * ms}, limits, CannotConverge, 10},
-		{"bound below the fixed cost", program{resident: 16384, working: 16384, writes: 1000, rate: 150000, overhead: ms},
-			Limits{MaxDowntime: 5 * ms, Fixed: 8 * ms}, CannotConverge, 14},
+		{"nothing copied", after(), usual, Continue, CauseNone, "nothing has been copied"},
+		{"the first round of a large program", after(full), usual, Continue, CauseNone, "another round"},
+		{"quiet", after(full, small), usual, Switch, CauseNone, "would gain little"},
+		{"rounds that send nothing", after(Round{}, Round{}), usual, Switch, CauseNone, "would gain little"},
+		{"all is written again", after(full, huge, huge, huge), usual, CannotConverge, CauseWrites, "or a quieter program"},
+		{"all is written again, and that may be", after(full, huge, huge, huge), Bounds{MaxDowntime: 2 * time.Second, Fixed: 15 * msec}, Switch, CauseNone, "would gain little"},
+		{"the bound is below what is fixed", after(full, small, small, small), Bounds{MaxDowntime: 10 * msec, Fixed: 15 * msec}, CannotConverge, CauseFixed, "only a bound of"},
+		{"the bound is so from the start, but there is still to be gained", after(full, huge), Bounds{MaxDowntime: 10 * msec, Fixed: 15 * msec}, Continue, CauseNone, "another round"},
 	} {
-		for _, counted := range []bool{false, true} {
-			t.Run(c.name, func(t *testing.T) {
-				c.p.counted = counted
-				f, rounds, blackout := c.p.run(t, c.limits)
-				if f.Decision != c.want || len(rounds) > c.maxRounds {
-					t.Fatalf("%v after %d rounds (%+v); want %v within %d", f.Decision, len(rounds), f, c.want, c.maxRounds)
-				}
-				if f.Decision != Switch {
-					return
-				}
-				if blackout > c.limits.MaxDowntime {
-					t.Errorf("the blackout would be %v", blackout)
-				}
-				if d := (f.Blackout - blackout).Abs(); d > 2*ms && d > blackout/5 {
-					t.Errorf("predicted %v, would be %v", f.Blackout, blackout)
-				}
-			})
+		f := c.p.Decide(c.b)
+		if f.Decision != c.want || f.Cause != c.cause || !strings.Contains(f.Reason, c.reason) {
+			t.Errorf("%s: %+v; want %v", c.name, f, c.want)
 		}
 	}
 }
 
-func TestTheFirstRoundAloneDoesNotSwitchABigProgram(t *testing.T) {
-	f := Decide([]Round{{Pages: 131072, Took: time.Second, DirtyAfter: -1}}, Limits{MaxDowntime: 100 * time.Millisecond})
-	if f.Decision != Continue || f.Blackout < 900*time.Millisecond {
+// What why says would be enough is enough.
+func TestTheBoundThatIsAskedForIsEnough(t *testing.T) {
+	full, huge := Round{Pages: 131072, Took: time.Second, Scan: 5 * msec}, Round{Pages: 120000, Took: time.Second, Scan: 5 * msec}
+	p := after(full, huge, huge, huge)
+	f := p.Decide(usual)
+	if !strings.Contains(f.Reason, "it needs one of 1.2") {
+		t.Fatalf("the reason is %q", f.Reason)
+	}
+	if f := p.Decide(Bounds{MaxDowntime: 1300 * msec, Fixed: usual.Fixed}); f.Decision != Switch {
 		t.Errorf("%+v", f)
 	}
 }
 
-func TestDecideWithoutRounds(t *testing.T) {
-	if f := Decide(nil, Limits{MaxDowntime: time.Second}); f.Decision != Continue {
+// The pauses of a copy that cannot converge must not be taken for writing: once the program is quieter, it converges from there.
+func TestPausesAreNotTakenForWriting(t *testing.T) {
+	p := phases(half, 2*linkRate, 0.5*linkRate, 8*time.Second)
+	r := simulate(p, steady(linkRate), &ours{}, usual, timeout, false)
+	if !r.switched || r.gaveUp == 0 || r.copied > 11*time.Second {
+		t.Errorf("%+v", r)
+	}
+}
+
+// On a link whose rate wanders, rounds get longer and shorter. A program that writes less than the link carries comes through all the same.
+func TestBusyHosts(t *testing.T) {
+	const copies = 50
+	over := 0
+	for seed := range uint64(copies) {
+		r := simulate(uniform(half, 0.7*busyRate), busy(seed), &ours{}, usual, timeout, false)
+		if !r.switched || r.copied > 30*time.Second {
+			t.Errorf("copy %d: switched: %v, after %v and %d rounds", seed, r.switched, r.copied, r.rounds)
+		}
+		if r.blackout > usual.MaxDowntime {
+			over++
+		}
+	}
+	if over > copies/20 {
+		t.Errorf("%d of %d copies were over the bound", over, copies)
+	}
+}
+
+// While a switch is waited for, a program that writes much is followed closely, and one that writes little is left alone.
+func TestThePauseFollowsTheWriting(t *testing.T) {
+	full := Round{Pages: 131072, Took: time.Second, Scan: 5 * msec}
+	if f := after(full, Round{Pages: 50, Took: 6 * msec, Scan: 5 * msec}).Decide(usual); f.Wait != KeepingUp {
+		t.Errorf("%+v", f)
+	}
+	hot := Round{Pages: 3000, Took: 28 * msec, Scan: 5 * msec}
+	if f := after(full, hot, hot, hot).Decide(usual); f.Decision != Switch || f.Wait > 2*msec {
 		t.Errorf("%+v", f)
 	}
 }
 
-func TestRoundsThatSendNothing(t *testing.T) {
-	f := Decide([]Round{{DirtyAfter: -1}, {DirtyAfter: -1}}, Limits{MaxDowntime: 100 * time.Millisecond, Fixed: 8 * time.Millisecond})
-	if f.Decision != Switch || f.Blackout != 8*time.Millisecond {
+func TestIdle(t *testing.T) {
+	rounds, copying, f := Idle(100000, 100000, 12*msec)
+	if rounds != 3 || copying != time.Second || f.Blackout > 13*msec {
+		t.Errorf("%d rounds, %v, %+v", rounds, copying, f)
+	}
+	if _, _, f := Idle(0, 100000, 12*msec); f.Decision != Switch {
 		t.Errorf("%+v", f)
 	}
 }

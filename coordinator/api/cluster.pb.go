@@ -1431,6 +1431,7 @@ type Progress struct {
 	RoundFraction       float64                `protobuf:"fixed64,9,opt,name=round_fraction,json=roundFraction,proto3" json:"round_fraction,omitempty"` // of the round that runs, 0 to 1
 	Round               uint32                 `protobuf:"varint,10,opt,name=round,proto3" json:"round,omitempty"`                                      // that runs
 	Steps               []*Step                `protobuf:"bytes,11,rep,name=steps,proto3" json:"steps,omitempty"`                                       // of the source's part of the last switch
+	Reason              string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`                                     // why the copying goes on or stops, for people
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1540,6 +1541,13 @@ func (x *Progress) GetSteps() []*Step {
 		return x.Steps
 	}
 	return nil
+}
+
+func (x *Progress) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // Step is a part of a switch. A step of a step has both names, joined by '/'.
@@ -4791,7 +4799,7 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\runacked_bytes\x18\x04 \x01(\x04R\funackedBytes\x12!\n" +
 	"\funread_bytes\x18\x05 \x01(\x04R\vunreadBytes\x12)\n" +
 	"\x10frames_delivered\x18\x06 \x01(\x04R\x0fframesDelivered\x12&\n" +
-	"\x0frto_during_move\x18\a \x01(\x04R\rrtoDuringMove\"\xbe\x03\n" +
+	"\x0frto_during_move\x18\a \x01(\x04R\rrtoDuringMove\"\xd6\x03\n" +
 	"\bProgress\x121\n" +
 	"\x06rounds\x18\x01 \x03(\v2\x19.migrate.cluster.v1.RoundR\x06rounds\x12\x1d\n" +
 	"\n" +
@@ -4806,7 +4814,8 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x0eround_fraction\x18\t \x01(\x01R\rroundFraction\x12\x14\n" +
 	"\x05round\x18\n" +
 	" \x01(\rR\x05round\x12.\n" +
-	"\x05steps\x18\v \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"Y\n" +
+	"\x05steps\x18\v \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\x12\x16\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\"Y\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bstart_ms\x18\x02 \x01(\x01R\astartMs\x12\x0e\n" +
