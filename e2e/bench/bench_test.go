@@ -30,14 +30,12 @@ var (
 	moves     = flag.Int("moves", 6, "moves per size; the first is not counted")
 	stops     = flag.Int("stops", 3, "moves per size with --strategy stop")
 	sizes     = flag.String("sizes", "64,512,2048", "resident MiB, separated by commas")
+	dirtyRate = flag.Int("dirty-rate", 1000, "pages per second that the measured program writes")
 	bandwidth = flag.String("bandwidth", "0", "limit of each port of the lab in bytes per second; 0 means none")
 )
 
 // migrate is where hosts see the command.
 const migrate = "/usr/local/bin/migrate"
-
-// dirtyRate is how many pages per second the measured program writes.
-const dirtyRate = 1000
 
 // rig is the lab that all benchmarks share.
 type rig struct {
@@ -171,6 +169,7 @@ type report struct {
 	Error          string  `json:"error"`
 	DestinationPID int     `json:"destination_pid"`
 	DowntimeMS     float64 `json:"downtime_ms"`
+	PredictedMS    float64 `json:"predicted_downtime_ms"`
 	TotalMS        float64 `json:"total_ms"`
 	Tracker        string  `json:"tracker"`
 	Rounds         []struct {

@@ -18,18 +18,21 @@ import (
 
 // figures of one size; each list has one value per move.
 type figures struct {
-	mib      int
-	blackout []float64 // ms, as the move reports it
-	gap      []float64 // ms, between the two beats of the program's own heart between which it was moved
-	apart    []float64 // ms, |gap - blackout|
-	waits    []float64 // ms, longest other time between two beats during a move
-	aside    []float64 // ms, longest time between two beats during the plain stream, which has nothing to do with the program
-	stop     []float64 // ms of blackout with --strategy stop
-	round    []float64 // bytes/s of the first round
-	stream   []float64 // bytes/s of a plain TLS stream of as many bytes
-	rate     []float64 // pages/s that the program has written between two looks
-	tracker  string
-	notes    []string // about gaps that were not the blackout
+	mib       int
+	blackout  []float64 // ms, as the move reports it
+	predicted []float64 // ms, by the policy before the switch
+	rounds    []float64 // of copying, with that of the freeze
+	total     []float64 // ms, of the whole move
+	gap       []float64 // ms, between the two beats of the program's own heart between which it was moved
+	apart     []float64 // ms, |gap - blackout|
+	waits     []float64 // ms, longest other time between two beats during a move
+	aside     []float64 // ms, longest time between two beats during the plain stream, which has nothing to do with the program
+	stop      []float64 // ms of blackout with --strategy stop
+	round     []float64 // bytes/s of the first round
+	stream    []float64 // bytes/s of a plain TLS stream of as many bytes
+	rate      []float64 // pages/s that the program has written between two looks
+	tracker   string
+	notes     []string // about gaps that were not the blackout
 }
 
 // measure moves one program of a size between host1 and host2, first by pre-copy, then stopped.
@@ -60,6 +63,9 @@ func (r *rig) measure(ctx context.Context, mib int) (_ *figures, err error) {
 		}
 		f.aside = append(f.aside, aside.longest)
 		f.blackout = append(f.blackout, m.DowntimeMS)
+		f.predicted = append(f.predicted, m.PredictedMS)
+		f.rounds = append(f.rounds, float64(len(m.Rounds)))
+		f.total = append(f.total, m.TotalMS)
 		f.gap = append(f.gap, beat.moved)
 		f.apart = append(f.apart, math.Abs(beat.moved-m.DowntimeMS))
 		f.waits = append(f.waits, beat.longest)
@@ -110,7 +116,7 @@ func (r *rig) start(ctx context.Context, mib int) (*dirty, error) {
 		}
 	}
 	out, err := d.at.Exec(ctx, migrate, "run", "--name", d.name, "--cwd", d.dir, "-o", "json", "--",
-		filepath.Join(r.share, "dirty"), strconv.Itoa(mib), strconv.Itoa(dirtyRate))
+		filepath.Join(r.share, "dirty"), strconv.Itoa(mib), strconv.Itoa(*dirtyRate))
 	if err != nil {
 		return nil, err
 	}

@@ -76,6 +76,8 @@ func printTable(out io.Writer, rows []figures) int {
 		size := fmt.Sprintf("%d MiB: ", f.mib)
 		line(size+"blackout, median of "+fmt.Sprint(len(f.blackout)), fmt.Sprintf("%.1f ms (worst %.1f)", b, worst(f.blackout)), fmt.Sprintf("< %.0f ms", maxBlackout), v.of(b < maxBlackout))
 		line(size+"heartbeat's gap across the move", fmt.Sprintf("%.1f ms (worst %.1f)", median(f.gap), worst(f.gap)), "", "")
+		line(size+"predicted blackout", fmt.Sprintf("%.1f ms (worst %.1f)", median(f.predicted), worst(f.predicted)), "", "")
+		line(size+"rounds, and time of a move", fmt.Sprintf("%.0f, %.0f ms", median(f.rounds), median(f.total)), "", "")
 		line(size+"gap and blackout apart, median", fmt.Sprintf("%.2f ms (worst %.2f)", median(f.apart), worst(f.apart)), fmt.Sprintf("<= %.0f ms", maxApart), v.of(median(f.apart) <= maxApart))
 		line(size+"longest gap while it is copied", fmt.Sprintf("%.1f ms (worst %.1f)", median(f.waits), worst(f.waits)),
 			fmt.Sprintf("%.1f ms (worst %.1f)", median(f.aside), worst(f.aside)), "during the plain stream")
@@ -86,7 +88,7 @@ func printTable(out io.Writer, rows []figures) int {
 		line(size+"stop, copy all, restore: blackout", fmt.Sprintf("%.0f ms, %.1f times as long", median(f.stop), ratio), floor, held)
 		share := median(f.round) / median(f.stream)
 		line(size+"first round to plain TLS 1.3", fmt.Sprintf("%.2f (%.0f of %.0f MB/s)", share, median(f.round)/1e6, median(f.stream)/1e6), fmt.Sprintf(">= %.1f", minStream), v.of(share >= minStream))
-		line(size+"pages written per second meanwhile", fmt.Sprintf("%.0f", median(f.rate)), fmt.Sprint(dirtyRate), f.tracker)
+		line(size+"pages written per second meanwhile", fmt.Sprintf("%.0f", median(f.rate)), fmt.Sprint(*dirtyRate), f.tracker)
 	}
 	if len(rows) > 1 {
 		spread := slices.Max(blackouts) / slices.Min(blackouts)
