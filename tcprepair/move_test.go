@@ -409,6 +409,72 @@ func TestResume(t *testing.T) {
 	exchange(t, s, c, 1000)
 }
 
+// TestNothingLeavesOnceSaved has the kernel try to send, as its timers do, what was saved as never sent. The peer would acknowledge what
+// the restored socket does not know to be sent.
+func TestNothingLeavesOnceSaved(t *testing.T) {
+	w := newWorld(t)
+	c, s := w.pair("tcp4", "127.0.0.1:0")
+	f, err := s.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	cork := func(on int) {
+		t.Helper()
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_CORK, on); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unsent := func() int {
+		t.Helper()
+		n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	waits := []byte("it waits")
+	cork(1)
+	if _, err := s.Write(waits); err != nil {
+		t.Fatal(err)
+	}
+	for _, dies := range []bool{false, true} { // the one who paused
+		p, err := tcprepair.Pause(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			st, err := p.Save()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if int(st.Unsent) != len(waits) || st.Window.SndWnd == 0 {
+				t.Errorf("saved with %d bytes unsent and a window of %d", st.Unsent, st.Window.SndWnd)
+			}
+			cork(0)
+			if n := unsent(); n != len(waits) {
+				t.Fatalf("%d bytes are unsent, %d were saved", n, len(waits))
+			}
+			if err := p.Unchanged(st); err != nil {
+				t.Error(err)
+			}
+			cork(1)
+		}
+		if dies {
+			if p, err = tcprepair.Pause(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cork(0)
+	drain(t, c, waits)
+	exchange(t, s, c, 1000)
+}
+
 func TestRefused(t *testing.T) {
 	newWorld(t)
 	var notCarried *tcprepair.NotCarriedError

@@ -12,6 +12,10 @@ type Paused struct {
 	f     *os.File
 	v6    bool
 	reuse bool
+	// found tells that somebody who has died left it in repair, perhaps fenced.
+	found bool
+	// fenced is the peer's window that Save has hidden from the kernel; 0 if it has not.
+	fenced uint32
 	// timeouts is tcpi_total_rto at Save.
 	timeouts uint16
 }
@@ -46,6 +50,11 @@ func Pause(f *os.File) (*Paused, error) {
 			return fmt.Errorf("SO_REUSEADDR: %w", err)
 		}
 		p.reuse = reuse != 0
+		v, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR)
+		if err != nil {
+			return fmt.Errorf("TCP_REPAIR: %w", err)
+		}
+		p.found = v == unix.TCP_REPAIR_ON
 		return setRepair(fd, unix.TCP_REPAIR_ON)
 	})
 	if err != nil {
@@ -88,6 +97,12 @@ func (p *Paused) Save() (*State, error) {
 		if err := saveSettings(fd, st); err != nil {
 			return fmt.Errorf("connection %s: %w", st.Name(), err)
 		}
+		if p.fenced != 0 {
+			st.Window.SndWnd = p.fenced // it is saved again
+		}
+		if err := p.fence(fd, st.Window.SndWnd); err != nil {
+			return fmt.Errorf("connection %s: %w", st.Name(), err)
+		}
 		if err := saveQueues(fd, st); err != nil {
 			return fmt.Errorf("connection %s: %w", st.Name(), err)
 		}
@@ -97,6 +112,48 @@ func (p *Paused) Save() (*State, error) {
 		return nil, fmt.Errorf("save: %w", err)
 	}
 	return st, nil
+}
+
+// fence keeps the kernel from sending what was never sent: a stopped program's socket still has timers, and a loss probe (RFC 8985) or a
+// paced segment takes new data if the peer's window has room. The peer would acknowledge what the restored socket has not sent yet,
+// and that one would ignore it for ever (RFC 9293, 3.10.7.4). What was sent is sent again as before.
+func (p *Paused) fence(fd int, window uint32) error {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQNSD: %w", err)
+	}
+	if n == 0 || window == 0 {
+		return nil
+	}
+	if err := setSendWindow(fd, 0); err != nil {
+		return err
+	}
+	p.fenced = window
+	return nil
+}
+
+// Unfence lets the kernel know the peer's window again. Call it once no frames leave the host any more, if the connection may stay paused
+// for long: a connection whose peer has shut its window ends sooner than others (tcp_rtx_probe0_timed_out in net/ipv4/tcp_timer.c).
+func (p *Paused) Unfence() error {
+	if p.fenced == 0 {
+		return nil
+	}
+	err := control(p.f, func(fd int) error { return setSendWindow(fd, p.fenced) })
+	if err != nil {
+		return fmt.Errorf("the window of a paused connection: %w", err)
+	}
+	p.fenced = 0
+	return nil
+}
+
+// setSendWindow sets the peer's window, and leaves our own as it is.
+func setSendWindow(fd int, size uint32) error {
+	w, err := getWindow(fd)
+	if err != nil {
+		return err
+	}
+	w.SndWnd, w.MaxWindow = size, max(w.MaxWindow, size)
+	return setWindow(fd, w)
 }
 
 func saveNames(fd int, st *State) error {
@@ -248,6 +305,17 @@ func (p *Paused) Unchanged(st *State) error {
 		if err != nil {
 			return fmt.Errorf("SIOCINQ: %w", err)
 		}
+		unsent, err := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+		if err != nil {
+			return fmt.Errorf("SIOCOUTQNSD: %w", err)
+		}
+		was := int(st.Unsent)
+		if st.FinUnsent {
+			was++
+		}
+		if unsent != was {
+			return fmt.Errorf("connection %s: %d bytes not yet sent (were %d): %w", st.Name(), unsent, was, ErrChanged)
+		}
 		want := len(st.SendQueue)
 		if st.TCP.weClosed() && st.TCP != FinWait2 {
 			want++
@@ -260,13 +328,24 @@ func (p *Paused) Unchanged(st *State) error {
 	})
 }
 
-// Resume lets the connection go on here. It sends nothing itself.
+// Resume lets the connection go on here. It sends nothing itself, but of a connection that was found in repair: there the kernel may have
+// to ask the peer for its window.
 func (p *Paused) Resume() error {
+	if err := p.Unfence(); err != nil {
+		return err
+	}
 	return control(p.f, func(fd int) error {
 		if err := setRepair(fd, unix.TCP_REPAIR_OFF_NO_WP); err != nil {
 			return fmt.Errorf("resume connection %s: %w", localName(fd), err)
 		}
-		return setReuse(fd, p.reuse)
+		if err := setReuse(fd, p.reuse); err != nil || !p.found {
+			return err
+		}
+		nodelay, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY)
+		if err != nil {
+			return fmt.Errorf("TCP_NODELAY: %w", err)
+		}
+		return push(fd, nodelay != 0)
 	})
 }
 

@@ -53,8 +53,14 @@ type instance struct {
 
 func (s *scope) ps(name string) instance {
 	s.Helper()
+	return s.psOn("host1", name)
+}
+
+// psOn is ps as a given host answers.
+func (s *scope) psOn(host, name string) instance {
+	s.Helper()
 	var list []instance
-	if err := json.Unmarshal([]byte(s.On("host1", cluster.Migrate, "ps", "--all", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(s.On(host, cluster.Migrate, "ps", "--all", "-o", "json")), &list); err != nil {
 		s.Fatal(err)
 	}
 	for _, w := range list {

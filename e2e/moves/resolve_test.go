@@ -57,7 +57,7 @@ func (s *scope) undecided(name, ip string) *undecided {
 		_, err := cluster.Hosts.Host(u.src).Exec(s.Ctx, cluster.Migrate, "plan", name, "--to", u.dst)
 		return err == nil
 	})
-	u.before = s.ps(name)
+	u.before = s.psOn(u.src, name)
 	reached := u.logged(u.dst, "failpoint reached")
 	u.id = strings.TrimSpace(s.On(u.src, cluster.Migrate, "move", name, "--to", u.dst, "--detach", "--max-downtime", "5s"))
 	s.until("the failpoint", func() bool { return u.logged(u.dst, "failpoint reached") > reached })
@@ -120,11 +120,11 @@ func (u *undecided) resolve() {
 	decided := u.logged(u.src, "an operator decides")
 	u.mention(u.On(u.src, append(verb, u.src, "--fenced", u.dst, "--accept-loss")...), u.id, u.name, u.src)
 	u.talkOn(u.all) // over the connection that it had, with the count that it had
-	u.until("the end of the migration", func() bool { return u.status().Outcome == "source_running" && u.ps(u.name).Migration == "" })
+	u.until("the end of the migration", func() bool { return u.status().Outcome == "source_running" && u.psOn(u.src, u.name).Migration == "" })
 	if u.logged(u.src, "an operator decides") != decided+1 {
 		u.Error("the leader's log does not have the decision once")
 	}
-	now := u.ps(u.name)
+	now := u.psOn(u.src, u.name)
 	if now.Host != u.src || now.PID != u.before.PID || now.Epoch != u.before.Epoch+2 || now.State != "running" {
 		u.Errorf("%s was %+v and is %+v", u.name, u.before, now)
 	}

@@ -195,7 +195,7 @@ func (s *Source) Hold(ctx context.Context) error {
 		return err
 	}
 	s.held = true // from here on only a thawed cgroup lets the tree run
-	return s.letAllGo(ctx)
+	return errors.Join(s.letAllGo(ctx), s.files.Unfence())
 }
 
 // Destroy ends the stopped or held tree. Its connections vanish without a packet.

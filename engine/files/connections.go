@@ -101,6 +101,15 @@ func (d *Dumper) Unchanged() error {
 	return nil
 }
 
+// Unfence is for connections that may stay in repair for long, with no way out of the host: see tcprepair.Paused.
+func (d *Dumper) Unfence() error {
+	var errs []error
+	for _, p := range d.paused {
+		errs = append(errs, p.conn.Unfence())
+	}
+	return errors.Join(errs...)
+}
+
 // Connections tells of the connections that Open has restored.
 func (r *Restorer) Connections() []Connection {
 	var out []Connection
