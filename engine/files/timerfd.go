@@ -75,16 +75,16 @@ func dumpTimerfd(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry,
 // that is not set, but also of one whose time is over while no processor has found the time to say so: that one would be restored as
 // a timer that never fires.
 func (r *dump) dueTimer(d *description, t *procfs.TimerFDInfo, wasSet bool) error {
+	var s timerState
 	k, err := r.kernelMemory()
-	if err != nil { // nobody can tell
-		if wasSet || t.Interval != 0 {
+	if err == nil {
+		s, err = readTimer(k, d.fd, t.Clock)
+	}
+	if err != nil { // nobody can tell; a timer that was set a moment ago has expired since, which is counted
+		if wasSet {
 			t.Value = max(t.Interval, 1)
 		}
-		return nil //nolint:nilerr // see above
-	}
-	s, err := readTimer(k, d.fd, t.Clock)
-	if err != nil {
-		return err
+		return nil //nolint:nilerr // this kernel has no types for programs, or others
 	}
 	switch {
 	case s.pending:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -89,10 +90,42 @@ func (x *object) content() ([]Range, error) {
 	if x.record.Kind != imagespb.Object_SECRET {
 		return extentsOf(x.file, x.record.Size)
 	}
-	if x.record.Size == 0 {
-		return nil, nil
+	return populated(x.file, pageUp(x.record.Size))
+}
+
+// secretWindow is how much of a piece of secret memory is mapped at once to be asked about, in bytes.
+const secretWindow = 1 << 30
+
+// populated is the pages of secret memory that are there, of size bytes: to read one that is not would make it, out of memory that
+// nothing can take back. mincore(2) tells of them, and none is ever swapped out.
+func populated(f *os.File, size uint64) (out []Range, err error) {
+	for at := uint64(0); at < size; at += secretWindow {
+		n := min(size-at, secretWindow)
+		m, err := unix.Mmap(int(f.Fd()), int64(at), int(n), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)
+		if err != nil {
+			return nil, fmt.Errorf("mapping secret memory: %w", err)
+		}
+		there := make([]byte, n/PageSize)
+		_, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(addressOf(m)), uintptr(n), uintptr(addressOf(there)))
+		runtime.KeepAlive(there)
+		if err := unix.Munmap(m); err != nil {
+			return nil, err
+		}
+		if e != 0 {
+			return nil, fmt.Errorf("mincore of secret memory: %w", e)
+		}
+		for i, b := range there {
+			start := at + uint64(i)*PageSize
+			switch last := len(out) - 1; {
+			case b&1 == 0:
+			case last >= 0 && out[last].End == start:
+				out[last].End += PageSize
+			default:
+				out = append(out, Range{start, start + PageSize})
+			}
+		}
 	}
-	return []Range{{0, pageUp(x.record.Size)}}, nil
+	return out, nil
 }
 
 // readAt reads the object as ReadAt does.
