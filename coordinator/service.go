@@ -407,6 +407,15 @@ func (v *service) Resolve(ctx context.Context, req *clusterapi.ResolveRequest) (
 	if req.GetFenced() != other {
 		return nil, status.Errorf(codes.InvalidArgument, "to run at %s, %s must be fenced: switched off or cut off for good; say so with --fenced %s", req.GetRunAt(), other, other)
 	}
+	if unswitched := r.Phase == handoff.PhasePreparing || r.Phase == handoff.PhaseCopying; unswitched && ev.Role == handoff.RoleDestination {
+		if t.up(other) { // a hint, which is enough to ask for the command that loses nothing
+			return nil, status.Errorf(codes.FailedPrecondition, "%s runs on %s, which is up, and nothing of it can run on %s yet: "+
+				"`migrate cancel %s` ends the move", m.GetWorkload(), other, req.GetRunAt(), r.Migration)
+		}
+		if !req.GetAcceptLoss() {
+			return nil, status.Errorf(codes.FailedPrecondition, "%s has no complete copy: the workload would be lost; say --accept-loss if %s is gone for good", req.GetRunAt(), other)
+		}
+	}
 	if loses && !req.GetAcceptLoss() {
 		return nil, status.Errorf(codes.FailedPrecondition, "what the workload did on %s after the switch would be lost; say --accept-loss if that is right", other)
 	}

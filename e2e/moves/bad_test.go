@@ -294,6 +294,8 @@ func TestCancel(t *testing.T) {
 	s := begin(t, time.Minute)
 	g := s.busy("cancelled", "10.77.0.75")
 	id := g.slowMove("host2")
+	// An operator's word that would lose the program is not taken while it runs at a host that answers.
+	s.mention(s.Fails(1, "host2", cluster.Migrate, "resolve", id, "--run-at", "host2", "--fenced", "host1", "--accept-loss"), "migrate cancel "+id)
 	s.On("host2", cluster.Migrate, "cancel", id)
 	g.stays(id, "cancelled")
 	s.unmoved(g.before)
