@@ -55,10 +55,16 @@ func findTree(fs procfs.FS, t Target) (tree []*engine.Process, ending []int, err
 	}
 	for _, root := range roots {
 		sub, left, err := subtree(fs, root, parent)
+		if t.Init == 0 && err == nil && len(sub) == 0 {
+			err = fmt.Errorf("pid %d: %w", root, ErrNoProcess)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
 		tree, ending = append(tree, sub...), append(ending, left...)
+	}
+	if len(tree) == 0 { // orphans that have ended meanwhile
+		return nil, nil, fmt.Errorf("pid 1 of the workload (pid %d): %w", t.Init, ErrEmptyTree)
 	}
 	return tree, ending, nil
 }
@@ -88,20 +94,18 @@ func (s *Source) find() (tree []*engine.Process, ending []int, err error) {
 	return tree, ending, nil
 }
 
-// subtree is a process with all its descendants but those that are ending; rootParent is what the process itself sees as its parent.
+// subtree is a process with all its descendants but those that have ended or are ending, and so may be empty; rootParent is what the
+// process itself sees as its parent.
 func subtree(fs procfs.FS, root, rootParent int) (tree []*engine.Process, ending []int, err error) {
 	type task struct{ pid, vppid int }
 	for queue := []task{{root, rootParent}}; len(queue) > 0; queue = queue[1:] {
 		pid := queue[0].pid
 		p, err := describe(fs, pid)
-		if errors.Is(err, procfs.ErrGone) && pid != root {
+		if errors.Is(err, procfs.ErrGone) {
 			if errors.Is(err, errEnding) {
 				ending = append(ending, pid)
 			}
 			continue // else it ended between the listing and now
-		}
-		if errors.Is(err, procfs.ErrGone) {
-			return nil, nil, fmt.Errorf("pid %d: %w", pid, ErrNoProcess)
 		}
 		if err != nil {
 			return nil, nil, err
