@@ -135,3 +135,33 @@ func TestFramesAreKeptUntilThePortIsOpen(t *testing.T) {
 	}
 	inOrder(t, w.trace, "source open egress", "source open egress", "source deliver kept", "source open ingress")
 }
+
+// An agent that dies right after a move has the record of a copy that was let run. By the next start that copy may have gone on to
+// another host: there is nothing to resume, and the record goes.
+func TestACopyThatHasGoneOnIsNotResumed(t *testing.T) {
+	w := newWorld(t)
+	w.begin()
+	w.awaitPhase(handoff.PhaseReleased)
+	h := w.hosts[handoff.RoleDestination]
+	h.stop()
+	w.run(2, false)
+	w.mu.Lock()
+	w.trees[2].gone = true
+	w.mu.Unlock()
+	h.start()
+	ref := handoff.Ref{Incarnation: 1, Migration: "m1", Instance: 2}
+	h.m.mu.Lock()
+	mv := h.m.moves[keyOf(ref, handoff.RoleDestination)]
+	h.m.mu.Unlock()
+	if mv == nil {
+		t.Fatal("the record was removed before the agent died: the test shows nothing")
+	}
+	select {
+	case <-mv.destination.loop.ended: // retired
+	case <-time.After(10 * time.Second):
+		t.Errorf("the destination is %v; trace %v", h.m.phaseOfDestination(ref), w.trace)
+	}
+	if r := w.running(); len(r) != 0 {
+		t.Errorf("copies %v run", r)
+	}
+}

@@ -413,6 +413,9 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	if err := m.startDestination(mv); err != nil {
 		return err
 	}
+	if rec.Destination.Stage == handoff.DestinationHasResumed {
+		whole = held != nil // what was let run may have ended by itself
+	}
 	ev := handoff.DestinationEvent{Kind: handoff.DestinationRecovered, Disk: rec.Destination, Whole: whole}
 	if rebooted {
 		if rec.Destination.Stage == handoff.DestinationDestroying { // the copy is gone; its files outlive a reboot

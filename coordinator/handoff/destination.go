@@ -84,7 +84,7 @@ type DestinationEvent struct {
 	Order OrderKind
 	Hash  Hash
 	Disk  DestinationDisk
-	Whole bool // DestinationRecovered: the complete copy is still there, stopped or running
+	Whole bool // DestinationRecovered: the complete copy is still there, stopped or running; one that was let run may have ended
 }
 
 func (e DestinationEvent) String() string {
@@ -327,6 +327,10 @@ func (d Destination) recovered(ev DestinationEvent) (Destination, []Action, erro
 		d.Phase, d.Ended = DestinationPrepared, d.Ref.Attempt-1
 		return d, []Action{d.vote(ActRequestCommit)}, nil
 	case DestinationHasResumed:
+		if !ev.Whole { // it ran, and has gone on to another host since
+			d.Phase, d.Ended = DestinationLost, d.Ref.Attempt
+			return d, []Action{d.lost()}, nil
+		}
 		d.Phase = DestinationResuming
 		return d, []Action{d.act(ActResume)}, nil
 	case DestinationHasDeclined:

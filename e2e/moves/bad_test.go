@@ -173,7 +173,13 @@ assert ring >= 0, 'io_uring_setup'
 vector = (ctypes.c_size_t * 2)(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), len(buffer))
 ` + syscallByNumber("io_uring_register", unix.SYS_IO_URING_REGISTER, "ring", 0 /* IORING_REGISTER_BUFFERS */, "vector", 1),
 			[]string{"64 kB", "memory that is pinned for a device or io_uring"}},
-		{"secret", syscallByNumber("memfd_secret", unix.SYS_MEMFD_SECRET, 0), []string{"secret memory", "fd "}},
+		{"secret", `import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+secret = libc.syscall(` + fmt.Sprint(unix.SYS_MEMFD_SECRET) + `, 0)
+os.ftruncate(secret, 4096)
+assert libc.mmap(None, 4096, 3, 1, secret, 0) != ctypes.c_void_p(-1).value
+os.close(secret)`, []string{"secret memory", "no descriptor"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := begin(t, time.Minute)

@@ -3,6 +3,7 @@
 package moves
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,5 +47,32 @@ func TestNameOfAStopped(t *testing.T) {
 			s.Workload("again", "", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
 			s.Move("again", "host2")
 		})
+	}
+}
+
+// TestAgentDiesAfterACopyHasGoneOn kills an agent that still has the record of a copy which came and has gone on to another host. The
+// next one keeps nothing of it.
+func TestAgentDiesAfterACopyHasGoneOn(t *testing.T) {
+	s := begin(t, time.Minute)
+	first, between, last := s.roles() // the leader stays
+	s.Run("traveller", []string{"--host", first}, "sleep", "1000")
+	s.Move("traveller", between)
+	s.Move("traveller", last)
+	if s.On(between, "ls", records) == "" {
+		t.Fatal("the records are gone by now: the test shows nothing")
+	}
+	host := cluster.Hosts.Host(between)
+	if err := host.SignalAgent(s.Ctx, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.StartAgent(s.Ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.AwaitNodes(s.Ctx, 3); err != nil {
+		t.Fatal(err)
+	}
+	s.noRecords(between)
+	if now := s.ps("traveller"); now.Host != last || now.State != "running" {
+		t.Errorf("traveller is %+v", now)
 	}
 }
