@@ -151,9 +151,6 @@ func (a *Agent) planLinks(ctx context.Context, needs *agentapi.Requirements, bar
 		if err != nil || ownAddress(p.Addr()) || !a.onLink(p) {
 			continue // planAddresses has said so
 		}
-		if !p.Addr().Is4() {
-			continue // the kernel asks from its link-local address, and workloads have none to answer from (see port.Host.Ask)
-		}
 		dev, err := a.deviceOf(p, bare)
 		if err != nil {
 			continue // likewise

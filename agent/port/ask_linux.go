@@ -18,12 +18,11 @@ import (
 // ErrNobody means that no device on the link has answered to an address.
 var ErrNobody = errors.New("nobody on the link answers to the address")
 
-// Ask has the kernel ask on the link of a device of this host who has an address, by ARP (arp(7)) or neighbour discovery (RFC 4861), as
-// it does before it sends there, and returns the hardware address. What it knows is believed if it is what the caller expects,
-// else it asks anew. ErrNobody after three questions, which takes three seconds. By IPv6 it asks from the device's link-local address: only
-// who has one too can answer.
+// Ask asks on the link of a device of this host who has an address, by ARP (arp(7)) or neighbour discovery (RFC 4861), and returns the
+// hardware address. By IPv4 it has the kernel ask, as before something is sent there; what the kernel knows is believed if it is what the
+// caller expects. ErrNobody after three questions, which takes three seconds.
 func (h *Host) Ask(ctx context.Context, device string, addr netip.Addr, expect net.HardwareAddr) (net.HardwareAddr, error) {
-	q := &question{nl: h.nl, addr: addr, family: unix.AF_INET6}
+	q := &question{nl: h.nl, addr: addr, device: device, family: unix.AF_INET6}
 	if addr.Is4() {
 		q.family = unix.AF_INET
 	}
@@ -47,7 +46,8 @@ func (h *Host) Ask(ctx context.Context, device string, addr netip.Addr, expect n
 type question struct {
 	nl     *netlink.Handle
 	addr   netip.Addr
-	index  int
+	device string
+	index  int // of the device
 	family int
 }
 
@@ -60,6 +60,9 @@ func (q *question) about(n *netlink.Neigh) bool {
 }
 
 func (q *question) ask(ctx context.Context, expect net.HardwareAddr) (net.HardwareAddr, error) {
+	if q.family == unix.AF_INET6 {
+		return q.ask6(ctx)
+	}
 	answers, done := make(chan netlink.NeighUpdate), make(chan struct{})
 	if err := netlink.NeighSubscribe(answers, done); err != nil {
 		return nil, fmt.Errorf("subscribe: %w", err)
@@ -106,6 +109,20 @@ func (q *question) ask(ctx context.Context, expect net.HardwareAddr) (net.Hardwa
 			}
 		}
 	}
+}
+
+// ask6 believes what somebody has set for good, and else asks.
+func (q *question) ask6(ctx context.Context) (net.HardwareAddr, error) {
+	list, err := q.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range list {
+		if n.State&unix.NUD_PERMANENT != 0 {
+			return n.HardwareAddr, nil
+		}
+	}
+	return solicit(ctx, q.device, q.addr)
 }
 
 func failed(n netlink.Neigh) bool { return n.State&unix.NUD_FAILED != 0 }

@@ -33,6 +33,16 @@ func TestAsk(t *testing.T) {
 			t.Errorf("%s is %v, %v; want %v", addr, got, err, want)
 		}
 	}
+	// A device without a link-local address, as those of workloads are, answers too.
+	d, err := handle(t, l.client).LinkByName("eth0")
+	check(t, "device", err)
+	list, err := handle(t, l.client).AddrList(d, netlink.FAMILY_V6)
+	check(t, "addresses", err)
+	for i := range list {
+		if list[i].IP.IsLinkLocalUnicast() {
+			check(t, "take away the link-local address", handle(t, l.client).AddrDel(d, &list[i]))
+		}
+	}
 	first := mac()
 	for _, addr := range []string{"10.77.0.2", "fd77::2"} {
 		ask(addr, first, first) // asked
@@ -40,8 +50,6 @@ func TestAsk(t *testing.T) {
 		ask(addr, net.HardwareAddr{2, 0, 0, 0, 0, 9}, first)
 	}
 	c := handle(t, l.client)
-	d, err := c.LinkByName("eth0")
-	check(t, "device", err)
 	second := net.HardwareAddr{2, 0, 0, 0, 0, 7}
 	check(t, "another hardware address", c.LinkSetHardwareAddr(d, second))
 	for _, addr := range []string{"10.77.0.2", "fd77::2"} {
@@ -52,7 +60,9 @@ func TestAsk(t *testing.T) {
 	check(t, "bridge", err)
 	fixed := net.HardwareAddr{2, 0, 0, 0, 0, 5}
 	check(t, "a permanent neighbour", h.NeighSet(&netlink.Neigh{LinkIndex: br.Attrs().Index, IP: net.IPv4(10, 77, 0, 9), HardwareAddr: fixed, State: netlink.NUD_PERMANENT}))
+	check(t, "a permanent neighbour", h.NeighSet(&netlink.Neigh{LinkIndex: br.Attrs().Index, IP: net.ParseIP("fd77::9"), HardwareAddr: fixed, State: netlink.NUD_PERMANENT}))
 	ask("10.77.0.9", second, fixed)
+	ask("fd77::9", second, fixed)
 	nobody := make(chan error, 2)
 	for _, addr := range []string{"10.77.0.99", "fd77::99"} {
 		go func() {

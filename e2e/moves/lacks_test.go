@@ -4,6 +4,7 @@ package moves
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"migrate/e2e/cluster"
 )
@@ -161,9 +163,23 @@ func TestDestinationLacks(t *testing.T) {
 		{"stranger-bare", func(s *scope, _ string) []string { return s.listener("10.77.0.86") }, func(s *scope) { s.stranger("10.77.0.86") },
 			[]string{"10.77.0.86", "in use", strangerMAC.String(), "host2"}},
 		{"segment", managed("10.77.0.87/24"), func(s *scope) {
-			// A link on which nobody hears the workload, as far as the destination can tell.
+			// A link on which nobody hears the workload, as far as the destination can tell; it may know it from an earlier one.
+			s.onBridge("host2", func(h *netlink.Handle, l netlink.Link) error {
+				n := &netlink.Neigh{LinkIndex: l.Attrs().Index, IP: net.ParseIP("10.77.0.87"), State: netlink.NUD_NONE}
+				if err := h.NeighDel(n); !errors.Is(err, unix.ENOENT) {
+					return err
+				}
+				return nil
+			})
 			s.On("host1", "nsenter", "-t", strconv.Itoa(s.ps("lacks-segment").PID), "-n", "sh", "-c", "echo 8 > /proc/sys/net/ipv4/conf/all/arp_ignore")
 		}, []string{"10.77.0.87", "another segment", "host2"}},
+		{"stranger6", managed("fd77::85/64"), func(s *scope) { s.stranger("fd77::85") },
+			[]string{"fd77::85", "in use", strangerMAC.String(), "host2"}},
+		{"stranger6-bare", func(s *scope, _ string) []string { return s.listener("fd77::86") }, func(s *scope) { s.stranger("fd77::86") },
+			[]string{"fd77::86", "in use", strangerMAC.String(), "host2"}},
+		{"segment6", managed("fd77::87/64"), func(s *scope) {
+			s.On("host1", "nsenter", "-t", strconv.Itoa(s.ps("lacks-segment6").PID), "-n", "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+		}, []string{"fd77::87", "another segment", "host2"}},
 		{"network", func(s *scope, _ string) []string { return s.listener("10.99.0.84") }, func(*scope) {},
 			[]string{"10.99.0.84", "no address in the network 10.99.0.0/24", "host2"}},
 	} {
@@ -188,8 +204,12 @@ func TestDestinationLacks(t *testing.T) {
 // listener starts a sleeping program on host1 that no agent knows of, which listens on a floating address.
 func (s *scope) listener(ip string) (target []string) {
 	s.Helper()
-	s.float("host1", ip+"/24")
-	s.cleanly(func(late *scope) { late.unfloat("host1", ip+"/24") })
-	cmd := s.bare("/usr/bin/python3", "-c", "import socket\ns = socket.create_server(('"+ip+"', 8080))"+sleeper)
+	network, family := ip+"/24", "AF_INET"
+	if strings.Contains(ip, ":") {
+		network, family = ip+"/64", "AF_INET6"
+	}
+	s.float("host1", network)
+	s.cleanly(func(late *scope) { late.unfloat("host1", network) })
+	cmd := s.bare("/usr/bin/python3", "-c", "import socket\ns = socket.create_server(('"+ip+"', 8080), family=socket."+family+")"+sleeper)
 	return []string{"--pid", strconv.Itoa(cmd.PID)}
 }
