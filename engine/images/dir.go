@@ -23,6 +23,7 @@ func WriteDir(dir string, c *Checkpoint) error {
 	if err != nil {
 		return err
 	}
+	files = append(files, sumsOf(files))
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("checkpoint directory: %w", err)
@@ -103,7 +104,8 @@ func syncDir(dir string) (err error) {
 	return nil
 }
 
-// ReadDir reads a checkpoint that WriteDir has written, and validates it. It follows no link out of dir.
+// ReadDir reads a checkpoint that WriteDir has written, and validates it. It follows no link out of dir. The error matches ErrDamaged when a
+// file has been changed or is missing.
 func ReadDir(dir string) (*Checkpoint, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -131,6 +133,13 @@ func ReadDir(dir string) (*Checkpoint, error) {
 		}
 		files[e.Name()] = b
 	}
+	sums, err := readSums(files)
+	if err == nil {
+		err = checkSums(sums, files)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint in %s: %w", dir, err)
+	}
 	c, err := decode(files)
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint in %s: %w", dir, err)
@@ -143,7 +152,7 @@ func isRecord(name string) bool {
 	if strings.HasPrefix(name, "pages-") || strings.HasPrefix(name, "pagemap-") {
 		return false
 	}
-	return strings.HasSuffix(name, ".img") || strings.HasPrefix(name, blobPrefix)
+	return name == sumsName || strings.HasSuffix(name, ".img") || strings.HasPrefix(name, blobPrefix)
 }
 
 func readFile(root *os.Root, name string) ([]byte, error) {

@@ -158,6 +158,42 @@ func TestDir(t *testing.T) {
 	}
 }
 
+// A bit that flips, a file that is lost and one that is added are found in every file but those of the pages, which have a hash elsewhere.
+func TestDamagedDir(t *testing.T) {
+	sound := t.TempDir()
+	if err := WriteDir(sound, sample()); err != nil {
+		t.Fatal(err)
+	}
+	list, err := os.ReadDir(sound)
+	if err != nil || len(list) < 10 {
+		t.Fatalf("%d files, %v", len(list), err)
+	}
+	damage := func(what, name string, do func(path string) error) {
+		t.Helper()
+		dir := t.TempDir()
+		if err := errors.Join(os.CopyFS(dir, os.DirFS(sound)), do(filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadDir(dir); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %s: %v", name, what, err)
+		}
+	}
+	for _, e := range list {
+		if e.Name() != sumsName {
+			damage("a flipped bit", e.Name(), func(path string) error {
+				b, err := os.ReadFile(path)
+				if b = append(b, 0); len(b) > 1 {
+					b = b[:len(b)-1]
+					b[len(b)/2] ^= 4
+				}
+				return errors.Join(err, os.WriteFile(path, b, 0o600))
+			})
+		}
+		damage("a lost file", e.Name(), os.Remove)
+	}
+	damage("one more file", "core-99.img", func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) })
+}
+
 // CRIU's own tools must read what is written here.
 func TestCritReadsDir(t *testing.T) {
 	dir := t.TempDir()
@@ -385,6 +421,7 @@ func FuzzReadDir(f *testing.F) {
 			}
 		}
 		_, _ = decode(m)
+		_ = checkSums(data, m)
 		_, _, _ = parsePagemap("pagemap-1.img", data)
 	})
 }

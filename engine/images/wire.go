@@ -29,7 +29,7 @@ const (
 )
 
 // ErrDamaged means that bytes were changed or lost on the way.
-var ErrDamaged = errors.New("the checksum does not match")
+var ErrDamaged = errors.New("damaged: something was changed or lost since it was written")
 
 func pack(files []file) []byte {
 	size := wireHeader + 8
