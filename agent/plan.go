@@ -177,7 +177,7 @@ func (a *Agent) envOf(pid int) *workload.Env {
 
 // planError gives errors of finding a tree the code of a request that cannot work.
 func planError(err error) error {
-	for _, e := range []error{dump.ErrNoProcess, dump.ErrKernelThread, dump.ErrSelf, dump.ErrEmptyTree} {
+	for _, e := range []error{dump.ErrNoProcess, dump.ErrKernelThread, dump.ErrEnded, dump.ErrSelf, dump.ErrEmptyTree} {
 		if errors.Is(err, e) {
 			return status.Error(codes.FailedPrecondition, err.Error())
 		}

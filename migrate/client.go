@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -87,25 +88,28 @@ func localHost(ctx context.Context, a *api) (string, error) {
 
 // targetFlags are those of the verbs that take a workload's name or --pid.
 type targetFlags struct {
-	pid  int32
-	host string
+	pid   int32
+	host  string
+	flags *pflag.FlagSet
 }
 
 func (t *targetFlags) add(cmd *cobra.Command) {
-	cmd.Flags().Int32Var(&t.pid, "pid", 0, "process id of a program that no agent started, on the source host")
-	cmd.Flags().StringVar(&t.host, "host", "", "source host (default: this host for --pid, else where the workload runs)")
+	t.flags = cmd.Flags()
+	t.flags.Int32Var(&t.pid, "pid", 0, "process id of a program that no agent started, on the source host")
+	t.flags.StringVar(&t.host, "host", "", "source host (default: this host for --pid, else where the workload runs)")
 }
 
 // target makes the API's target from the flags and the arguments.
 func (t *targetFlags) target(ctx context.Context, a *api, args []string) (*clusterapi.Target, error) {
+	byPID := t.flags.Changed("pid")
 	switch {
-	case t.pid == 0 && len(args) == 0:
+	case !byPID && len(args) == 0:
 		return nil, errors.New("name a workload, or a process with --pid")
-	case t.pid != 0 && len(args) > 0:
+	case byPID && len(args) > 0:
 		return nil, fmt.Errorf("name either the workload %q or a process with --pid, not both", args[0])
-	case t.pid < 0:
+	case byPID && t.pid <= 0:
 		return nil, fmt.Errorf("--pid %d is no process id", t.pid)
-	case t.pid == 0:
+	case !byPID:
 		return &clusterapi.Target{What: &clusterapi.Target_Workload{Workload: args[0]}, Host: t.host}, nil
 	}
 	host := t.host

@@ -137,3 +137,33 @@ func TestTexts(t *testing.T) {
 		m.DowntimeMs = 99
 	}
 }
+
+// TestFlagsThatCannotBe: a flag that makes no sense is refused, with its value, before an agent is asked.
+func TestFlagsThatCannotBe(t *testing.T) {
+	for _, c := range []struct {
+		line string
+		want string
+	}{
+		{"stop cache --grace -3s", "--grace -3s"},
+		{"move cache --to host2 --timeout 0", "--timeout 0s"},
+		{"move cache --to host2 --max-downtime -1s", "--max-downtime -1s"},
+	} {
+		root := newRootCommand()
+		root.SetArgs(append(strings.Fields(c.line), "--socket", filepath.Join(t.TempDir(), "none")))
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		if err := root.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.line, err, c.want)
+		}
+	}
+	for _, given := range []string{"0", "-1"} {
+		var target targetFlags
+		cmd := &cobra.Command{}
+		if target.add(cmd); cmd.ParseFlags([]string{"--pid", given}) != nil {
+			t.Fatal("the flag is not taken")
+		}
+		if _, err := target.target(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "--pid "+given) {
+			t.Errorf("--pid %s: %v", given, err)
+		}
+	}
+}

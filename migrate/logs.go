@@ -58,8 +58,11 @@ func newStopCommand() *cobra.Command {
 		Example: "  migrate stop cache --grace 30s",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if grace < 0 {
+				return fmt.Errorf("--grace %v is no time: use 0 to end it at once", grace)
+			}
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
-				if _, err := a.cluster.Stop(ctx, &clusterapi.StopRequest{Workload: args[0], GraceNs: grace.Nanoseconds()}); err != nil {
+				if _, err := a.cluster.Stop(ctx, &clusterapi.StopRequest{Workload: args[0], GraceNs: max(grace.Nanoseconds(), 1)}); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s has ended\n", args[0])

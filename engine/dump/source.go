@@ -75,9 +75,6 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	if err := s.list(); err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.Group() == os.Getpid() }) {
-		return nil, fmt.Errorf("pid %d: %w", o.PID, ErrSelf)
-	}
 	if o.Init != 0 {
 		var err error
 		if s.around, err = ns.OpenAround(o.Init); err != nil {
@@ -102,6 +99,9 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 func (s *Source) list() (err error) {
 	if s.procs, _, err = s.find(); err != nil {
 		return err
+	}
+	if slices.ContainsFunc(s.procs, func(p *engine.Process) bool { return p.Group() == os.Getpid() }) {
+		return fmt.Errorf("pid %d: %w", s.target.PID, ErrSelf)
 	}
 	return task.FindShared(s.procs)
 }

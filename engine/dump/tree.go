@@ -17,6 +17,7 @@ import (
 var (
 	ErrNoProcess    = errors.New("there is no such process")
 	ErrKernelThread = errors.New("it is a kernel thread")
+	ErrEnded        = errors.New("it has ended, and its parent has not waited for it")
 	ErrSelf         = errors.New("it is this program or an ancestor of it")
 	ErrEmptyTree    = errors.New("no process is left in the workload")
 )
@@ -57,6 +58,11 @@ func findTree(fs procfs.FS, t Target) (tree []*engine.Process, ending []int, err
 		sub, left, err := subtree(fs, root, parent)
 		if t.Init == 0 && err == nil && len(sub) == 0 {
 			err = fmt.Errorf("pid %d: %w", root, ErrNoProcess)
+		}
+		if t.Init == 0 && err == nil && sub[0].EndedLeader == 0 {
+			if st, gone := fs.Status(root); gone != nil || st.State == 'Z' {
+				err = fmt.Errorf("pid %d: %w", root, ErrEnded)
+			}
 		}
 		if err != nil {
 			return nil, nil, err

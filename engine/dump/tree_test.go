@@ -3,6 +3,8 @@
 package dump
 
 import (
+	"errors"
+	"os"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -35,6 +37,30 @@ func TestOrphansComeAndGo(t *testing.T) {
 		}
 		if len(tree) == 0 {
 			t.Fatal("nothing runs")
+		}
+	}
+}
+
+// TestRootsThatCannotBe: what is no tree to dump is said before anything is compared or traced.
+func TestRootsThatCannotBe(t *testing.T) {
+	kerneltest.Root(t)
+	ended := exec.Command("true")
+	if err := ended.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ended.Wait() }() // its code is 0
+	if err := unix.Waitid(unix.P_PID, ended.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	for pid, want := range map[int]error{0: ErrNoProcess, -4: ErrNoProcess, ended.Process.Pid: ErrEnded, os.Getpid(): ErrSelf, os.Getppid(): ErrSelf} {
+		src, err := Open(t.Context(), Options{Target: Target{PID: pid}})
+		if !errors.Is(err, want) {
+			t.Errorf("pid %d: %v, want %v", pid, err, want)
+		}
+		if err == nil {
+			if err := src.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
