@@ -285,6 +285,9 @@ func (t *term) drainStatus(v *drainView) *clusterapi.DrainStatus {
 		switch {
 		case outcome(fsm.Record(m).Phase) == clusterapi.Outcome_OUTCOME_MOVED:
 			i.State = clusterapi.DrainState_DRAIN_STATE_MOVED
+			if !fsm.Record(m).Closed() && t.up(v.node) { // the host still has the copy that was stopped there
+				i.State = clusterapi.DrainState_DRAIN_STATE_MOVING
+			}
 		case fsm.Record(m).Phase == handoff.PhaseNeedsOperator:
 			i.State, i.Reason = clusterapi.DrainState_DRAIN_STATE_STUCK, headline(mig)
 		case !fsm.Record(m).Closed():

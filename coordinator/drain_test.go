@@ -83,6 +83,10 @@ func TestDrain(t *testing.T) {
 		if i.GetState() != clusterapi.DrainState_DRAIN_STATE_MOVED || w.owner(i.GetWorkload()).GetHost() != i.GetDestination() {
 			t.Errorf("%v, and it is on %s", i, w.owner(i.GetWorkload()).GetHost())
 		}
+		m, err := w.cluster.GetMigration(t.Context(), &clusterapi.GetMigrationRequest{Id: i.GetMigration()})
+		if m.GetPhase() != clusterapi.Phase_PHASE_RELEASED { // the host would still have the copy that was stopped
+			t.Errorf("%v, and its migration is %v, %v", i, m.GetPhase(), err)
+		}
 		went[i.GetDestination()]++
 	}
 	if went["host2"] != 2 || went["host3"] != 2 {
