@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"slices"
-	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -272,22 +271,24 @@ func (a *Agent) attachOutput(ctx context.Context, s attachStream, start *agentap
 	if err != nil {
 		return err
 	}
-	// Each copy has a file of its own, which begins when it arrives.
-	hello := &agentapi.AttachHello{Generation: "file-" + strconv.FormatUint(e.Instance(), 10)}
-	switch start.GetGeneration() {
-	case "":
-		if !start.GetWhole() {
-			hello.Output = uint64(st.Size())
-		}
-	case hello.Generation:
-		hello.Output = min(start.GetOutput(), uint64(st.Size()))
+	counts, err := e.OutputCounts()
+	if err != nil {
+		return err
+	}
+	end := counts.Base + uint64(st.Size())
+	hello := &agentapi.AttachHello{Generation: counts.Generation, Output: counts.Base}
+	switch {
+	case start.GetGeneration() == counts.Generation:
+		hello.Output = max(counts.Base, min(start.GetOutput(), end))
+	case start.GetGeneration() == "" && !start.GetWhole():
+		hello.Output = end
 	}
 	if err := s.Send(&agentapi.AttachOutput{Hello: hello}); err != nil {
 		return err
 	}
-	at := int64(hello.Output)
+	at := int64(hello.Output - counts.Base)
 	return a.follow(ctx, e, func() error {
-		err := sendFrom(s, log, at, 0)
+		err := sendFrom(s, log, at, counts.Base)
 		if pos, serr := log.Seek(0, io.SeekCurrent); serr == nil {
 			at = pos
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"migrate/agent/console"
@@ -13,8 +14,11 @@ import (
 	"migrate/engine/images"
 )
 
-// consoleBlob is where a checkpoint has the counts of a workload's terminal.
-const consoleBlob = "agent-console"
+// Where a checkpoint has the counts and the end of a workload's output: that of a terminal, or of a file.
+const (
+	consoleBlob = "agent-console"
+	outputBlob  = "agent-output"
+)
 
 // terminalsOf opens the master of the terminal that is held for a workload, for a dump, and returns what closes it.
 func terminalsOf(env *workload.Env) (map[string]*os.File, func() error, error) {
@@ -90,45 +94,84 @@ func (h *host) resumeConsole(instance uint64) {
 	}
 }
 
-// saveConsole adds the counts of a paused terminal to a checkpoint.
-func (h *host) saveConsole(instance uint64, cp *images.Checkpoint) error {
-	c := h.console(instance)
-	if c == nil {
+// saveOutput adds the end of a stopped program's output to a checkpoint, and the counts of its terminal if it has one.
+func (h *host) saveOutput(env *workload.Env, cp *images.Checkpoint) error {
+	if env == nil || env.Spec().GetBare() {
 		return nil
 	}
-	st, err := c.Snapshot()
+	blob, snapshot := outputBlob, func() (*console.State, error) { return outputState(env) }
+	if c := h.console(env.Instance()); c != nil {
+		blob, snapshot = consoleBlob, c.Snapshot
+	}
+	st, err := snapshot()
 	if err != nil {
 		return err
 	}
-	cp.Blobs[consoleBlob], err = json.Marshal(st)
+	cp.Blobs[blob], err = json.Marshal(st)
 	return err
 }
 
-// loadConsole takes them from one, for the copy that arrives.
-func (h *host) loadConsole(env *workload.Env, cp *images.Checkpoint) (err error) {
-	b := cp.Blobs[consoleBlob]
+// outputState is what of the output of a program without a terminal goes with it.
+func outputState(env *workload.Env) (st *console.State, err error) {
+	counts, err := env.OutputCounts()
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(env.OutputPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return &console.State{Generation: counts.Generation, Output: counts.Base}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	st = &console.State{Generation: counts.Generation, Output: counts.Base + uint64(size), Tail: make([]byte, min(size, console.MaxTail))}
+	if _, err := f.ReadAt(st.Tail, size-int64(len(st.Tail))); err != nil {
+		return nil, fmt.Errorf("the output of workload %s: %w", env.Name(), err)
+	}
+	return st, nil
+}
+
+// loadOutput takes them from one, for the copy that arrives: its file begins with the end of what it has written elsewhere.
+func (h *host) loadOutput(env *workload.Env, cp *images.Checkpoint) (err error) {
+	blob, terminal := consoleBlob, true
+	if cp.Blobs[blob] == nil {
+		blob, terminal = outputBlob, false
+	}
+	b := cp.Blobs[blob]
 	if b == nil {
 		return nil
 	}
 	var st console.State
 	if err := json.Unmarshal(b, &st); err != nil {
-		return fmt.Errorf("blob %s: %w", consoleBlob, err)
+		return fmt.Errorf("blob %s: %w", blob, err)
 	}
 	if err := st.Validate(); err != nil {
-		return err
+		return fmt.Errorf("blob %s: %w", blob, err)
 	}
 	log, err := env.Output()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
+	if err := log.Truncate(0); err != nil { // of an attempt before
+		return fmt.Errorf("the output of workload %s: %w", env.Name(), err)
+	}
 	if _, err := log.Write(st.Tail); err != nil {
 		return fmt.Errorf("the output of workload %s: %w", env.Name(), err)
+	}
+	counts := workload.Counts{Generation: st.Generation, Base: st.Output - uint64(len(st.Tail))}
+	if !terminal {
+		return env.SetOutputCounts(counts)
 	}
 	h.mu.Lock()
 	h.typed[env.Instance()] = st.Taken
 	h.mu.Unlock()
-	return env.SetCounts(workload.Counts{Generation: st.Generation, Base: st.Output - uint64(len(st.Tail))})
+	return env.SetCounts(counts)
 }
 
 // closeConsoles ends all of them; their programs go on.

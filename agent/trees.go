@@ -191,7 +191,7 @@ func (s *source) Final(ctx context.Context, to move.PageSink) ([]byte, move.Roun
 	if err != nil {
 		return nil, st, err
 	}
-	if err := s.h.saveConsole(s.instance, cp); err != nil {
+	if err := s.h.saveOutput(s.env, cp); err != nil {
 		return nil, st, err
 	}
 	_, end = span.Begin(ctx, "encode")
@@ -319,7 +319,7 @@ func (s *skeleton) Finish(ctx context.Context, checkpoint []byte) error {
 	if err := s.sk.Finish(ctx, cp); err != nil {
 		return err
 	}
-	if err := s.h.loadConsole(s.env, cp); err != nil {
+	if err := s.h.loadOutput(s.env, cp); err != nil {
 		return err
 	}
 	if err := span.Do(ctx, "hold", s.sk.Hold); err != nil {

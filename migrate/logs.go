@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -17,11 +18,15 @@ func newLogsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "logs NAME",
 		Short:   "Print the output of a workload",
+		Long:    "Prints the output of a workload that is kept on its host: all since it came there, and the last 64 KiB from before. With -f it goes on, and\nfollows the workload from host to host.",
 		Example: "  migrate logs -f cache",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
-				return follow(ctx, a, args[0], stay, cmd.OutOrStdout())
+				if stay {
+					return followOutput(ctx, a, args[0], cmd.OutOrStdout())
+				}
+				return printOutput(ctx, a, args[0], cmd.OutOrStdout())
 			})
 		},
 	}
@@ -29,24 +34,33 @@ func newLogsCommand() *cobra.Command {
 	return cmd
 }
 
-// follow prints the kept output of a workload and, if asked, what it goes on writing until it ends or ctx does.
-func follow(ctx context.Context, a *api, name string, stay bool, w io.Writer) error {
-	stream, err := a.cluster.Logs(ctx, &clusterapi.LogsRequest{Workload: name, Follow: stay})
+// printOutput prints the kept output of a workload.
+func printOutput(ctx context.Context, a *api, name string, w io.Writer) error {
+	stream, err := a.cluster.Logs(ctx, &clusterapi.LogsRequest{Workload: name})
 	if err != nil {
 		return err
 	}
 	for {
 		chunk, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF), ctx.Err() != nil && stay:
+		if errors.Is(err, io.EOF) {
 			return nil
-		case err != nil:
+		}
+		if err != nil {
 			return err
 		}
 		if _, err := w.Write(chunk.GetData()); err != nil {
 			return err
 		}
 	}
+}
+
+// followOutput prints the kept output of a workload and what it goes on writing, from host to host, until it ends or ctx does.
+func followOutput(ctx context.Context, a *api, name string, w io.Writer) error {
+	s := &attachment{api: a, name: name, session: rand.Text(), out: w, errOut: io.Discard, typed: newTyped(nil), whole: true}
+	if _, err := s.stay(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 func newStopCommand() *cobra.Command {

@@ -17,7 +17,7 @@ import (
 // ErrClosed means that the console has been closed: the program has ended, or its copy has left this host.
 var ErrClosed = errors.New("the terminal is not here any more")
 
-// State is what moves with a terminal, beside the terminal itself.
+// State is what moves with a terminal, beside the terminal itself, or with the output of a program that has none.
 type State struct {
 	Generation string            `json:"generation"`
 	Output     uint64            `json:"output"` // bytes that were ever printed and read
@@ -27,14 +27,14 @@ type State struct {
 
 // Bounds of a State.
 const (
-	maxTail     = 64 << 10
+	MaxTail     = 64 << 10 // bytes
 	maxSessions = 1024
 )
 
 // Validate checks a State that came from another host.
 func (s *State) Validate() error {
-	if len(s.Tail) > maxTail || uint64(len(s.Tail)) > s.Output || len(s.Taken) > maxSessions || len(s.Generation) > 64 {
-		return fmt.Errorf("state of a terminal: %d bytes of %d printed, %d sessions, a generation of %d bytes", len(s.Tail), s.Output, len(s.Taken), len(s.Generation))
+	if len(s.Tail) > MaxTail || uint64(len(s.Tail)) > s.Output || len(s.Taken) > maxSessions || len(s.Generation) > 64 {
+		return fmt.Errorf("state of an output: %d bytes of %d printed, %d sessions, a generation of %d bytes", len(s.Tail), s.Output, len(s.Taken), len(s.Generation))
 	}
 	return nil
 }
@@ -206,7 +206,7 @@ func (c *Console) Snapshot() (*State, error) {
 	for k, v := range c.taken {
 		s.Taken[k] = v
 	}
-	s.Tail = make([]byte, min(c.size, maxTail))
+	s.Tail = make([]byte, min(c.size, MaxTail))
 	if _, err := c.log.ReadAt(s.Tail, int64(c.size)-int64(len(s.Tail))); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("the kept output: %w", err)
 	}

@@ -206,7 +206,7 @@ func TestEnd(t *testing.T) {
 
 // TestStateBounds refuses counts that make no sense.
 func TestStateBounds(t *testing.T) {
-	for _, s := range []State{{Output: 1, Tail: []byte("two")}, {Output: 1 << 20, Tail: make([]byte, maxTail+1)}, {Generation: strings.Repeat("x", 65)}} {
+	for _, s := range []State{{Output: 1, Tail: []byte("two")}, {Output: 1 << 20, Tail: make([]byte, MaxTail+1)}, {Generation: strings.Repeat("x", 65)}} {
 		if s.Validate() == nil {
 			t.Errorf("%d bytes of %d, generation of %d: taken", len(s.Tail), s.Output, len(s.Generation))
 		}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -91,15 +92,37 @@ func (e *Env) Terminal() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "terminal"), nil
 }
 
-// Counts are those of a terminal's output, kept so that they go on when the agent is started again.
+// Counts say what the file of a copy's output is of the whole output, which goes on when the agent is started again and when the copy moves.
 type Counts struct {
 	Generation string `json:"generation"`
 	Base       uint64 `json:"base"` // where the file begins in the output
 }
 
-// Counts reads them; none are there for a terminal that was never read.
-func (e *Env) Counts() (*Counts, error) {
-	b, err := os.ReadFile(filepath.Join(e.dir, "terminal.json"))
+const (
+	terminalCounts = "terminal.json"
+	outputCounts   = "output.json"
+)
+
+// Counts reads those of the output of a terminal; none are there for one that was never read.
+func (e *Env) Counts() (*Counts, error) { return e.counts(terminalCounts) }
+
+// SetCounts writes them.
+func (e *Env) SetCounts(c Counts) error { return e.setCounts(terminalCounts, c) }
+
+// OutputCounts are those of the output of a program without a terminal.
+func (e *Env) OutputCounts() (*Counts, error) {
+	c, err := e.counts(outputCounts)
+	if c == nil && err == nil { // it has begun here
+		c = &Counts{Generation: "file-" + strconv.FormatUint(e.Instance(), 10)}
+	}
+	return c, err
+}
+
+// SetOutputCounts writes them.
+func (e *Env) SetOutputCounts(c Counts) error { return e.setCounts(outputCounts, c) }
+
+func (e *Env) counts(name string) (*Counts, error) {
+	b, err := os.ReadFile(filepath.Join(e.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -108,16 +131,20 @@ func (e *Env) Counts() (*Counts, error) {
 	}
 	c := &Counts{}
 	if err := json.Unmarshal(b, c); err != nil {
-		return nil, fmt.Errorf("%s/terminal.json: %w", e.dir, err)
+		return nil, fmt.Errorf("%s/%s: %w", e.dir, name, err)
 	}
 	return c, nil
 }
 
-// SetCounts writes them.
-func (e *Env) SetCounts(c Counts) error {
+// setCounts does not flush them: they say nothing after a loss of power, which ends the program. It is called in the blackout of a move.
+func (e *Env) setCounts(name string, c Counts) error {
 	b, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	return writeDurably(filepath.Join(e.dir, "terminal.json"), b)
+	path := filepath.Join(e.dir, name)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }

@@ -164,3 +164,34 @@ func TestAttachWithoutTerminal(t *testing.T) {
 		t.Errorf("no word of the name: %q", text)
 	}
 }
+
+// TestLogsGoWithTheWorkload follows the output of a program over three moves: each line comes once. Afterwards the end of what it has printed
+// elsewhere is still there, and what is followed from then on begins with it.
+func TestLogsGoWithTheWorkload(t *testing.T) {
+	s := begin(t, time.Minute)
+	const lines = 300
+	s.Workload("prints", "", "/bin/sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line-$i; i=$((i+1)); sleep 0.01; done", lines))
+	var want strings.Builder
+	for i := range lines {
+		fmt.Fprintf(&want, "line-%d\n", i)
+	}
+	type result struct {
+		text string
+		err  error
+	}
+	followed := make(chan result, 1)
+	go func() {
+		text, err := cluster.Hosts.Host("host3").Exec(s.Ctx, cluster.Migrate, "logs", "-f", "prints")
+		followed <- result{text, err}
+	}()
+	for _, to := range []string{"host2", "host3", "host1"} {
+		s.Move("prints", to, "--max-downtime", "10s")
+	}
+	r := <-followed
+	if r.err != nil || r.text != want.String() {
+		t.Errorf("followed: %v, %d bytes of %d: %.200q", r.err, len(r.text), want.Len(), r.text)
+	}
+	if text := s.On("host2", cluster.Migrate, "logs", "prints"); text != want.String() {
+		t.Errorf("kept: %d bytes of %d: %.200q", len(text), want.Len(), text)
+	}
+}
