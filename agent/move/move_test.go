@@ -226,7 +226,8 @@ func restartAt(t *testing.T, point string) {
 		w.feed(handoff.LeaderEvent{Kind: handoff.LeaderRedrive})
 		w.mu.Lock()
 		closed := w.leader.Record.Closed()
-		if p := w.leader.Record.Phase; p == handoff.PhaseSwitching {
+		// A source says itself that nothing comes of the switch.
+		if p := w.leader.Record.Phase; p == handoff.PhaseSwitching && role == handoff.RoleDestination {
 			w.feedLocked(handoff.LeaderEvent{Kind: handoff.LeaderDeadline, Ref: w.leader.Record.Ref(handoff.RoleSource)})
 		}
 		w.mu.Unlock()

@@ -208,7 +208,7 @@ func (s Source) copy(ev SourceEvent) (Source, []Action, error) {
 func (s Source) startSwitch(ev SourceEvent) (Source, []Action, error) {
 	k := ev.Ref.Attempt
 	switch {
-	case s.Phase == SourceFailed:
+	case s.Phase == SourceFailed, s.Phase == SourceUndecided && k == s.Ref.Attempt:
 		return s, []Action{s.report(ReportFailed)}, nil
 	case k <= s.Ended && s.Phase == SourceCopying: // ended here by its own decision
 		return s, []Action{s.at(k).report(ReportAttemptEnded)}, nil
@@ -370,8 +370,10 @@ func (s Source) recovered(ev SourceEvent) (Source, []Action, error) {
 		return s, nil, nil
 	case SourceMayHaveVoted:
 		if ev.Frozen {
+			// Whether it voted is not known, so only the log lets it run. Nothing can come of the attempt but a Commit that is in
+			// the log by now: the leader need not wait for the attempt's time to pass.
 			s.Phase, s.Ended = SourceUndecided, s.Ref.Attempt-1
-			return s, []Action{s.act(ActAsk)}, nil
+			return s, []Action{s.report(ReportFailed), s.act(ActAsk)}, nil
 		}
 		// Nothing thaws it between the freeze and the vote without a record: it was never frozen and did not vote.
 		s.Disk.Stage = SourceEnded
