@@ -88,7 +88,7 @@ func (h *host) Open(ctx context.Context, instance uint64, spec *agentapi.Workloa
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close(ctx), closing())
 	}
-	return &source{h: h, src: src, env: env, instance: instance, closing: closing}, p, nil
+	return &source{h: h, src: src, env: env, instance: instance, tree: cg, closing: closing}, p, nil
 }
 
 // outputOf names the file that a workload's output goes to.
@@ -236,6 +236,7 @@ func (h *host) Adopt(ctx context.Context, hd move.Handle) (move.Held, move.Port,
 	if err != nil {
 		return nil, nil, false, false, err
 	}
+	h.unlimit(cg)
 	frozen, err := cg.Frozen()
 	if err != nil {
 		return nil, nil, false, false, err
@@ -265,6 +266,7 @@ func (h *host) adoptBare(ctx context.Context, hd move.Handle) (move.Held, move.P
 			return nil, nil, false, false, err
 		}
 	}
+	h.unlimit(t.cgroup)
 	frozen, err := t.cgroup.Frozen()
 	if err != nil {
 		return nil, nil, false, false, err

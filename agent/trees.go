@@ -39,7 +39,7 @@ type source struct {
 	env      *workload.Env // nil for a bare process
 	instance uint64
 	cgroup   string     // of a bare process
-	tree     *ns.Cgroup // below it
+	tree     *ns.Cgroup // in which the tree is held; of a bare process, below it
 	before   *ns.Cgroup // where a bare process was
 	// Of a bare process: its name, the addresses that move with it, and what stands against that.
 	name      string
@@ -47,6 +47,7 @@ type source struct {
 	obstacles []engine.Obstacle
 	gone      bool
 	held      bool         // by its cgroup
+	limit     *ns.Limit    // of its processor time; nil for none
 	closing   func() error // what was opened for the dump
 }
 
@@ -167,6 +168,9 @@ func (s *source) Timeouts() []move.Timeouts {
 
 // Freeze stops the tree, and keeps its terminal as it is then.
 func (s *source) Freeze(ctx context.Context) error {
+	if err := s.lift(); err != nil {
+		return err
+	}
 	if err := s.src.Freeze(ctx); err != nil {
 		return err
 	}
@@ -211,7 +215,7 @@ func (s *source) Thaw(ctx context.Context) error {
 	}
 	s.held = false
 	s.h.resumeConsole(s.instance)
-	return nil
+	return s.Unthrottle()
 }
 
 func (s *source) Digest(context.Context) ([]byte, error) { return s.src.Digest().Bytes(), nil }
@@ -238,6 +242,9 @@ func (s *source) Destroy(ctx context.Context) error {
 		}
 		s.gone = true
 	}
+	if err := s.Unthrottle(); err != nil {
+		return err
+	}
 	if s.env != nil {
 		return s.h.remove(ctx, s.env)
 	}
@@ -246,7 +253,7 @@ func (s *source) Destroy(ctx context.Context) error {
 
 // Close stops tracking. A bare process that runs on goes back to where it was.
 func (s *source) Close() error {
-	err := s.src.Close(context.Background())
+	err := errors.Join(s.Unthrottle(), s.src.Close(context.Background()))
 	if s.closing != nil {
 		err = errors.Join(err, s.closing())
 		s.closing = nil
@@ -395,7 +402,7 @@ func (t *heldTree) Thaw(ctx context.Context) error {
 	if err := errors.Join(err, d.Close()); err != nil {
 		return err
 	}
-	if err := t.cgroup.Thaw(); err != nil {
+	if err := errors.Join(ns.UnlimitCPU(t.cgroup), t.cgroup.Thaw()); err != nil {
 		return err
 	}
 	if t.env != nil {

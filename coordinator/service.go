@@ -368,11 +368,11 @@ func (v *service) Retune(ctx context.Context, req *clusterapi.RetuneRequest) (*c
 	if err != nil {
 		return nil, err
 	}
-	if err := checkOptions(&agentapi.MoveOptions{MaxDowntimeNs: req.GetMaxDowntimeNs(), BandwidthBytesPerSecond: req.GetBandwidthBytesPerSecond()}); err != nil {
+	if err := checkOptions(&agentapi.MoveOptions{MaxDowntimeNs: req.GetMaxDowntimeNs(), BandwidthBytesPerSecond: req.GetBandwidthBytesPerSecond(), ThrottleMaxPercent: req.ThrottleMaxPercent}); err != nil {
 		return nil, err
 	}
 	res, err := t.apply(&logpb.Command{Command: &logpb.Command_Retune{Retune: &logpb.Retune{Id: m.GetRecord().GetMigration(),
-		MaxDowntimeNs: req.GetMaxDowntimeNs(), BandwidthBytesPerSecond: req.GetBandwidthBytesPerSecond()}}})
+		MaxDowntimeNs: req.GetMaxDowntimeNs(), BandwidthBytesPerSecond: req.GetBandwidthBytesPerSecond(), ThrottleMaxPercent: req.ThrottleMaxPercent}}})
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ type moveFlags struct {
 	hardLimit   time.Duration
 	timeout     time.Duration
 	bandwidth   rate
+	throttleMax uint32
 	streams     uint32
 	compress    string
 	closeTCP    bool
@@ -118,6 +119,7 @@ func newMoveCommand() *cobra.Command {
 	f.DurationVar(&m.timeout, "timeout", 5*time.Minute, "time for the whole move")
 	f.StringVar(&m.onTimeout, "on-timeout", "cancel", "what to do at the timeout: cancel, or force (switch with a blackout of up to --hard-limit)")
 	f.Var(&m.bandwidth, "bandwidth", "limit of the page stream, such as 100MiB (per second) or 1gbit")
+	f.Uint32Var(&m.throttleMax, "throttle-max", 0, "by how many percent of the processor time that it uses the program may be slowed down, step by step, if it writes\nfaster than the link carries (0: never; at most 99)")
 	f.Uint32Var(&m.streams, "streams", 0, "parallel connections of the page stream (default: chosen by the agent)")
 	f.StringVar(&m.compress, "compress", "auto", "auto, off, s2 or zstd")
 	f.BoolVar(&m.closeTCP, "close-tcp", false, "close connections that cannot move, instead of refusing the move")
@@ -153,7 +155,7 @@ func (m *moveFlags) options() (*agentapi.MoveOptions, error) {
 	if m.output != "text" && m.output != "json" {
 		return nil, fmt.Errorf("output format %q is not known: use text or json", m.output)
 	}
-	o := &agentapi.MoveOptions{
+	o := &agentapi.MoveOptions{ThrottleMaxPercent: &m.throttleMax,
 		Strategy: strategy, MaxDowntimeNs: m.maxDowntime.Nanoseconds(), TimeoutNs: m.timeout.Nanoseconds(), OnTimeout: onTimeout,
 		HardLimitNs: m.hardLimit.Nanoseconds(), BandwidthBytesPerSecond: uint64(m.bandwidth), Streams: m.streams, Compress: m.compress, CloseTcp: m.closeTCP,
 	}

@@ -92,7 +92,11 @@ func (p *progress) left() string {
 // right is the text after the bar.
 func (p *progress) right() string {
 	x := p.now.Load().GetProgress()
-	return fmt.Sprintf(" %s/s, %d pages left, writes %.0f pages/s, blackout would be %.1f ms", bytesText(uint64(x.GetBytesPerSecond())), x.GetPagesRemaining(), x.GetDirtyPagesPerSecond(), x.GetPredictedDowntimeMs())
+	slow := ""
+	if p := x.GetThrottlePercent(); p > 0 {
+		slow = fmt.Sprintf(", slowed down by %d %%", p)
+	}
+	return fmt.Sprintf(" %s/s, %d pages left, writes %.0f pages/s, blackout would be %.1f ms%s", bytesText(uint64(x.GetBytesPerSecond())), x.GetPagesRemaining(), x.GetDirtyPagesPerSecond(), x.GetPredictedDowntimeMs(), slow)
 }
 
 // close ends the live view, so that what is printed next stands below it.

@@ -60,21 +60,26 @@ func operator() string {
 func newSetCommand() *cobra.Command {
 	var maxDowntime time.Duration
 	var bandwidth rate
+	var throttleMax uint32
 	cmd := &cobra.Command{
-		Use:     "set ID [--max-downtime D] [--bandwidth RATE]",
+		Use:     "set ID [--max-downtime D] [--bandwidth RATE] [--throttle-max PERCENT]",
 		Short:   "Change the limits of a migration that is under way",
-		Example: "  migrate set m-17 --max-downtime 300ms\n  migrate set m-17 --bandwidth 1gbit",
+		Example: "  migrate set m-17 --max-downtime 300ms\n  migrate set m-17 --bandwidth 1gbit\n  migrate set m-17 --throttle-max 60",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f := cmd.Flags()
 			switch {
-			case !f.Changed("max-downtime") && !f.Changed("bandwidth"):
-				return errors.New("nothing to change: give --max-downtime or --bandwidth")
+			case !f.Changed("max-downtime") && !f.Changed("bandwidth") && !f.Changed("throttle-max"):
+				return errors.New("nothing to change: give --max-downtime, --bandwidth or --throttle-max")
 			case f.Changed("max-downtime") && maxDowntime <= 0:
 				return fmt.Errorf("--max-downtime %v is not a time above zero", maxDowntime)
 			}
 			return withAPI(cmd, func(ctx context.Context, a *api) error {
-				r, err := a.cluster.Retune(ctx, &clusterapi.RetuneRequest{Id: args[0], MaxDowntimeNs: maxDowntime.Nanoseconds(), BandwidthBytesPerSecond: uint64(bandwidth)})
+				req := &clusterapi.RetuneRequest{Id: args[0], MaxDowntimeNs: maxDowntime.Nanoseconds(), BandwidthBytesPerSecond: uint64(bandwidth)}
+				if f.Changed("throttle-max") {
+					req.ThrottleMaxPercent = &throttleMax
+				}
+				r, err := a.cluster.Retune(ctx, req)
 				if err != nil {
 					return err
 				}
@@ -83,12 +88,17 @@ func newSetCommand() *cobra.Command {
 				if b := o.GetBandwidthBytesPerSecond(); b > 0 {
 					limit = bytesText(b) + "/s"
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: longest blackout %v, page stream %s\n", r.GetMigration().GetId(), time.Duration(o.GetMaxDowntimeNs()), limit)
+				slow := "never slowed down"
+				if p := o.GetThrottleMaxPercent(); p > 0 {
+					slow = fmt.Sprintf("slowed down by up to %d %%", p)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: longest blackout %v, page stream %s, program %s\n", r.GetMigration().GetId(), o.MaxDowntime(), limit, slow)
 				return err
 			})
 		},
 	}
 	cmd.Flags().DurationVar(&maxDowntime, "max-downtime", 0, "longest blackout from now on")
+	cmd.Flags().Uint32Var(&throttleMax, "throttle-max", 0, "by how many percent the program may be slowed down from now on; 0 lets it go")
 	cmd.Flags().Var(&bandwidth, "bandwidth", "limit of the page stream from now on, such as 100MiB (per second) or 1gbit")
 	return cmd
 }

@@ -32,6 +32,7 @@ type moveResult struct {
 	FrozenMS            float64      `json:"frozen_ms"`
 	PagesRemaining      uint64       `json:"pages_remaining"`
 	Copying             string       `json:"copying,omitempty"`
+	ThrottlePercent     uint32       `json:"throttle_percent,omitempty"`
 	Error               string       `json:"error"`
 	Obstacles           []obstacle   `json:"obstacles,omitempty"`
 	Steps               []step       `json:"steps,omitempty"`
@@ -77,7 +78,7 @@ func resultOf(m *clusterapi.Migration) moveResult {
 		ID: m.GetId(), State: enumText(m.GetPhase().String(), "PHASE_"), Workload: m.GetWorkload(), Source: m.GetSource(), Destination: m.GetDestination(),
 		PID: m.GetPid(), DestinationPID: m.GetDestinationPid(), Epoch: m.GetEpoch(), DowntimeMS: m.GetDowntimeMs(), TotalMS: m.GetTotalMs(),
 		PredictedDowntimeMS: m.GetPredictedDowntimeMs(), BytesSent: p.GetBytesSent(), PagesSent: p.GetPagesSent(), Tracker: p.GetTracker(),
-		Outcome: outcomeText(m.GetOutcome()), FrozenMS: m.GetFrozenMs(), PagesRemaining: p.GetPagesRemaining(), Copying: p.GetReason(), Error: m.GetError(),
+		Outcome: outcomeText(m.GetOutcome()), FrozenMS: m.GetFrozenMs(), PagesRemaining: p.GetPagesRemaining(), Copying: p.GetReason(), ThrottlePercent: p.GetThrottlePercent(), Error: m.GetError(),
 		Rounds: []round{}, Connections: []connection{},
 	}
 	for _, x := range p.GetRounds() {
@@ -104,6 +105,9 @@ func printMove(w io.Writer, m *clusterapi.Migration) error {
 	}
 	_, err := fmt.Fprintf(w, "%s moved from %s to %s (pid %d, epoch %d): blackout %.1f ms, %.0f ms in all, %s, %d pages (%d zero), %s sent, %s\n",
 		r.Workload, r.Source, r.Destination, r.DestinationPID, r.Epoch, r.DowntimeMS, r.TotalMS, count(len(r.Rounds), "round", "rounds"), pages, zero, bytesText(r.BytesSent), count(len(r.Connections), "connection", "connections"))
+	if err == nil && r.ThrottlePercent > 0 {
+		_, err = fmt.Fprintf(w, "At the end the program was slowed down by %d %%, so that its writing could be followed.\n", r.ThrottlePercent)
+	}
 	if limit := m.GetOptions().MaxDowntime(); err == nil && r.DowntimeMS > float64(limit)/float64(time.Millisecond) {
 		_, err = fmt.Fprintf(w, "The blackout was longer than the %v of --max-downtime, which bounds the part at the source; --explain shows the rest.\n", limit)
 	}

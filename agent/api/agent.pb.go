@@ -862,8 +862,10 @@ type MoveOptions struct {
 	Overwrite               bool                   `protobuf:"varint,12,opt,name=overwrite,proto3" json:"overwrite,omitempty"`                                                                                                    // also what is there and was made by no move
 	NewTerminals            bool                   `protobuf:"varint,13,opt,name=new_terminals,json=newTerminals,proto3" json:"new_terminals,omitempty"`                                                                          // a terminal whose other end is held outside of the tree is left for a new one, held by the agent
 	ExternalUnix            map[string]string      `protobuf:"bytes,14,rep,name=external_unix,json=externalUnix,proto3" json:"external_unix,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what becomes of unix sockets whose peers are outside of the tree: reconnect or null, by the peer's address
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	// By how many percent of what it used the program may at most be slowed down when it writes faster than can be sent; 0: never.
+	ThrottleMaxPercent *uint32 `protobuf:"varint,15,opt,name=throttle_max_percent,json=throttleMaxPercent,proto3,oneof" json:"throttle_max_percent,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *MoveOptions) Reset() {
@@ -992,6 +994,13 @@ func (x *MoveOptions) GetExternalUnix() map[string]string {
 		return x.ExternalUnix
 	}
 	return nil
+}
+
+func (x *MoveOptions) GetThrottleMaxPercent() uint32 {
+	if x != nil && x.ThrottleMaxPercent != nil {
+		return *x.ThrottleMaxPercent
+	}
+	return 0
 }
 
 // Requirements is what a tree needs from a destination.
@@ -4476,7 +4485,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	" \x03(\tR\vcpuFeatures\x12'\n" +
 	"\x0fkernel_features\x18\v \x03(\tR\x0ekernelFeatures\x12\x18\n" +
 	"\aversion\x18\f \x01(\tR\aversion\x12\x16\n" +
-	"\x06server\x18\r \x01(\bR\x06server\"\xa3\x05\n" +
+	"\x06server\x18\r \x01(\bR\x06server\"\xf3\x05\n" +
 	"\vMoveOptions\x126\n" +
 	"\bstrategy\x18\x01 \x01(\x0e2\x1a.migrate.agent.v1.StrategyR\bstrategy\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12\x1d\n" +
@@ -4494,10 +4503,12 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\avolumes\x18\v \x03(\tR\avolumes\x12\x1c\n" +
 	"\toverwrite\x18\f \x01(\bR\toverwrite\x12#\n" +
 	"\rnew_terminals\x18\r \x01(\bR\fnewTerminals\x12T\n" +
-	"\rexternal_unix\x18\x0e \x03(\v2/.migrate.agent.v1.MoveOptions.ExternalUnixEntryR\fexternalUnix\x1a?\n" +
+	"\rexternal_unix\x18\x0e \x03(\v2/.migrate.agent.v1.MoveOptions.ExternalUnixEntryR\fexternalUnix\x125\n" +
+	"\x14throttle_max_percent\x18\x0f \x01(\rH\x00R\x12throttleMaxPercent\x88\x01\x01\x1a?\n" +
 	"\x11ExternalUnixEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd5\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x17\n" +
+	"\x15_throttle_max_percent\"\xd5\x02\n" +
 	"\fRequirements\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x120\n" +
 	"\x05files\x18\x02 \x03(\v2\x1a.migrate.agent.v1.FileNeedR\x05files\x12!\n" +
@@ -4997,6 +5008,7 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
+	file_agent_api_agent_proto_msgTypes[5].OneofWrappers = []any{}
 	file_agent_api_agent_proto_msgTypes[9].OneofWrappers = []any{
 		(*PlanSourceRequest_Pid)(nil),
 		(*PlanSourceRequest_Workload)(nil),

@@ -20,6 +20,9 @@ const (
 	longestDowntime = 24 * time.Hour
 	longestTimeout  = 30 * 24 * time.Hour
 	highestRate     = 1e15 // bytes per second
+
+	// MostThrottle is by how many percent a program may be slowed down: one that stands still has a blackout.
+	MostThrottle = 99
 )
 
 // Compressions are the names that MoveOptions.compress may have.
@@ -74,6 +77,8 @@ func (x *MoveOptions) Check() error {
 		return fmt.Errorf("strategy %v, on timeout %v, files %v: one of them is not known", x.GetStrategy(), x.GetOnTimeout(), x.GetFiles())
 	case x.GetBandwidthBytesPerSecond() > highestRate:
 		return fmt.Errorf("a bandwidth of %d bytes per second is more than %g", x.GetBandwidthBytesPerSecond(), float64(highestRate))
+	case x.GetThrottleMaxPercent() > MostThrottle:
+		return fmt.Errorf("slowing the program down by %d %% is asked for; at most %d are possible", x.GetThrottleMaxPercent(), MostThrottle)
 	case x.GetStreams() > MaxStreams:
 		return fmt.Errorf("%d streams asked for; at most %d are possible", x.GetStreams(), MaxStreams)
 	case x.GetCompress() != "" && !slices.Contains(Compressions, x.GetCompress()):

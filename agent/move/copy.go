@@ -25,6 +25,7 @@ type copier struct {
 	halted   sync.Once
 	sender   *pagexfer.Sender
 	progress *progress
+	throttle throttle
 	err      error // why it ended, if not by halt; read once its task has ended
 }
 
@@ -52,8 +53,8 @@ func (s *source) startCopy() error {
 	if s.copying == nil {
 		s.copying = &copier{progress: newProgress(s.tree.Tracker())}
 	}
-	// The counters of earlier stretches go on.
-	c := &copier{halt: make(chan struct{}), progress: s.copying.progress}
+	// The counters of earlier stretches go on, and so does what it took to follow the program.
+	c := &copier{halt: make(chan struct{}), progress: s.copying.progress, throttle: s.copying.throttle}
 	s.copying = c
 	s.work.start(s.ctx, func(ctx context.Context) {
 		var err error
@@ -88,9 +89,13 @@ func (s *source) stretch(outer context.Context, c *copier) error {
 		}
 	})
 	told.Go(func() { s.tell(ctx, c) })
+	s.slowAgain(c)
 	err := s.copy(ctx, c)
 	cancel()
 	told.Wait()
+	if err != nil { // else a freeze follows, until which what is left to send must not grow
+		err = errors.Join(err, s.letGo())
+	}
 	return err
 }
 
@@ -154,6 +159,10 @@ func (s *source) decide(ctx context.Context, c *copier, f policy.Forecast) (time
 	c.sender.SetBandwidth(opts.bandwidth)
 	late := time.Since(s.begun) > opts.timeout
 	forced := opts.force && f.Blackout <= opts.hardLimit
+	if !late && s.step(c, f, opts.throttleMax) {
+		c.progress.set(f, false)
+		return 0, nil
+	}
 	waits := time.Until(get(&s.view, func(v *view) time.Time { return v.notBefore }))
 	switch {
 	case waits > 0 && !late:
@@ -302,6 +311,9 @@ type progress struct {
 	bytes    uint64             // on the wire, when the round that runs began
 	earlier  pagexfer.Totals    // of page streams that were given up for another
 	steps    []*clusterapi.Step // of the last switch
+	// By how many percent the program is slowed down, and why it cannot be.
+	throttled   int
+	unthrottled error
 }
 
 // took notes the steps of a switch.
@@ -399,7 +411,10 @@ func (p *progress) message(totals pagexfer.Totals) *clusterapi.Progress {
 	m := &clusterapi.Progress{
 		Rounds: append([]*clusterapi.Round(nil), p.done...), PagesSent: totals.Pages, BytesSent: totals.WireBytes,
 		DirtyPagesPerSecond: p.forecast.DirtyPerSecond, PredictedDowntimeMs: ms(p.forecast.Blackout), Tracker: p.tracker,
-		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages, Steps: p.steps, Reason: p.forecast.Reason,
+		Round: uint32(len(p.done) + 1), BytesPerSecond: p.rate, PagesRemaining: p.forecast.Pages, Steps: p.steps, Reason: p.forecast.Reason, ThrottlePercent: uint32(p.throttled),
+	}
+	if m.Reason != "" {
+		m.Reason += p.slowness()
 	}
 	expected := p.forecast.Pages
 	if len(p.done) == 0 {

@@ -86,7 +86,14 @@ type Source interface {
 	Pending(ctx context.Context) (int, error)
 	// Timeouts tells of what connections have had between the last call of Pending and Final.
 	Timeouts() []Timeouts
-	// Freeze stops every thread.
+	// CPUTime is the processor time that the tree has used so far.
+	CPUTime() (time.Duration, error)
+	// Throttle lets the tree have at most so many processors' time, as long as it runs and until Unthrottle. Whatever lets the tree go takes the
+	// limit away: Thaw and Close here, Host.Adopt after the death of the agent.
+	Throttle(processors float64) error
+	// Unthrottle takes the limit away, and restores the one that there was before; without a limit it does nothing.
+	Unthrottle() error
+	// Freeze lifts what Throttle has set, for what waits for processor time cannot be stopped, and stops every thread.
 	Freeze(ctx context.Context) error
 	// Final sends the last pages and returns the state (images.Checkpoint, marshalled).
 	Final(ctx context.Context, sink PageSink) ([]byte, RoundStats, error)

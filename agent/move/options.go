@@ -16,6 +16,7 @@ type options struct {
 	timeout     time.Duration
 	force       bool
 	bandwidth   int64
+	throttleMax int // percent
 	streams     uint32
 	codec       pagexfer.Codec
 	asked       *agentapi.MoveOptions // what is for others to look at: files, volumes, and what is outside of the tree
@@ -33,7 +34,7 @@ func parseOptions(o *agentapi.MoveOptions) (options, error) {
 		stop:        o.GetStrategy() == agentapi.Strategy_STRATEGY_STOP,
 		maxDowntime: o.MaxDowntime(), hardLimit: o.HardLimit(), timeout: o.Timeout(),
 		force:     o.GetOnTimeout() == agentapi.OnTimeout_ON_TIMEOUT_FORCE,
-		bandwidth: int64(o.GetBandwidthBytesPerSecond()), streams: o.GetStreams(), asked: o,
+		bandwidth: int64(o.GetBandwidthBytesPerSecond()), throttleMax: int(o.GetThrottleMaxPercent()), streams: o.GetStreams(), asked: o,
 	}
 	var err error
 	if out.codec, err = pagexfer.ParseCodec(o.GetCompress()); err != nil {
@@ -55,6 +56,9 @@ func (o options) retuned(by *agentapi.MoveOptions) options {
 	}
 	if by.GetBandwidthBytesPerSecond() > 0 {
 		o.bandwidth = int64(by.GetBandwidthBytesPerSecond())
+	}
+	if by.ThrottleMaxPercent != nil {
+		o.throttleMax = int(by.GetThrottleMaxPercent())
 	}
 	return o
 }

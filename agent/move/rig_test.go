@@ -38,6 +38,7 @@ type world struct {
 	down    bool // the cluster does not answer
 	hosts   map[handoff.Role]*host
 	last    map[string]*clusterapi.ReportRequest // by kind of event
+	options *agentapi.MoveOptions                // nil: those of a small fast move
 }
 
 type host struct {
@@ -67,6 +68,8 @@ type tree struct {
 	writes   int // pages that each round finds
 	frozen   bool
 	gone     bool
+	limit    float64   // of its processor time; 0: none
+	limits   []float64 // that it has had, one after the other
 	pages    map[uint64]byte
 }
 
@@ -220,6 +223,9 @@ func (w *world) order(a handoff.Action) *agentapi.OrderRequest {
 	spec := &agentapi.WorkloadSpec{Name: "w"}
 	req := &agentapi.OrderRequest{Ref: refTo(a.Ref, 1), Role: roleTo(a.Role), Workload: "w"}
 	opts := &agentapi.MoveOptions{MaxDowntimeNs: int64(2 * time.Second), Streams: 2}
+	if w.options != nil {
+		opts = w.options
+	}
 	switch a.Order {
 	case handoff.OrderPrepareDestination:
 		req.Order = &agentapi.OrderRequest_PrepareDestination{PrepareDestination: &agentapi.PrepareDestination{Source: node(handoff.RoleSource), SourceInstance: 1, Spec: spec}}
@@ -400,6 +406,30 @@ func (h *host) DialPages(ctx context.Context, _ *agentapi.NodeInfo, address stri
 	return d.DialContext(ctx, "tcp", address)
 }
 
+// cpuTime is that of a program that uses one processor.
+func (t *tree) cpuTime() (time.Duration, error) {
+	return time.Duration(time.Now().UnixNano()), t.host.err("cpu time")
+}
+
+func (t *tree) throttle(processors float64) error {
+	if err := t.host.err("throttle"); err != nil {
+		return err
+	}
+	t.w.mu.Lock()
+	defer t.w.mu.Unlock()
+	if t.limit != processors {
+		t.limits = append(t.limits, processors)
+	}
+	t.limit = processors
+	return nil
+}
+
+func (t *tree) limited() float64 {
+	t.w.mu.Lock()
+	defer t.w.mu.Unlock()
+	return t.limit
+}
+
 func (t *tree) Thaw(context.Context) error {
 	if err := t.host.err("thaw"); err != nil {
 		return err
@@ -438,9 +468,14 @@ func (s *fakeSource) Contents(context.Context, []volume.Unit, bool) ([]*agentapi
 func (s *fakeSource) Mapped(context.Context) (map[string]bool, error) { return nil, nil }
 func (s *fakeSource) Pending(context.Context) (int, error)            { return 0, nil }
 func (s *fakeSource) Timeouts() []Timeouts                            { return []Timeouts{{Local: "a", Count: 2}} }
+func (s *fakeSource) CPUTime() (time.Duration, error)                 { return s.tr.cpuTime() }
+func (s *fakeSource) Throttle(processors float64) error               { return s.tr.throttle(processors) }
+func (s *fakeSource) Unthrottle() error                               { return s.tr.throttle(0) }
 func (s *fakeSource) Resident() uint64                                { return 1000 }
 func (s *fakeSource) Tracker() string                                 { return "hash" }
-func (s *fakeSource) Close() error                                    { return s.tr.host.err("close") }
+func (s *fakeSource) Close() error {
+	return errors.Join(s.tr.throttle(0), s.tr.host.err("close"))
+}
 func (s *fakeSource) Digest(context.Context) ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(nil, s.tr.state), s.tr.host.err("digest")
 }
@@ -452,6 +487,9 @@ func (s *fakeSource) Round(ctx context.Context, sink PageSink) (RoundStats, erro
 	n := 600 >> min(3*s.tr.rounds, 9)
 	if s.tr.writes > 0 {
 		n = s.tr.writes
+	}
+	if l := s.tr.limited(); l > 0 {
+		n = int(float64(n) * l)
 	}
 	s.tr.rounds++
 	return s.send(ctx, sink, n)
@@ -469,7 +507,7 @@ func (s *fakeSource) send(ctx context.Context, sink PageSink, n int) (RoundStats
 }
 
 func (s *fakeSource) Freeze(context.Context) error {
-	if err := s.tr.host.err("freeze"); err != nil {
+	if err := errors.Join(s.tr.host.err("freeze"), s.tr.throttle(0)); err != nil {
 		return err
 	}
 	s.tr.w.run(s.tr.instance, false)

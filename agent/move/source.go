@@ -347,6 +347,9 @@ func (s *source) thaw(ctx context.Context) error {
 	if s.held == nil {
 		return nil // it was never opened
 	}
+	if err := s.letGo(); err != nil {
+		return err
+	}
 	if s.adopted || !s.stopped.IsZero() { // else it was never stopped
 		if err := s.held.Thaw(ctx); errors.Is(err, fs.ErrNotExist) {
 			s.log.Warn("the tree has ended; there is nothing to let run", "error", err) // a cgroup goes only when nobody is in it

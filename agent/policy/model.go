@@ -59,9 +59,16 @@ func (m *model) last() Round {
 }
 
 func (m *model) add(r Round) {
-	m.rounds++
 	m.kept = append(m.kept, r)
 	m.kept = m.kept[max(0, len(m.kept)-memory):]
+	m.count(r)
+	m.estimates = append(m.estimates, m.estimate())
+	m.estimates = m.estimates[max(0, len(m.estimates)-memory):]
+}
+
+// count learns of a round what it shows of the link, and how large the program is.
+func (m *model) count(r Round) {
+	m.rounds++
 	m.largest = max(m.largest, size(r))
 	if busy := (r.Took - r.Scan).Seconds(); busy > 0 && r.Pages > 0 {
 		rate := float64(r.Pages) / busy
@@ -70,8 +77,6 @@ func (m *model) add(r Round) {
 			m.solidRate = rate
 		}
 	}
-	m.estimates = append(m.estimates, m.estimate())
-	m.estimates = m.estimates[max(0, len(m.estimates)-memory):]
 }
 
 func (m *model) estimate() estimate {

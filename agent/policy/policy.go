@@ -114,8 +114,9 @@ const (
 
 // Policy is what is known of one copy. Its memory does not grow with the number of rounds. The zero value knows nothing.
 type Policy struct {
-	model model
-	run   int // rounds since the last pause
+	model   model
+	run     int  // rounds since the last pause
+	changed bool // the next round is of a program as it was before
 }
 
 // Add tells of a round that has ended.
@@ -124,6 +125,11 @@ func (p *Policy) Add(r Round) {
 		p.run = 0
 	}
 	p.run++
+	if p.changed {
+		p.changed = false
+		p.model.count(r)
+		return
+	}
 	p.model.add(r)
 }
 
@@ -132,6 +138,11 @@ func (p *Policy) Decide(b Bounds) Forecast {
 	m := &p.model
 	if m.rounds == 0 {
 		return Forecast{Decision: Continue, Blackout: b.Fixed, PagesPerSecond: assumedRate, Reason: "nothing has been copied yet"}
+	}
+	if len(m.estimates) == 0 {
+		rate := m.sendRate()
+		return Forecast{Decision: Continue, Blackout: b.Fixed + seconds(m.largest/rate), Pages: uint64(m.largest), PagesPerSecond: rate,
+			Reason: "how fast the program writes now is not known yet"}
 	}
 	e := m.estimates[len(m.estimates)-1]
 	f := Forecast{Blackout: b.Fixed + e.variable(), Pages: uint64(e.pages), PagesPerSecond: e.rate, DirtyPerSecond: e.dirty}

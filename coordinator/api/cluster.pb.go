@@ -1427,11 +1427,12 @@ type Progress struct {
 	BytesPerSecond      float64                `protobuf:"fixed64,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
 	DirtyPagesPerSecond float64                `protobuf:"fixed64,6,opt,name=dirty_pages_per_second,json=dirtyPagesPerSecond,proto3" json:"dirty_pages_per_second,omitempty"`
 	PredictedDowntimeMs float64                `protobuf:"fixed64,7,opt,name=predicted_downtime_ms,json=predictedDowntimeMs,proto3" json:"predicted_downtime_ms,omitempty"`
-	Tracker             string                 `protobuf:"bytes,8,opt,name=tracker,proto3" json:"tracker,omitempty"`                                    // uffd-wp|soft-dirty|hash
-	RoundFraction       float64                `protobuf:"fixed64,9,opt,name=round_fraction,json=roundFraction,proto3" json:"round_fraction,omitempty"` // of the round that runs, 0 to 1
-	Round               uint32                 `protobuf:"varint,10,opt,name=round,proto3" json:"round,omitempty"`                                      // that runs
-	Steps               []*Step                `protobuf:"bytes,11,rep,name=steps,proto3" json:"steps,omitempty"`                                       // of the source's part of the last switch
-	Reason              string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`                                     // why the copying goes on or stops, for people
+	Tracker             string                 `protobuf:"bytes,8,opt,name=tracker,proto3" json:"tracker,omitempty"`                                          // uffd-wp|soft-dirty|hash
+	RoundFraction       float64                `protobuf:"fixed64,9,opt,name=round_fraction,json=roundFraction,proto3" json:"round_fraction,omitempty"`       // of the round that runs, 0 to 1
+	Round               uint32                 `protobuf:"varint,10,opt,name=round,proto3" json:"round,omitempty"`                                            // that runs
+	Steps               []*Step                `protobuf:"bytes,11,rep,name=steps,proto3" json:"steps,omitempty"`                                             // of the source's part of the last switch
+	Reason              string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`                                           // why the copying goes on or stops, for people
+	ThrottlePercent     uint32                 `protobuf:"varint,13,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"` // by which the program is slowed down, or was at the end of the copying
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1548,6 +1549,13 @@ func (x *Progress) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Progress) GetThrottlePercent() uint32 {
+	if x != nil {
+		return x.ThrottlePercent
+	}
+	return 0
 }
 
 // Step is a part of a switch. A step of a step has both names, joined by '/'.
@@ -2216,6 +2224,7 @@ type RetuneRequest struct {
 	Id                      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	MaxDowntimeNs           int64                  `protobuf:"varint,2,opt,name=max_downtime_ns,json=maxDowntimeNs,proto3" json:"max_downtime_ns,omitempty"`                                 // 0: as it is
 	BandwidthBytesPerSecond uint64                 `protobuf:"varint,3,opt,name=bandwidth_bytes_per_second,json=bandwidthBytesPerSecond,proto3" json:"bandwidth_bytes_per_second,omitempty"` // 0: as it is
+	ThrottleMaxPercent      *uint32                `protobuf:"varint,4,opt,name=throttle_max_percent,json=throttleMaxPercent,proto3,oneof" json:"throttle_max_percent,omitempty"`            // absent: as it is
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -2267,6 +2276,13 @@ func (x *RetuneRequest) GetMaxDowntimeNs() int64 {
 func (x *RetuneRequest) GetBandwidthBytesPerSecond() uint64 {
 	if x != nil {
 		return x.BandwidthBytesPerSecond
+	}
+	return 0
+}
+
+func (x *RetuneRequest) GetThrottleMaxPercent() uint32 {
+	if x != nil && x.ThrottleMaxPercent != nil {
+		return *x.ThrottleMaxPercent
 	}
 	return 0
 }
@@ -4799,7 +4815,7 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\runacked_bytes\x18\x04 \x01(\x04R\funackedBytes\x12!\n" +
 	"\funread_bytes\x18\x05 \x01(\x04R\vunreadBytes\x12)\n" +
 	"\x10frames_delivered\x18\x06 \x01(\x04R\x0fframesDelivered\x12&\n" +
-	"\x0frto_during_move\x18\a \x01(\x04R\rrtoDuringMove\"\xd6\x03\n" +
+	"\x0frto_during_move\x18\a \x01(\x04R\rrtoDuringMove\"\x81\x04\n" +
 	"\bProgress\x121\n" +
 	"\x06rounds\x18\x01 \x03(\v2\x19.migrate.cluster.v1.RoundR\x06rounds\x12\x1d\n" +
 	"\n" +
@@ -4815,7 +4831,8 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x05round\x18\n" +
 	" \x01(\rR\x05round\x12.\n" +
 	"\x05steps\x18\v \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\x12\x16\n" +
-	"\x06reason\x18\f \x01(\tR\x06reason\"Y\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x12)\n" +
+	"\x10throttle_percent\x18\r \x01(\rR\x0fthrottlePercent\"Y\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bstart_ms\x18\x02 \x01(\x01R\astartMs\x12\x0e\n" +
@@ -4871,11 +4888,13 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
 	"\vCancelReply\x12;\n" +
-	"\tmigration\x18\x01 \x01(\v2\x1d.migrate.cluster.v1.MigrationR\tmigration\"\x84\x01\n" +
+	"\tmigration\x18\x01 \x01(\v2\x1d.migrate.cluster.v1.MigrationR\tmigration\"\xd4\x01\n" +
 	"\rRetuneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12;\n" +
-	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\"J\n" +
+	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\x125\n" +
+	"\x14throttle_max_percent\x18\x04 \x01(\rH\x00R\x12throttleMaxPercent\x88\x01\x01B\x17\n" +
+	"\x15_throttle_max_percent\"J\n" +
 	"\vRetuneReply\x12;\n" +
 	"\tmigration\x18\x01 \x01(\v2\x1d.migrate.cluster.v1.MigrationR\tmigration\"\x8c\x01\n" +
 	"\x0eResolveRequest\x12\x0e\n" +
@@ -5323,6 +5342,7 @@ func file_coordinator_api_cluster_proto_init() {
 		(*Target_Workload)(nil),
 		(*Target_Pid)(nil),
 	}
+	file_coordinator_api_cluster_proto_msgTypes[25].OneofWrappers = []any{}
 	file_coordinator_api_cluster_proto_msgTypes[43].OneofWrappers = []any{
 		(*ReportRequest_Ready)(nil),
 		(*ReportRequest_Resumed)(nil),

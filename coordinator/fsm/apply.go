@@ -299,6 +299,9 @@ func (s *State) retune(c *logpb.Retune) Result {
 	}
 	m.Options.MaxDowntimeNs = cmp.Or(c.GetMaxDowntimeNs(), m.Options.MaxDowntimeNs)
 	m.Options.BandwidthBytesPerSecond = cmp.Or(c.GetBandwidthBytesPerSecond(), m.Options.BandwidthBytesPerSecond)
+	if c.ThrottleMaxPercent != nil {
+		m.Options.ThrottleMaxPercent = c.ThrottleMaxPercent
+	}
 	s.Migrations[c.GetId()] = m
 	return Result{Migration: m}
 }

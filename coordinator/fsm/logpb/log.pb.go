@@ -845,6 +845,7 @@ type Retune struct {
 	Id                      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	MaxDowntimeNs           int64                  `protobuf:"varint,2,opt,name=max_downtime_ns,json=maxDowntimeNs,proto3" json:"max_downtime_ns,omitempty"`
 	BandwidthBytesPerSecond uint64                 `protobuf:"varint,3,opt,name=bandwidth_bytes_per_second,json=bandwidthBytesPerSecond,proto3" json:"bandwidth_bytes_per_second,omitempty"`
+	ThrottleMaxPercent      *uint32                `protobuf:"varint,4,opt,name=throttle_max_percent,json=throttleMaxPercent,proto3,oneof" json:"throttle_max_percent,omitempty"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -896,6 +897,13 @@ func (x *Retune) GetMaxDowntimeNs() int64 {
 func (x *Retune) GetBandwidthBytesPerSecond() uint64 {
 	if x != nil {
 		return x.BandwidthBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Retune) GetThrottleMaxPercent() uint32 {
+	if x != nil && x.ThrottleMaxPercent != nil {
+		return *x.ThrottleMaxPercent
 	}
 	return 0
 }
@@ -1697,11 +1705,13 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"downtimeMs\x12\x1b\n" +
 	"\tfrozen_ms\x18\x18 \x01(\x01R\bfrozenMs\x12@\n" +
 	"\vconnections\x18\x19 \x03(\v2\x1e.migrate.cluster.v1.ConnectionR\vconnections\x12.\n" +
-	"\x05steps\x18\x1a \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"}\n" +
+	"\x05steps\x18\x1a \x03(\v2\x18.migrate.cluster.v1.StepR\x05steps\"\xcd\x01\n" +
 	"\x06Retune\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12;\n" +
-	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\"K\n" +
+	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\x125\n" +
+	"\x14throttle_max_percent\x18\x04 \x01(\rH\x00R\x12throttleMaxPercent\x88\x01\x01B\x17\n" +
+	"\x15_throttle_max_percent\"K\n" +
 	"\bSetDrain\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
 	"\x05drain\x18\x02 \x01(\v2\x15.migrate.log.v1.DrainR\x05drain\"x\n" +
@@ -1873,6 +1883,7 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 		(*Command_Retune)(nil),
 		(*Command_SetDrain)(nil),
 	}
+	file_coordinator_fsm_logpb_log_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
