@@ -32,6 +32,9 @@ var allowed = map[string][]pki.Role{
 	clusterapi.Cluster_ServiceDesc.ServiceName: {pki.RoleNode, pki.RoleServer, pki.RoleOperator, pki.RoleViewer},
 }
 
+// serversOnly are methods of Cluster by which hosts come into it.
+var serversOnly = map[string]bool{clusterapi.Cluster_CreateToken_FullMethodName: true, clusterapi.Cluster_RedeemToken_FullMethodName: true}
+
 // authorize checks who calls, by the certificate that the connection has shown.
 func authorize(ctx context.Context, method string) error {
 	p, ok := peer.FromContext(ctx)
@@ -45,6 +48,9 @@ func authorize(ctx context.Context, method string) error {
 	id, err := pki.PeerIdentity(info.State)
 	if err != nil {
 		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	if serversOnly[method] && !id.Has(pki.RoleServer) {
+		return status.Errorf(codes.PermissionDenied, "%s is no server of the cluster: tokens are made on a server", id.Name)
 	}
 	for service, roles := range allowed {
 		if ofService(method, service) && id.Has(roles...) {

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"migrate/coordinator/pki"
 )
 
 // TLS is where a server's certificates come from; *pki.Credentials is one. ClientTLS is for a connection to the node
@@ -24,6 +26,7 @@ type TLS interface {
 // Ports are the same on every server. Control is the port of service Cluster, which a server shares with its agent.
 type Ports struct {
 	Control, Raft, Gossip int // Gossip 0: no memberlist
+	Join                  int // of the server with the authority, 0: 7405
 }
 
 // Config is what a server needs to know. Name, Bind, Servers, DataDir and TLS have to be set.
@@ -35,7 +38,10 @@ type Config struct {
 	// BootstrapExpect is how many servers Servers must name before a new cluster is made of them; 0: as many as it
 	// names. A typing error in one host's list is then found before it splits the cluster.
 	BootstrapExpect int
-	DataDir         string // log and snapshots, in DataDir/raft
+	Joined          bool    // this server was added to a cluster that there is: it never makes a new one
+	PagesPort       int     // of the agents, which hosts that join are told
+	Authority       *pki.CA // nil: hosts do not join here
+	DataDir         string  // log and snapshots, in DataDir/raft
 	TLS             TLS
 	Dialer          func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer
 	Listen          bool                                                              // serve Cluster on a listener of our own; else see Server.Register
@@ -57,7 +63,7 @@ type Limits struct {
 }
 
 // DefaultPorts are used where Config.Ports is zero.
-var DefaultPorts = Ports{Control: 7401, Raft: 7403, Gossip: 7404}
+var DefaultPorts = Ports{Control: 7401, Raft: 7403, Gossip: 7404, Join: DefaultJoinPort}
 
 // complete checks the configuration and fills in what was left out.
 func (c Config) complete() (Config, error) {
@@ -71,9 +77,11 @@ func (c Config) complete() (Config, error) {
 	case net.ParseIP(c.Bind) == nil:
 		return c, fmt.Errorf("coordinator: bind %q is not an IP address", c.Bind)
 	}
-	if c.Ports == (Ports{}) {
-		c.Ports = DefaultPorts
+	if c.Ports.Control == 0 && c.Ports.Raft == 0 && c.Ports.Gossip == 0 {
+		c.Ports.Gossip = DefaultPorts.Gossip
 	}
+	c.Ports.Control, c.Ports.Raft = cmp.Or(c.Ports.Control, DefaultPorts.Control), cmp.Or(c.Ports.Raft, DefaultPorts.Raft)
+	c.Ports.Join = cmp.Or(c.Ports.Join, DefaultPorts.Join)
 	if len(c.Servers) == 0 {
 		c.Servers = []string{c.Name + "=" + c.Bind}
 	}

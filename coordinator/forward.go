@@ -212,7 +212,7 @@ func (s *Server) toLeader(ctx context.Context) (*grpc.ClientConn, string, error)
 			return nil, s.c.Name, nil
 		}
 		leader := s.Leader()
-		if host, ok := s.c.host(leader); ok && leader != s.c.Name {
+		if host, ok := s.host(leader); ok && leader != s.c.Name {
 			if isForwarded(ctx) {
 				return nil, "", status.Errorf(codes.Unavailable, "%s does not lead any more; %s does", s.c.Name, leader)
 			}

@@ -51,7 +51,7 @@ func (v *service) Nodes(context.Context, *clusterapi.NodesRequest) (*clusterapi.
 	for _, n := range out.Nodes {
 		name := n.GetInfo().GetName()
 		h := t.lastHeard(name)
-		_, n.Voter = v.s.c.host(name)
+		_, n.Voter = v.s.host(name)
 		n.Leader = name == v.s.c.Name
 		n.Up = t.up(name)
 		if gossip, ok := alive[name]; ok && !gossip {
@@ -87,7 +87,7 @@ func (v *service) RegisterNode(ctx context.Context, req *clusterapi.RegisterNode
 	}
 	t.hear(n.GetName(), heard{at: time.Now(), bootID: n.GetBootId()})
 	out := &clusterapi.RegisterNodeReply{}
-	for _, p := range v.s.c.peers() {
+	for _, p := range v.s.peers() {
 		out.Servers = append(out.Servers, p.addr(v.s.c.Ports.Control))
 	}
 	var owned []*logpb.Workload
@@ -125,6 +125,7 @@ func (v *service) Heartbeat(ctx context.Context, req *clusterapi.HeartbeatReques
 		return out, nil
 	}
 	t.hear(req.GetNode(), heard{at: time.Now(), bootID: req.GetBootId(), free: req.GetMemoryFreeBytes(), copies: req.GetCopies()})
+	t.wg.Go(func() { t.promote(req.GetNode()) })
 	return out, t.copiesEnded(req)
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"migrate/coordinator/fsm"
 	"migrate/coordinator/fsm/logpb"
+	"migrate/coordinator/pki"
 )
 
 // Times of raft, for a LAN: a dead leader is noticed after 0.5 to 1 s and replaced within another half. Shorter ones
@@ -43,7 +44,7 @@ type node struct {
 
 // openRaft starts raft from what is on disk. With nothing there, and no cluster that answers, it makes a new cluster
 // of the configured servers; every server does so with the same configuration, which is how they find each other.
-func openRaft(ctx context.Context, c Config, known func(context.Context) bool) (n *node, err error) {
+func openRaft(ctx context.Context, c Config, exists func(context.Context) bool) (n *node, err error) {
 	dir := filepath.Join(c.DataDir, "raft")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("coordinator: data directory: %w", err)
@@ -62,7 +63,7 @@ func openRaft(ctx context.Context, c Config, known func(context.Context) bool) (
 	if err != nil {
 		return n, fmt.Errorf("coordinator: snapshots in %s: %w", dir, err)
 	}
-	layer, err := listenRaft(c)
+	layer, err := listenRaft(c, n.store)
 	if err != nil {
 		return n, err
 	}
@@ -81,7 +82,7 @@ func openRaft(ctx context.Context, c Config, known func(context.Context) bool) (
 	}
 	if has, err := raft.HasExistingState(cache, n.log, snaps); err != nil {
 		return n, fmt.Errorf("coordinator: read %s: %w", dir, err)
-	} else if !has && !known(ctx) {
+	} else if !has && !c.Joined && !exists(ctx) {
 		if err := raft.BootstrapCluster(config, cache, n.log, snaps, n.transport, c.voters()); err != nil {
 			return n, fmt.Errorf("coordinator: new cluster of %v: %w", c.Servers, err)
 		}
@@ -140,20 +141,24 @@ func (n *node) propose(c *logpb.Command) (fsm.Result, error) {
 type stream struct {
 	net.Listener
 	c     Config
-	names map[raft.ServerAddress]string
+	store *fsm.Store
 }
 
-func listenRaft(c Config) (*stream, error) {
+func listenRaft(c Config, store *fsm.Store) (*stream, error) {
 	self := voter{host: c.Bind}
-	l, err := tls.Listen("tcp", self.addr(c.Ports.Raft), c.TLS.ServerTLS())
+	conf := c.TLS.ServerTLS()
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		id, err := pki.PeerIdentity(cs)
+		if err == nil && !id.Has(pki.RoleServer) {
+			err = fmt.Errorf("coordinator: %s, with roles %v, is no server of the cluster", id.Name, id.Roles)
+		}
+		return err
+	}
+	l, err := tls.Listen("tcp", self.addr(c.Ports.Raft), conf)
 	if err != nil {
 		return nil, fmt.Errorf("coordinator: listen for raft on %s: %w", self.addr(c.Ports.Raft), err)
 	}
-	s := &stream{Listener: l, c: c, names: map[raft.ServerAddress]string{}}
-	for _, p := range c.peers() {
-		s.names[raft.ServerAddress(p.addr(c.Ports.Raft))] = p.name
-	}
-	return s, nil
+	return &stream{Listener: l, c: c, store: store}, nil
 }
 
 // Addr is the address under which the others know this server, not the one that it is bound to.
@@ -169,8 +174,13 @@ func (a raftAddr) String() string  { return string(a) }
 
 // Dial is raft.StreamLayer's.
 func (s *stream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	name, ok := s.names[addr]
-	if !ok {
+	name := ""
+	for _, p := range known(s.c, s.store) {
+		if p.addr(s.c.Ports.Raft) == string(addr) {
+			name = p.name
+		}
+	}
+	if name == "" {
 		return nil, fmt.Errorf("coordinator: %s is no server of this cluster (%v)", addr, s.c.Servers)
 	}
 	conf, err := s.c.TLS.ClientTLS(name)

@@ -46,6 +46,7 @@ type Server struct {
 	agents *pool
 	gossip *Members
 	grpc   *grpc.Server // nil unless Config.Listen
+	join   *grpc.Server // nil unless Config.Authority
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -84,6 +85,9 @@ func Start(ctx context.Context, config Config) (s *Server, err error) {
 			return s, err
 		}
 	}
+	if err := s.listenJoin(); err != nil {
+		return s, err
+	}
 	return s, nil
 }
 
@@ -92,6 +96,9 @@ func (s *Server) Close() error {
 	s.cancel()
 	if s.grpc != nil {
 		s.grpc.Stop()
+	}
+	if s.join != nil {
+		s.join.Stop()
 	}
 	var errs []error
 	if s.gossip != nil {

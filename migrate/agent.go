@@ -1,9 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -11,35 +11,12 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
 
 	"migrate/agent"
 	"migrate/coordinator"
 	"migrate/coordinator/pki"
 )
-
-// agentFile is the agent's configuration file.
-type agentFile struct {
-	Name   string `yaml:"name"`
-	Server bool   `yaml:"server"`
-	Bind   string `yaml:"bind"`
-	Ports  struct {
-		Control int `yaml:"control"`
-		Pages   int `yaml:"pages"`
-		Raft    int `yaml:"raft"`
-		Gossip  int `yaml:"gossip"`
-	} `yaml:"ports"`
-	Servers         []string `yaml:"servers"`
-	BootstrapExpect int      `yaml:"bootstrap_expect"`
-	TLSDir          string   `yaml:"tls_dir"`
-	DataDir         string   `yaml:"data_dir"`
-	Socket          string   `yaml:"socket"`
-	Bridge          string   `yaml:"bridge"`
-}
-
-// defaultAgentFile is where the configuration is looked for.
-const defaultAgentFile = "/etc/migrate/agent.yaml"
 
 func newAgentCommand() *cobra.Command {
 	var file string
@@ -68,19 +45,6 @@ func newAgentCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&server, "server", false, "be a voter of the cluster")
 	cmd.Flags().BoolVar(&dev, "dev", false, "a cluster of this one host, with nothing to configure")
 	return cmd
-}
-
-func readAgentFile(path string, c *agentFile) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("the agent's configuration: %w; write one, or try `migrate agent --dev`", err)
-	}
-	d := yaml.NewDecoder(f)
-	d.KnownFields(true)
-	if err := errors.Join(d.Decode(c), f.Close()); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
 }
 
 // devConfig makes a cluster of one host, with an authority of its own, on loopback.
@@ -113,9 +77,15 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 	}
 	var register func(grpc.ServiceRegistrar)
 	if c.Server {
+		var authority *pki.CA
+		if c.CADir != "" {
+			if authority, err = pki.LoadCA(c.CADir); err != nil {
+				return err
+			}
+		}
 		s, err := coordinator.Start(ctx, coordinator.Config{
-			Name: c.Name, Bind: c.Bind, Ports: coordinator.Ports{Control: c.Ports.Control, Raft: c.Ports.Raft, Gossip: c.Ports.Gossip},
-			Servers: c.Servers, BootstrapExpect: c.BootstrapExpect, DataDir: c.DataDir, TLS: cred, Log: log, Dialer: agent.Dial,
+			Name: c.Name, Bind: c.Bind, Ports: coordinator.Ports{Control: c.Ports.Control, Raft: c.Ports.Raft, Gossip: c.Ports.Gossip, Join: c.Ports.Join},
+			Servers: c.Servers, BootstrapExpect: c.BootstrapExpect, Joined: c.Joined, PagesPort: cmp.Or(c.Ports.Pages, agent.DefaultPagesPort), Authority: authority, DataDir: c.DataDir, TLS: cred, Log: log, Dialer: agent.Dial,
 		})
 		if err != nil {
 			return err

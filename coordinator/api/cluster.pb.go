@@ -332,6 +332,390 @@ func (Decision) EnumDescriptor() ([]byte, []int) {
 	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{4}
 }
 
+type JoinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`   // of the token
+	Request       []byte                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10, DER: the host's name is its common name, the host's address its only one
+	Server        bool                   `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *JoinRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
+type JoinReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	Authority     []byte                 `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`     // DER
+	Servers       []string               `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`         // "name=address", without the host that joins
+	ControlPort   uint32                 `protobuf:"varint,4,opt,name=control_port,json=controlPort,proto3" json:"control_port,omitempty"`
+	PagesPort     uint32                 `protobuf:"varint,5,opt,name=pages_port,json=pagesPort,proto3" json:"pages_port,omitempty"`
+	RaftPort      uint32                 `protobuf:"varint,6,opt,name=raft_port,json=raftPort,proto3" json:"raft_port,omitempty"`
+	GossipPort    uint32                 `protobuf:"varint,7,opt,name=gossip_port,json=gossipPort,proto3" json:"gossip_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinReply) Reset() {
+	*x = JoinReply{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinReply) ProtoMessage() {}
+
+func (x *JoinReply) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
+func (*JoinReply) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *JoinReply) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *JoinReply) GetAuthority() []byte {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+func (x *JoinReply) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *JoinReply) GetControlPort() uint32 {
+	if x != nil {
+		return x.ControlPort
+	}
+	return 0
+}
+
+func (x *JoinReply) GetPagesPort() uint32 {
+	if x != nil {
+		return x.PagesPort
+	}
+	return 0
+}
+
+func (x *JoinReply) GetRaftPort() uint32 {
+	if x != nil {
+		return x.RaftPort
+	}
+	return 0
+}
+
+func (x *JoinReply) GetGossipPort() uint32 {
+	if x != nil {
+		return x.GossipPort
+	}
+	return 0
+}
+
+type CreateTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"` // SHA-256 of the secret
+	TtlNs         int64                  `protobuf:"varint,2,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
+	Server        bool                   `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"` // servers may join with it, too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CreateTokenRequest) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetTtlNs() int64 {
+	if x != nil {
+		return x.TtlNs
+	}
+	return 0
+}
+
+func (x *CreateTokenRequest) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
+type CreateTokenReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint   []byte                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // SHA-256 of the authority's certificate, DER
+	ExpiresUnixNs int64                  `protobuf:"varint,2,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenReply) Reset() {
+	*x = CreateTokenReply{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenReply) ProtoMessage() {}
+
+func (x *CreateTokenReply) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenReply.ProtoReflect.Descriptor instead.
+func (*CreateTokenReply) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CreateTokenReply) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *CreateTokenReply) GetExpiresUnixNs() int64 {
+	if x != nil {
+		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+type RedeemTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"` // IP address
+	Server        bool                   `protobuf:"varint,4,opt,name=server,proto3" json:"server,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,5,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of the public key, PKIX
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemTokenRequest) Reset() {
+	*x = RedeemTokenRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemTokenRequest) ProtoMessage() {}
+
+func (x *RedeemTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemTokenRequest.ProtoReflect.Descriptor instead.
+func (*RedeemTokenRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RedeemTokenRequest) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *RedeemTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RedeemTokenRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RedeemTokenRequest) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
+func (x *RedeemTokenRequest) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+type RedeemTokenReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Servers       []string               `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"` // "name=address", without the host that joins
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemTokenReply) Reset() {
+	*x = RedeemTokenReply{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemTokenReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemTokenReply) ProtoMessage() {}
+
+func (x *RedeemTokenReply) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemTokenReply.ProtoReflect.Descriptor instead.
+func (*RedeemTokenReply) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RedeemTokenReply) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
 // Target is a workload by name, or a process by host and pid.
 type Target struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -347,7 +731,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[0]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +743,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[0]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +756,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{0}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Target) GetWhat() isTarget_What {
@@ -434,7 +818,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[1]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +830,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[1]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +843,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{1}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RunRequest) GetSpec() *api.WorkloadSpec {
@@ -492,7 +876,7 @@ type RunReply struct {
 
 func (x *RunReply) Reset() {
 	*x = RunReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[2]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +888,7 @@ func (x *RunReply) String() string {
 func (*RunReply) ProtoMessage() {}
 
 func (x *RunReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[2]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +901,7 @@ func (x *RunReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReply.ProtoReflect.Descriptor instead.
 func (*RunReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{2}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunReply) GetWorkload() *Workload {
@@ -537,7 +921,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[3]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +933,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[3]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +946,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{3}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopRequest) GetWorkload() string {
@@ -588,7 +972,7 @@ type StopReply struct {
 
 func (x *StopReply) Reset() {
 	*x = StopReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[4]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +984,7 @@ func (x *StopReply) String() string {
 func (*StopReply) ProtoMessage() {}
 
 func (x *StopReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[4]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +997,7 @@ func (x *StopReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReply.ProtoReflect.Descriptor instead.
 func (*StopReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{4}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StopReply) GetWaitStatus() int32 {
@@ -632,7 +1016,7 @@ type WorkloadsRequest struct {
 
 func (x *WorkloadsRequest) Reset() {
 	*x = WorkloadsRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[5]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +1028,7 @@ func (x *WorkloadsRequest) String() string {
 func (*WorkloadsRequest) ProtoMessage() {}
 
 func (x *WorkloadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[5]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +1041,7 @@ func (x *WorkloadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadsRequest.ProtoReflect.Descriptor instead.
 func (*WorkloadsRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{5}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WorkloadsRequest) GetAll() bool {
@@ -676,7 +1060,7 @@ type WorkloadsReply struct {
 
 func (x *WorkloadsReply) Reset() {
 	*x = WorkloadsReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[6]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +1072,7 @@ func (x *WorkloadsReply) String() string {
 func (*WorkloadsReply) ProtoMessage() {}
 
 func (x *WorkloadsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[6]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +1085,7 @@ func (x *WorkloadsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadsReply.ProtoReflect.Descriptor instead.
 func (*WorkloadsReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{6}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WorkloadsReply) GetWorkloads() []*Workload {
@@ -735,7 +1119,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[7]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +1131,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[7]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +1144,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{7}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Workload) GetName() string {
@@ -879,7 +1263,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[8]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1275,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[8]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1288,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{8}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogsRequest) GetWorkload() string {
@@ -939,7 +1323,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[9]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1335,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[9]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1348,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{9}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PlanRequest) GetTarget() *Target {
@@ -1003,7 +1387,7 @@ type PlanReply struct {
 
 func (x *PlanReply) Reset() {
 	*x = PlanReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[10]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1399,7 @@ func (x *PlanReply) String() string {
 func (*PlanReply) ProtoMessage() {}
 
 func (x *PlanReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[10]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1412,7 @@ func (x *PlanReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanReply.ProtoReflect.Descriptor instead.
 func (*PlanReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{10}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PlanReply) GetObstacles() []*api.Obstacle {
@@ -1092,7 +1476,7 @@ type MoveRequest struct {
 
 func (x *MoveRequest) Reset() {
 	*x = MoveRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[11]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1488,7 @@ func (x *MoveRequest) String() string {
 func (*MoveRequest) ProtoMessage() {}
 
 func (x *MoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[11]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1501,7 @@ func (x *MoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveRequest.ProtoReflect.Descriptor instead.
 func (*MoveRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{11}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MoveRequest) GetTarget() *Target {
@@ -1163,7 +1547,7 @@ type MoveReply struct {
 
 func (x *MoveReply) Reset() {
 	*x = MoveReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[12]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1559,7 @@ func (x *MoveReply) String() string {
 func (*MoveReply) ProtoMessage() {}
 
 func (x *MoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[12]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1572,7 @@ func (x *MoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReply.ProtoReflect.Descriptor instead.
 func (*MoveReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{12}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MoveReply) GetId() string {
@@ -1248,7 +1632,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[13]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1644,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[13]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1657,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{13}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Round) GetN() uint32 {
@@ -1340,7 +1724,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[14]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1736,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[14]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1749,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{14}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Connection) GetLocal() string {
@@ -1439,7 +1823,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[15]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1835,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[15]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1848,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{15}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Progress) GetRounds() []*Round {
@@ -1571,7 +1955,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1967,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[16]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1980,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{16}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Step) GetName() string {
@@ -1663,7 +2047,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +2059,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[17]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +2072,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{17}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Migration) GetId() string {
@@ -1898,7 +2282,7 @@ type MigrationEvent struct {
 
 func (x *MigrationEvent) Reset() {
 	*x = MigrationEvent{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2294,7 @@ func (x *MigrationEvent) String() string {
 func (*MigrationEvent) ProtoMessage() {}
 
 func (x *MigrationEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[18]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2307,7 @@ func (x *MigrationEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationEvent.ProtoReflect.Descriptor instead.
 func (*MigrationEvent) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{18}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MigrationEvent) GetMigration() *Migration {
@@ -1956,7 +2340,7 @@ type WatchMigrationRequest struct {
 
 func (x *WatchMigrationRequest) Reset() {
 	*x = WatchMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2352,7 @@ func (x *WatchMigrationRequest) String() string {
 func (*WatchMigrationRequest) ProtoMessage() {}
 
 func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[19]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2365,7 @@ func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationRequest.ProtoReflect.Descriptor instead.
 func (*WatchMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{19}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchMigrationRequest) GetId() string {
@@ -2000,7 +2384,7 @@ type GetMigrationRequest struct {
 
 func (x *GetMigrationRequest) Reset() {
 	*x = GetMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2396,7 @@ func (x *GetMigrationRequest) String() string {
 func (*GetMigrationRequest) ProtoMessage() {}
 
 func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[20]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2409,7 @@ func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMigrationRequest.ProtoReflect.Descriptor instead.
 func (*GetMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{20}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetMigrationRequest) GetId() string {
@@ -2044,7 +2428,7 @@ type ListMigrationsRequest struct {
 
 func (x *ListMigrationsRequest) Reset() {
 	*x = ListMigrationsRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2440,7 @@ func (x *ListMigrationsRequest) String() string {
 func (*ListMigrationsRequest) ProtoMessage() {}
 
 func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[21]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2453,7 @@ func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsRequest.ProtoReflect.Descriptor instead.
 func (*ListMigrationsRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{21}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListMigrationsRequest) GetAll() bool {
@@ -2088,7 +2472,7 @@ type ListMigrationsReply struct {
 
 func (x *ListMigrationsReply) Reset() {
 	*x = ListMigrationsReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2484,7 @@ func (x *ListMigrationsReply) String() string {
 func (*ListMigrationsReply) ProtoMessage() {}
 
 func (x *ListMigrationsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[22]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2497,7 @@ func (x *ListMigrationsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsReply.ProtoReflect.Descriptor instead.
 func (*ListMigrationsReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{22}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListMigrationsReply) GetMigrations() []*Migration {
@@ -2133,7 +2517,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2529,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[23]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2542,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{23}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -2184,7 +2568,7 @@ type CancelReply struct {
 
 func (x *CancelReply) Reset() {
 	*x = CancelReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2580,7 @@ func (x *CancelReply) String() string {
 func (*CancelReply) ProtoMessage() {}
 
 func (x *CancelReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[24]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2593,7 @@ func (x *CancelReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelReply.ProtoReflect.Descriptor instead.
 func (*CancelReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{24}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CancelReply) GetMigration() *Migration {
@@ -2231,7 +2615,7 @@ type RetuneRequest struct {
 
 func (x *RetuneRequest) Reset() {
 	*x = RetuneRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2627,7 @@ func (x *RetuneRequest) String() string {
 func (*RetuneRequest) ProtoMessage() {}
 
 func (x *RetuneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[25]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2640,7 @@ func (x *RetuneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetuneRequest.ProtoReflect.Descriptor instead.
 func (*RetuneRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{25}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RetuneRequest) GetId() string {
@@ -2296,7 +2680,7 @@ type RetuneReply struct {
 
 func (x *RetuneReply) Reset() {
 	*x = RetuneReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2692,7 @@ func (x *RetuneReply) String() string {
 func (*RetuneReply) ProtoMessage() {}
 
 func (x *RetuneReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[26]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2705,7 @@ func (x *RetuneReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetuneReply.ProtoReflect.Descriptor instead.
 func (*RetuneReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{26}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RetuneReply) GetMigration() *Migration {
@@ -2344,7 +2728,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2740,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[27]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2753,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{27}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResolveRequest) GetId() string {
@@ -2416,7 +2800,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2812,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[28]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2825,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{28}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResolveReply) GetMigration() *Migration {
@@ -2459,7 +2843,7 @@ type NodesRequest struct {
 
 func (x *NodesRequest) Reset() {
 	*x = NodesRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2855,7 @@ func (x *NodesRequest) String() string {
 func (*NodesRequest) ProtoMessage() {}
 
 func (x *NodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[29]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2868,7 @@ func (x *NodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesRequest.ProtoReflect.Descriptor instead.
 func (*NodesRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{29}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 type NodesReply struct {
@@ -2498,7 +2882,7 @@ type NodesReply struct {
 
 func (x *NodesReply) Reset() {
 	*x = NodesReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2894,7 @@ func (x *NodesReply) String() string {
 func (*NodesReply) ProtoMessage() {}
 
 func (x *NodesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[30]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2907,7 @@ func (x *NodesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesReply.ProtoReflect.Descriptor instead.
 func (*NodesReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{30}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodesReply) GetNodes() []*Node {
@@ -2564,7 +2948,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2960,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[31]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2973,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{31}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Node) GetInfo() *api.NodeInfo {
@@ -2666,7 +3050,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +3062,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[32]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +3075,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{32}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainRequest) GetNode() string {
@@ -2724,7 +3108,7 @@ type DrainReply struct {
 
 func (x *DrainReply) Reset() {
 	*x = DrainReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +3120,7 @@ func (x *DrainReply) String() string {
 func (*DrainReply) ProtoMessage() {}
 
 func (x *DrainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[33]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +3133,7 @@ func (x *DrainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReply.ProtoReflect.Descriptor instead.
 func (*DrainReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{33}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DrainReply) GetStatus() *DrainStatus {
@@ -2769,7 +3153,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +3165,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[34]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +3178,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{34}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UndrainRequest) GetNode() string {
@@ -2820,7 +3204,7 @@ type UndrainReply struct {
 
 func (x *UndrainReply) Reset() {
 	*x = UndrainReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3216,7 @@ func (x *UndrainReply) String() string {
 func (*UndrainReply) ProtoMessage() {}
 
 func (x *UndrainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[35]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3229,7 @@ func (x *UndrainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainReply.ProtoReflect.Descriptor instead.
 func (*UndrainReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{35}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UndrainReply) GetMoving() []string {
@@ -2864,7 +3248,7 @@ type WatchDrainRequest struct {
 
 func (x *WatchDrainRequest) Reset() {
 	*x = WatchDrainRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3260,7 @@ func (x *WatchDrainRequest) String() string {
 func (*WatchDrainRequest) ProtoMessage() {}
 
 func (x *WatchDrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[36]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3273,7 @@ func (x *WatchDrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDrainRequest.ProtoReflect.Descriptor instead.
 func (*WatchDrainRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{36}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchDrainRequest) GetNode() string {
@@ -2915,7 +3299,7 @@ type DrainItem struct {
 
 func (x *DrainItem) Reset() {
 	*x = DrainItem{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3311,7 @@ func (x *DrainItem) String() string {
 func (*DrainItem) ProtoMessage() {}
 
 func (x *DrainItem) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[37]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3324,7 @@ func (x *DrainItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainItem.ProtoReflect.Descriptor instead.
 func (*DrainItem) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{37}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DrainItem) GetWorkload() string {
@@ -3014,7 +3398,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3410,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[38]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3423,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{38}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DrainStatus) GetNode() string {
@@ -3102,7 +3486,7 @@ type RegisterNodeRequest struct {
 
 func (x *RegisterNodeRequest) Reset() {
 	*x = RegisterNodeRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +3498,7 @@ func (x *RegisterNodeRequest) String() string {
 func (*RegisterNodeRequest) ProtoMessage() {}
 
 func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[39]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +3511,7 @@ func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeRequest.ProtoReflect.Descriptor instead.
 func (*RegisterNodeRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{39}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RegisterNodeRequest) GetNode() *api.NodeInfo {
@@ -3149,7 +3533,7 @@ type RegisterNodeReply struct {
 
 func (x *RegisterNodeReply) Reset() {
 	*x = RegisterNodeReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3545,7 @@ func (x *RegisterNodeReply) String() string {
 func (*RegisterNodeReply) ProtoMessage() {}
 
 func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[40]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3558,7 @@ func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeReply.ProtoReflect.Descriptor instead.
 func (*RegisterNodeReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{40}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RegisterNodeReply) GetIncarnation() uint64 {
@@ -3217,7 +3601,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3613,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[41]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3626,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{41}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HeartbeatRequest) GetNode() string {
@@ -3283,7 +3667,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +3679,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[42]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3692,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{42}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HeartbeatReply) GetIncarnation() uint64 {
@@ -3357,7 +3741,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3369,7 +3753,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[43]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3382,7 +3766,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{43}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReportRequest) GetRef() *api.Ref {
@@ -3660,7 +4044,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3672,7 +4056,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[44]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3685,7 +4069,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{44}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
 }
 
 type Resumed struct {
@@ -3700,7 +4084,7 @@ type Resumed struct {
 
 func (x *Resumed) Reset() {
 	*x = Resumed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3712,7 +4096,7 @@ func (x *Resumed) String() string {
 func (*Resumed) ProtoMessage() {}
 
 func (x *Resumed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3725,7 +4109,7 @@ func (x *Resumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resumed.ProtoReflect.Descriptor instead.
 func (*Resumed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Resumed) GetPid() int32 {
@@ -3765,7 +4149,7 @@ type Declined struct {
 
 func (x *Declined) Reset() {
 	*x = Declined{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +4161,7 @@ func (x *Declined) String() string {
 func (*Declined) ProtoMessage() {}
 
 func (x *Declined) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +4174,7 @@ func (x *Declined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Declined.ProtoReflect.Descriptor instead.
 func (*Declined) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Declined) GetReason() string {
@@ -3808,7 +4192,7 @@ type CopyDestroyed struct {
 
 func (x *CopyDestroyed) Reset() {
 	*x = CopyDestroyed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3820,7 +4204,7 @@ func (x *CopyDestroyed) String() string {
 func (*CopyDestroyed) ProtoMessage() {}
 
 func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3833,7 +4217,7 @@ func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyDestroyed.ProtoReflect.Descriptor instead.
 func (*CopyDestroyed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
 }
 
 type Prepared struct {
@@ -3845,7 +4229,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3857,7 +4241,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3870,7 +4254,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Prepared) GetPid() int32 {
@@ -3890,7 +4274,7 @@ type Converged struct {
 
 func (x *Converged) Reset() {
 	*x = Converged{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3902,7 +4286,7 @@ func (x *Converged) String() string {
 func (*Converged) ProtoMessage() {}
 
 func (x *Converged) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3915,7 +4299,7 @@ func (x *Converged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Converged.ProtoReflect.Descriptor instead.
 func (*Converged) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Converged) GetPredictedDowntimeMs() float64 {
@@ -3940,7 +4324,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3952,7 +4336,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3965,7 +4349,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{56}
 }
 
 type Vote struct {
@@ -3977,7 +4361,7 @@ type Vote struct {
 
 func (x *Vote) Reset() {
 	*x = Vote{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +4373,7 @@ func (x *Vote) String() string {
 func (*Vote) ProtoMessage() {}
 
 func (x *Vote) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +4386,7 @@ func (x *Vote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vote.ProtoReflect.Descriptor instead.
 func (*Vote) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Vote) GetHash() []byte {
@@ -4023,7 +4407,7 @@ type AttemptEnded struct {
 
 func (x *AttemptEnded) Reset() {
 	*x = AttemptEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4035,7 +4419,7 @@ func (x *AttemptEnded) String() string {
 func (*AttemptEnded) ProtoMessage() {}
 
 func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4048,7 +4432,7 @@ func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptEnded.ProtoReflect.Descriptor instead.
 func (*AttemptEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AttemptEnded) GetReason() string {
@@ -4081,7 +4465,7 @@ type Confirmed struct {
 
 func (x *Confirmed) Reset() {
 	*x = Confirmed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4093,7 +4477,7 @@ func (x *Confirmed) String() string {
 func (*Confirmed) ProtoMessage() {}
 
 func (x *Confirmed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4106,7 +4490,7 @@ func (x *Confirmed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirmed.ProtoReflect.Descriptor instead.
 func (*Confirmed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Confirmed) GetFrozenMs() float64 {
@@ -4124,7 +4508,7 @@ type Released struct {
 
 func (x *Released) Reset() {
 	*x = Released{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4136,7 +4520,7 @@ func (x *Released) String() string {
 func (*Released) ProtoMessage() {}
 
 func (x *Released) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4149,7 +4533,7 @@ func (x *Released) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Released.ProtoReflect.Descriptor instead.
 func (*Released) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{60}
 }
 
 type Failed struct {
@@ -4162,7 +4546,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4174,7 +4558,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4187,7 +4571,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Failed) GetReason() string {
@@ -4214,7 +4598,7 @@ type LostCopy struct {
 
 func (x *LostCopy) Reset() {
 	*x = LostCopy{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4226,7 +4610,7 @@ func (x *LostCopy) String() string {
 func (*LostCopy) ProtoMessage() {}
 
 func (x *LostCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4239,7 +4623,7 @@ func (x *LostCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostCopy.ProtoReflect.Descriptor instead.
 func (*LostCopy) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{56}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *LostCopy) GetReason() string {
@@ -4266,7 +4650,7 @@ type WorkloadEnded struct {
 
 func (x *WorkloadEnded) Reset() {
 	*x = WorkloadEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4662,7 @@ func (x *WorkloadEnded) String() string {
 func (*WorkloadEnded) ProtoMessage() {}
 
 func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4675,7 @@ func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadEnded.ProtoReflect.Descriptor instead.
 func (*WorkloadEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{57}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *WorkloadEnded) GetWorkload() string {
@@ -4319,7 +4703,7 @@ type ReportReply struct {
 
 func (x *ReportReply) Reset() {
 	*x = ReportReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4331,7 +4715,7 @@ func (x *ReportReply) String() string {
 func (*ReportReply) ProtoMessage() {}
 
 func (x *ReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4344,7 +4728,7 @@ func (x *ReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
 func (*ReportReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{58}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ReportReply) GetStale() bool {
@@ -4380,7 +4764,7 @@ type RequestCommitRequest struct {
 
 func (x *RequestCommitRequest) Reset() {
 	*x = RequestCommitRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4392,7 +4776,7 @@ func (x *RequestCommitRequest) String() string {
 func (*RequestCommitRequest) ProtoMessage() {}
 
 func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4405,7 +4789,7 @@ func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitRequest.ProtoReflect.Descriptor instead.
 func (*RequestCommitRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{59}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RequestCommitRequest) GetRef() *api.Ref {
@@ -4448,7 +4832,7 @@ type RequestCommitReply struct {
 
 func (x *RequestCommitReply) Reset() {
 	*x = RequestCommitReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4460,7 +4844,7 @@ func (x *RequestCommitReply) String() string {
 func (*RequestCommitReply) ProtoMessage() {}
 
 func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4473,7 +4857,7 @@ func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitReply.ProtoReflect.Descriptor instead.
 func (*RequestCommitReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{60}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RequestCommitReply) GetDecision() Decision {
@@ -4513,7 +4897,7 @@ type ReadMigrationRequest struct {
 
 func (x *ReadMigrationRequest) Reset() {
 	*x = ReadMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +4909,7 @@ func (x *ReadMigrationRequest) String() string {
 func (*ReadMigrationRequest) ProtoMessage() {}
 
 func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +4922,7 @@ func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationRequest.ProtoReflect.Descriptor instead.
 func (*ReadMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{61}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ReadMigrationRequest) GetId() string {
@@ -4574,7 +4958,7 @@ type ReadMigrationReply struct {
 
 func (x *ReadMigrationReply) Reset() {
 	*x = ReadMigrationReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4586,7 +4970,7 @@ func (x *ReadMigrationReply) String() string {
 func (*ReadMigrationReply) ProtoMessage() {}
 
 func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4599,7 +4983,7 @@ func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationReply.ProtoReflect.Descriptor instead.
 func (*ReadMigrationReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{62}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReadMigrationReply) GetId() string {
@@ -4725,7 +5109,36 @@ var File_coordinator_api_cluster_proto protoreflect.FileDescriptor
 
 const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1dcoordinator/api/cluster.proto\x12\x12migrate.cluster.v1\x1a\x15agent/api/agent.proto\"V\n" +
+	"\x1dcoordinator/api/cluster.proto\x12\x12migrate.cluster.v1\x1a\x15agent/api/agent.proto\"W\n" +
+	"\vJoinRequest\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\fR\arequest\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\bR\x06server\"\xe5\x01\n" +
+	"\tJoinReply\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\fR\tauthority\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\tR\aservers\x12!\n" +
+	"\fcontrol_port\x18\x04 \x01(\rR\vcontrolPort\x12\x1d\n" +
+	"\n" +
+	"pages_port\x18\x05 \x01(\rR\tpagesPort\x12\x1b\n" +
+	"\traft_port\x18\x06 \x01(\rR\braftPort\x12\x1f\n" +
+	"\vgossip_port\x18\a \x01(\rR\n" +
+	"gossipPort\"W\n" +
+	"\x12CreateTokenRequest\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x15\n" +
+	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\bR\x06server\"\\\n" +
+	"\x10CreateTokenReply\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\fR\vfingerprint\x12&\n" +
+	"\x0fexpires_unix_ns\x18\x02 \x01(\x03R\rexpiresUnixNs\"\x83\x01\n" +
+	"\x12RedeemTokenRequest\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x16\n" +
+	"\x06server\x18\x04 \x01(\bR\x06server\x12\x19\n" +
+	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\",\n" +
+	"\x10RedeemTokenReply\x12\x18\n" +
+	"\aservers\x18\x01 \x03(\tR\aservers\"V\n" +
 	"\x06Target\x12\x1c\n" +
 	"\bworkload\x18\x01 \x01(\tH\x00R\bworkload\x12\x12\n" +
 	"\x03pid\x18\x02 \x01(\x05H\x00R\x03pid\x12\x12\n" +
@@ -5106,7 +5519,7 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DECISION_COMMITTED\x10\x01\x12\x1a\n" +
 	"\x16DECISION_ATTEMPT_ENDED\x10\x02\x12\x14\n" +
-	"\x10DECISION_ABORTED\x10\x032\xdd\r\n" +
+	"\x10DECISION_ABORTED\x10\x032\x97\x0f\n" +
 	"\aCluster\x12C\n" +
 	"\x03Run\x12\x1e.migrate.cluster.v1.RunRequest\x1a\x1c.migrate.cluster.v1.RunReply\x12F\n" +
 	"\x04Stop\x12\x1f.migrate.cluster.v1.StopRequest\x1a\x1d.migrate.cluster.v1.StopReply\x12U\n" +
@@ -5124,12 +5537,16 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x05Drain\x12 .migrate.cluster.v1.DrainRequest\x1a\x1e.migrate.cluster.v1.DrainReply\x12O\n" +
 	"\aUndrain\x12\".migrate.cluster.v1.UndrainRequest\x1a .migrate.cluster.v1.UndrainReply\x12V\n" +
 	"\n" +
-	"WatchDrain\x12%.migrate.cluster.v1.WatchDrainRequest\x1a\x1f.migrate.cluster.v1.DrainStatus0\x01\x12^\n" +
+	"WatchDrain\x12%.migrate.cluster.v1.WatchDrainRequest\x1a\x1f.migrate.cluster.v1.DrainStatus0\x01\x12[\n" +
+	"\vCreateToken\x12&.migrate.cluster.v1.CreateTokenRequest\x1a$.migrate.cluster.v1.CreateTokenReply\x12[\n" +
+	"\vRedeemToken\x12&.migrate.cluster.v1.RedeemTokenRequest\x1a$.migrate.cluster.v1.RedeemTokenReply\x12^\n" +
 	"\fRegisterNode\x12'.migrate.cluster.v1.RegisterNodeRequest\x1a%.migrate.cluster.v1.RegisterNodeReply\x12U\n" +
 	"\tHeartbeat\x12$.migrate.cluster.v1.HeartbeatRequest\x1a\".migrate.cluster.v1.HeartbeatReply\x12L\n" +
 	"\x06Report\x12!.migrate.cluster.v1.ReportRequest\x1a\x1f.migrate.cluster.v1.ReportReply\x12a\n" +
 	"\rRequestCommit\x12(.migrate.cluster.v1.RequestCommitRequest\x1a&.migrate.cluster.v1.RequestCommitReply\x12a\n" +
-	"\rReadMigration\x12(.migrate.cluster.v1.ReadMigrationRequest\x1a&.migrate.cluster.v1.ReadMigrationReplyB$Z\"migrate/coordinator/api;clusterapib\x06proto3"
+	"\rReadMigration\x12(.migrate.cluster.v1.ReadMigrationRequest\x1a&.migrate.cluster.v1.ReadMigrationReply2S\n" +
+	"\tEnrolment\x12F\n" +
+	"\x04Join\x12\x1f.migrate.cluster.v1.JoinRequest\x1a\x1d.migrate.cluster.v1.JoinReplyB$Z\"migrate/coordinator/api;clusterapib\x06proto3"
 
 var (
 	file_coordinator_api_cluster_proto_rawDescOnce sync.Once
@@ -5144,190 +5561,202 @@ func file_coordinator_api_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_coordinator_api_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_coordinator_api_cluster_proto_goTypes = []any{
 	(WorkloadState)(0),            // 0: migrate.cluster.v1.WorkloadState
 	(Phase)(0),                    // 1: migrate.cluster.v1.Phase
 	(Outcome)(0),                  // 2: migrate.cluster.v1.Outcome
 	(DrainState)(0),               // 3: migrate.cluster.v1.DrainState
 	(Decision)(0),                 // 4: migrate.cluster.v1.Decision
-	(*Target)(nil),                // 5: migrate.cluster.v1.Target
-	(*RunRequest)(nil),            // 6: migrate.cluster.v1.RunRequest
-	(*RunReply)(nil),              // 7: migrate.cluster.v1.RunReply
-	(*StopRequest)(nil),           // 8: migrate.cluster.v1.StopRequest
-	(*StopReply)(nil),             // 9: migrate.cluster.v1.StopReply
-	(*WorkloadsRequest)(nil),      // 10: migrate.cluster.v1.WorkloadsRequest
-	(*WorkloadsReply)(nil),        // 11: migrate.cluster.v1.WorkloadsReply
-	(*Workload)(nil),              // 12: migrate.cluster.v1.Workload
-	(*LogsRequest)(nil),           // 13: migrate.cluster.v1.LogsRequest
-	(*PlanRequest)(nil),           // 14: migrate.cluster.v1.PlanRequest
-	(*PlanReply)(nil),             // 15: migrate.cluster.v1.PlanReply
-	(*MoveRequest)(nil),           // 16: migrate.cluster.v1.MoveRequest
-	(*MoveReply)(nil),             // 17: migrate.cluster.v1.MoveReply
-	(*Round)(nil),                 // 18: migrate.cluster.v1.Round
-	(*Connection)(nil),            // 19: migrate.cluster.v1.Connection
-	(*Progress)(nil),              // 20: migrate.cluster.v1.Progress
-	(*Step)(nil),                  // 21: migrate.cluster.v1.Step
-	(*Migration)(nil),             // 22: migrate.cluster.v1.Migration
-	(*MigrationEvent)(nil),        // 23: migrate.cluster.v1.MigrationEvent
-	(*WatchMigrationRequest)(nil), // 24: migrate.cluster.v1.WatchMigrationRequest
-	(*GetMigrationRequest)(nil),   // 25: migrate.cluster.v1.GetMigrationRequest
-	(*ListMigrationsRequest)(nil), // 26: migrate.cluster.v1.ListMigrationsRequest
-	(*ListMigrationsReply)(nil),   // 27: migrate.cluster.v1.ListMigrationsReply
-	(*CancelRequest)(nil),         // 28: migrate.cluster.v1.CancelRequest
-	(*CancelReply)(nil),           // 29: migrate.cluster.v1.CancelReply
-	(*RetuneRequest)(nil),         // 30: migrate.cluster.v1.RetuneRequest
-	(*RetuneReply)(nil),           // 31: migrate.cluster.v1.RetuneReply
-	(*ResolveRequest)(nil),        // 32: migrate.cluster.v1.ResolveRequest
-	(*ResolveReply)(nil),          // 33: migrate.cluster.v1.ResolveReply
-	(*NodesRequest)(nil),          // 34: migrate.cluster.v1.NodesRequest
-	(*NodesReply)(nil),            // 35: migrate.cluster.v1.NodesReply
-	(*Node)(nil),                  // 36: migrate.cluster.v1.Node
-	(*DrainRequest)(nil),          // 37: migrate.cluster.v1.DrainRequest
-	(*DrainReply)(nil),            // 38: migrate.cluster.v1.DrainReply
-	(*UndrainRequest)(nil),        // 39: migrate.cluster.v1.UndrainRequest
-	(*UndrainReply)(nil),          // 40: migrate.cluster.v1.UndrainReply
-	(*WatchDrainRequest)(nil),     // 41: migrate.cluster.v1.WatchDrainRequest
-	(*DrainItem)(nil),             // 42: migrate.cluster.v1.DrainItem
-	(*DrainStatus)(nil),           // 43: migrate.cluster.v1.DrainStatus
-	(*RegisterNodeRequest)(nil),   // 44: migrate.cluster.v1.RegisterNodeRequest
-	(*RegisterNodeReply)(nil),     // 45: migrate.cluster.v1.RegisterNodeReply
-	(*HeartbeatRequest)(nil),      // 46: migrate.cluster.v1.HeartbeatRequest
-	(*HeartbeatReply)(nil),        // 47: migrate.cluster.v1.HeartbeatReply
-	(*ReportRequest)(nil),         // 48: migrate.cluster.v1.ReportRequest
-	(*Ready)(nil),                 // 49: migrate.cluster.v1.Ready
-	(*Resumed)(nil),               // 50: migrate.cluster.v1.Resumed
-	(*Declined)(nil),              // 51: migrate.cluster.v1.Declined
-	(*CopyDestroyed)(nil),         // 52: migrate.cluster.v1.CopyDestroyed
-	(*Prepared)(nil),              // 53: migrate.cluster.v1.Prepared
-	(*Converged)(nil),             // 54: migrate.cluster.v1.Converged
-	(*Frozen)(nil),                // 55: migrate.cluster.v1.Frozen
-	(*Vote)(nil),                  // 56: migrate.cluster.v1.Vote
-	(*AttemptEnded)(nil),          // 57: migrate.cluster.v1.AttemptEnded
-	(*Confirmed)(nil),             // 58: migrate.cluster.v1.Confirmed
-	(*Released)(nil),              // 59: migrate.cluster.v1.Released
-	(*Failed)(nil),                // 60: migrate.cluster.v1.Failed
-	(*LostCopy)(nil),              // 61: migrate.cluster.v1.LostCopy
-	(*WorkloadEnded)(nil),         // 62: migrate.cluster.v1.WorkloadEnded
-	(*ReportReply)(nil),           // 63: migrate.cluster.v1.ReportReply
-	(*RequestCommitRequest)(nil),  // 64: migrate.cluster.v1.RequestCommitRequest
-	(*RequestCommitReply)(nil),    // 65: migrate.cluster.v1.RequestCommitReply
-	(*ReadMigrationRequest)(nil),  // 66: migrate.cluster.v1.ReadMigrationRequest
-	(*ReadMigrationReply)(nil),    // 67: migrate.cluster.v1.ReadMigrationReply
-	(*api.WorkloadSpec)(nil),      // 68: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),       // 69: migrate.agent.v1.MoveOptions
-	(*api.Obstacle)(nil),          // 70: migrate.agent.v1.Obstacle
-	(*api.PlanFigures)(nil),       // 71: migrate.agent.v1.PlanFigures
-	(*api.NodeInfo)(nil),          // 72: migrate.agent.v1.NodeInfo
-	(*api.CopyInfo)(nil),          // 73: migrate.agent.v1.CopyInfo
-	(*api.Ref)(nil),               // 74: migrate.agent.v1.Ref
-	(api.Role)(0),                 // 75: migrate.agent.v1.Role
-	(*api.LogsChunk)(nil),         // 76: migrate.agent.v1.LogsChunk
+	(*JoinRequest)(nil),           // 5: migrate.cluster.v1.JoinRequest
+	(*JoinReply)(nil),             // 6: migrate.cluster.v1.JoinReply
+	(*CreateTokenRequest)(nil),    // 7: migrate.cluster.v1.CreateTokenRequest
+	(*CreateTokenReply)(nil),      // 8: migrate.cluster.v1.CreateTokenReply
+	(*RedeemTokenRequest)(nil),    // 9: migrate.cluster.v1.RedeemTokenRequest
+	(*RedeemTokenReply)(nil),      // 10: migrate.cluster.v1.RedeemTokenReply
+	(*Target)(nil),                // 11: migrate.cluster.v1.Target
+	(*RunRequest)(nil),            // 12: migrate.cluster.v1.RunRequest
+	(*RunReply)(nil),              // 13: migrate.cluster.v1.RunReply
+	(*StopRequest)(nil),           // 14: migrate.cluster.v1.StopRequest
+	(*StopReply)(nil),             // 15: migrate.cluster.v1.StopReply
+	(*WorkloadsRequest)(nil),      // 16: migrate.cluster.v1.WorkloadsRequest
+	(*WorkloadsReply)(nil),        // 17: migrate.cluster.v1.WorkloadsReply
+	(*Workload)(nil),              // 18: migrate.cluster.v1.Workload
+	(*LogsRequest)(nil),           // 19: migrate.cluster.v1.LogsRequest
+	(*PlanRequest)(nil),           // 20: migrate.cluster.v1.PlanRequest
+	(*PlanReply)(nil),             // 21: migrate.cluster.v1.PlanReply
+	(*MoveRequest)(nil),           // 22: migrate.cluster.v1.MoveRequest
+	(*MoveReply)(nil),             // 23: migrate.cluster.v1.MoveReply
+	(*Round)(nil),                 // 24: migrate.cluster.v1.Round
+	(*Connection)(nil),            // 25: migrate.cluster.v1.Connection
+	(*Progress)(nil),              // 26: migrate.cluster.v1.Progress
+	(*Step)(nil),                  // 27: migrate.cluster.v1.Step
+	(*Migration)(nil),             // 28: migrate.cluster.v1.Migration
+	(*MigrationEvent)(nil),        // 29: migrate.cluster.v1.MigrationEvent
+	(*WatchMigrationRequest)(nil), // 30: migrate.cluster.v1.WatchMigrationRequest
+	(*GetMigrationRequest)(nil),   // 31: migrate.cluster.v1.GetMigrationRequest
+	(*ListMigrationsRequest)(nil), // 32: migrate.cluster.v1.ListMigrationsRequest
+	(*ListMigrationsReply)(nil),   // 33: migrate.cluster.v1.ListMigrationsReply
+	(*CancelRequest)(nil),         // 34: migrate.cluster.v1.CancelRequest
+	(*CancelReply)(nil),           // 35: migrate.cluster.v1.CancelReply
+	(*RetuneRequest)(nil),         // 36: migrate.cluster.v1.RetuneRequest
+	(*RetuneReply)(nil),           // 37: migrate.cluster.v1.RetuneReply
+	(*ResolveRequest)(nil),        // 38: migrate.cluster.v1.ResolveRequest
+	(*ResolveReply)(nil),          // 39: migrate.cluster.v1.ResolveReply
+	(*NodesRequest)(nil),          // 40: migrate.cluster.v1.NodesRequest
+	(*NodesReply)(nil),            // 41: migrate.cluster.v1.NodesReply
+	(*Node)(nil),                  // 42: migrate.cluster.v1.Node
+	(*DrainRequest)(nil),          // 43: migrate.cluster.v1.DrainRequest
+	(*DrainReply)(nil),            // 44: migrate.cluster.v1.DrainReply
+	(*UndrainRequest)(nil),        // 45: migrate.cluster.v1.UndrainRequest
+	(*UndrainReply)(nil),          // 46: migrate.cluster.v1.UndrainReply
+	(*WatchDrainRequest)(nil),     // 47: migrate.cluster.v1.WatchDrainRequest
+	(*DrainItem)(nil),             // 48: migrate.cluster.v1.DrainItem
+	(*DrainStatus)(nil),           // 49: migrate.cluster.v1.DrainStatus
+	(*RegisterNodeRequest)(nil),   // 50: migrate.cluster.v1.RegisterNodeRequest
+	(*RegisterNodeReply)(nil),     // 51: migrate.cluster.v1.RegisterNodeReply
+	(*HeartbeatRequest)(nil),      // 52: migrate.cluster.v1.HeartbeatRequest
+	(*HeartbeatReply)(nil),        // 53: migrate.cluster.v1.HeartbeatReply
+	(*ReportRequest)(nil),         // 54: migrate.cluster.v1.ReportRequest
+	(*Ready)(nil),                 // 55: migrate.cluster.v1.Ready
+	(*Resumed)(nil),               // 56: migrate.cluster.v1.Resumed
+	(*Declined)(nil),              // 57: migrate.cluster.v1.Declined
+	(*CopyDestroyed)(nil),         // 58: migrate.cluster.v1.CopyDestroyed
+	(*Prepared)(nil),              // 59: migrate.cluster.v1.Prepared
+	(*Converged)(nil),             // 60: migrate.cluster.v1.Converged
+	(*Frozen)(nil),                // 61: migrate.cluster.v1.Frozen
+	(*Vote)(nil),                  // 62: migrate.cluster.v1.Vote
+	(*AttemptEnded)(nil),          // 63: migrate.cluster.v1.AttemptEnded
+	(*Confirmed)(nil),             // 64: migrate.cluster.v1.Confirmed
+	(*Released)(nil),              // 65: migrate.cluster.v1.Released
+	(*Failed)(nil),                // 66: migrate.cluster.v1.Failed
+	(*LostCopy)(nil),              // 67: migrate.cluster.v1.LostCopy
+	(*WorkloadEnded)(nil),         // 68: migrate.cluster.v1.WorkloadEnded
+	(*ReportReply)(nil),           // 69: migrate.cluster.v1.ReportReply
+	(*RequestCommitRequest)(nil),  // 70: migrate.cluster.v1.RequestCommitRequest
+	(*RequestCommitReply)(nil),    // 71: migrate.cluster.v1.RequestCommitReply
+	(*ReadMigrationRequest)(nil),  // 72: migrate.cluster.v1.ReadMigrationRequest
+	(*ReadMigrationReply)(nil),    // 73: migrate.cluster.v1.ReadMigrationReply
+	(*api.WorkloadSpec)(nil),      // 74: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),       // 75: migrate.agent.v1.MoveOptions
+	(*api.Obstacle)(nil),          // 76: migrate.agent.v1.Obstacle
+	(*api.PlanFigures)(nil),       // 77: migrate.agent.v1.PlanFigures
+	(*api.NodeInfo)(nil),          // 78: migrate.agent.v1.NodeInfo
+	(*api.CopyInfo)(nil),          // 79: migrate.agent.v1.CopyInfo
+	(*api.Ref)(nil),               // 80: migrate.agent.v1.Ref
+	(api.Role)(0),                 // 81: migrate.agent.v1.Role
+	(*api.LogsChunk)(nil),         // 82: migrate.agent.v1.LogsChunk
 }
 var file_coordinator_api_cluster_proto_depIdxs = []int32{
-	68, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	12, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
-	12, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
+	74, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	18, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
+	18, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
 	0,  // 3: migrate.cluster.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	68, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	5,  // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
-	69, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	70, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	71, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	5,  // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
-	69, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	70, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	71, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	18, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
-	21, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
+	74, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	11, // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
+	75, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	76, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	77, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	11, // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
+	75, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	76, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	77, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	24, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
+	27, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
 	1,  // 15: migrate.cluster.v1.Migration.phase:type_name -> migrate.cluster.v1.Phase
 	2,  // 16: migrate.cluster.v1.Migration.outcome:type_name -> migrate.cluster.v1.Outcome
-	69, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	20, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	19, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	21, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
-	22, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
-	22, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
-	22, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
-	22, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
-	22, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
-	36, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
-	72, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	43, // 28: migrate.cluster.v1.DrainReply.status:type_name -> migrate.cluster.v1.DrainStatus
+	75, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	26, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	25, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	27, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	28, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
+	28, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
+	28, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
+	28, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
+	28, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
+	42, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
+	78, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	49, // 28: migrate.cluster.v1.DrainReply.status:type_name -> migrate.cluster.v1.DrainStatus
 	3,  // 29: migrate.cluster.v1.DrainItem.state:type_name -> migrate.cluster.v1.DrainState
-	42, // 30: migrate.cluster.v1.DrainStatus.items:type_name -> migrate.cluster.v1.DrainItem
-	72, // 31: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
-	67, // 32: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
-	12, // 33: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
-	73, // 34: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
-	74, // 35: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
-	75, // 36: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
-	49, // 37: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
-	50, // 38: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
-	51, // 39: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
-	52, // 40: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
-	53, // 41: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
-	20, // 42: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
-	54, // 43: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
-	55, // 44: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
-	56, // 45: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
-	57, // 46: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
-	58, // 47: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
-	59, // 48: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
-	60, // 49: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
-	61, // 50: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
-	62, // 51: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
-	19, // 52: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
-	21, // 53: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
-	67, // 54: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
-	74, // 55: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
+	48, // 30: migrate.cluster.v1.DrainStatus.items:type_name -> migrate.cluster.v1.DrainItem
+	78, // 31: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
+	73, // 32: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
+	18, // 33: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
+	79, // 34: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
+	80, // 35: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
+	81, // 36: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
+	55, // 37: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
+	56, // 38: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
+	57, // 39: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
+	58, // 40: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
+	59, // 41: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
+	26, // 42: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
+	60, // 43: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
+	61, // 44: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
+	62, // 45: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
+	63, // 46: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
+	64, // 47: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
+	65, // 48: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
+	66, // 49: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
+	67, // 50: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
+	68, // 51: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
+	25, // 52: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
+	27, // 53: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
+	73, // 54: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
+	80, // 55: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
 	4,  // 56: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
 	1,  // 57: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
 	2,  // 58: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
-	6,  // 59: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
-	8,  // 60: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
-	10, // 61: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
-	13, // 62: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
-	14, // 63: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
-	16, // 64: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
-	24, // 65: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
-	25, // 66: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
-	26, // 67: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
-	28, // 68: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
-	30, // 69: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
-	32, // 70: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
-	34, // 71: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
-	37, // 72: migrate.cluster.v1.Cluster.Drain:input_type -> migrate.cluster.v1.DrainRequest
-	39, // 73: migrate.cluster.v1.Cluster.Undrain:input_type -> migrate.cluster.v1.UndrainRequest
-	41, // 74: migrate.cluster.v1.Cluster.WatchDrain:input_type -> migrate.cluster.v1.WatchDrainRequest
-	44, // 75: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
-	46, // 76: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
-	48, // 77: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
-	64, // 78: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
-	66, // 79: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
-	7,  // 80: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
-	9,  // 81: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
-	11, // 82: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
-	76, // 83: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
-	15, // 84: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
-	17, // 85: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
-	23, // 86: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
-	22, // 87: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
-	27, // 88: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
-	29, // 89: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
-	31, // 90: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
-	33, // 91: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
-	35, // 92: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
-	38, // 93: migrate.cluster.v1.Cluster.Drain:output_type -> migrate.cluster.v1.DrainReply
-	40, // 94: migrate.cluster.v1.Cluster.Undrain:output_type -> migrate.cluster.v1.UndrainReply
-	43, // 95: migrate.cluster.v1.Cluster.WatchDrain:output_type -> migrate.cluster.v1.DrainStatus
-	45, // 96: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
-	47, // 97: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
-	63, // 98: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
-	65, // 99: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
-	67, // 100: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
-	80, // [80:101] is the sub-list for method output_type
-	59, // [59:80] is the sub-list for method input_type
+	12, // 59: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
+	14, // 60: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
+	16, // 61: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
+	19, // 62: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
+	20, // 63: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
+	22, // 64: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
+	30, // 65: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
+	31, // 66: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
+	32, // 67: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
+	34, // 68: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
+	36, // 69: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
+	38, // 70: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
+	40, // 71: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
+	43, // 72: migrate.cluster.v1.Cluster.Drain:input_type -> migrate.cluster.v1.DrainRequest
+	45, // 73: migrate.cluster.v1.Cluster.Undrain:input_type -> migrate.cluster.v1.UndrainRequest
+	47, // 74: migrate.cluster.v1.Cluster.WatchDrain:input_type -> migrate.cluster.v1.WatchDrainRequest
+	7,  // 75: migrate.cluster.v1.Cluster.CreateToken:input_type -> migrate.cluster.v1.CreateTokenRequest
+	9,  // 76: migrate.cluster.v1.Cluster.RedeemToken:input_type -> migrate.cluster.v1.RedeemTokenRequest
+	50, // 77: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
+	52, // 78: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
+	54, // 79: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
+	70, // 80: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
+	72, // 81: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
+	5,  // 82: migrate.cluster.v1.Enrolment.Join:input_type -> migrate.cluster.v1.JoinRequest
+	13, // 83: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
+	15, // 84: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
+	17, // 85: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
+	82, // 86: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
+	21, // 87: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
+	23, // 88: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
+	29, // 89: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
+	28, // 90: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
+	33, // 91: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
+	35, // 92: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
+	37, // 93: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
+	39, // 94: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
+	41, // 95: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
+	44, // 96: migrate.cluster.v1.Cluster.Drain:output_type -> migrate.cluster.v1.DrainReply
+	46, // 97: migrate.cluster.v1.Cluster.Undrain:output_type -> migrate.cluster.v1.UndrainReply
+	49, // 98: migrate.cluster.v1.Cluster.WatchDrain:output_type -> migrate.cluster.v1.DrainStatus
+	8,  // 99: migrate.cluster.v1.Cluster.CreateToken:output_type -> migrate.cluster.v1.CreateTokenReply
+	10, // 100: migrate.cluster.v1.Cluster.RedeemToken:output_type -> migrate.cluster.v1.RedeemTokenReply
+	51, // 101: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
+	53, // 102: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
+	69, // 103: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
+	71, // 104: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
+	73, // 105: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
+	6,  // 106: migrate.cluster.v1.Enrolment.Join:output_type -> migrate.cluster.v1.JoinReply
+	83, // [83:107] is the sub-list for method output_type
+	59, // [59:83] is the sub-list for method input_type
 	59, // [59:59] is the sub-list for extension type_name
 	59, // [59:59] is the sub-list for extension extendee
 	0,  // [0:59] is the sub-list for field type_name
@@ -5338,12 +5767,12 @@ func file_coordinator_api_cluster_proto_init() {
 	if File_coordinator_api_cluster_proto != nil {
 		return
 	}
-	file_coordinator_api_cluster_proto_msgTypes[0].OneofWrappers = []any{
+	file_coordinator_api_cluster_proto_msgTypes[6].OneofWrappers = []any{
 		(*Target_Workload)(nil),
 		(*Target_Pid)(nil),
 	}
-	file_coordinator_api_cluster_proto_msgTypes[25].OneofWrappers = []any{}
-	file_coordinator_api_cluster_proto_msgTypes[43].OneofWrappers = []any{
+	file_coordinator_api_cluster_proto_msgTypes[31].OneofWrappers = []any{}
+	file_coordinator_api_cluster_proto_msgTypes[49].OneofWrappers = []any{
 		(*ReportRequest_Ready)(nil),
 		(*ReportRequest_Resumed)(nil),
 		(*ReportRequest_Declined)(nil),
@@ -5366,9 +5795,9 @@ func file_coordinator_api_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_api_cluster_proto_rawDesc), len(file_coordinator_api_cluster_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   63,
+			NumMessages:   69,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_coordinator_api_cluster_proto_goTypes,
 		DependencyIndexes: file_coordinator_api_cluster_proto_depIdxs,

@@ -38,6 +38,8 @@ const (
 	Cluster_Drain_FullMethodName          = "/migrate.cluster.v1.Cluster/Drain"
 	Cluster_Undrain_FullMethodName        = "/migrate.cluster.v1.Cluster/Undrain"
 	Cluster_WatchDrain_FullMethodName     = "/migrate.cluster.v1.Cluster/WatchDrain"
+	Cluster_CreateToken_FullMethodName    = "/migrate.cluster.v1.Cluster/CreateToken"
+	Cluster_RedeemToken_FullMethodName    = "/migrate.cluster.v1.Cluster/RedeemToken"
 	Cluster_RegisterNode_FullMethodName   = "/migrate.cluster.v1.Cluster/RegisterNode"
 	Cluster_Heartbeat_FullMethodName      = "/migrate.cluster.v1.Cluster/Heartbeat"
 	Cluster_Report_FullMethodName         = "/migrate.cluster.v1.Cluster/Report"
@@ -80,6 +82,11 @@ type ClusterClient interface {
 	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainReply, error)
 	// WatchDrain first sends how far it is, then every change, and ends when nothing moves that could.
 	WatchDrain(ctx context.Context, in *WatchDrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainStatus], error)
+	// Joining. Only servers may ask for these.
+	// CreateToken makes a token out of the hash of a secret, with which one host may join.
+	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenReply, error)
+	// RedeemToken uses a token up for one host; who is answered signs its certificate.
+	RedeemToken(ctx context.Context, in *RedeemTokenRequest, opts ...grpc.CallOption) (*RedeemTokenReply, error)
 	// For agents. All idempotent.
 	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeReply, error)
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatReply, error)
@@ -286,6 +293,26 @@ func (c *clusterClient) WatchDrain(ctx context.Context, in *WatchDrainRequest, o
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cluster_WatchDrainClient = grpc.ServerStreamingClient[DrainStatus]
 
+func (c *clusterClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateTokenReply)
+	err := c.cc.Invoke(ctx, Cluster_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) RedeemToken(ctx context.Context, in *RedeemTokenRequest, opts ...grpc.CallOption) (*RedeemTokenReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RedeemTokenReply)
+	err := c.cc.Invoke(ctx, Cluster_RedeemToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterClient) RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RegisterNodeReply)
@@ -371,6 +398,11 @@ type ClusterServer interface {
 	Undrain(context.Context, *UndrainRequest) (*UndrainReply, error)
 	// WatchDrain first sends how far it is, then every change, and ends when nothing moves that could.
 	WatchDrain(*WatchDrainRequest, grpc.ServerStreamingServer[DrainStatus]) error
+	// Joining. Only servers may ask for these.
+	// CreateToken makes a token out of the hash of a secret, with which one host may join.
+	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenReply, error)
+	// RedeemToken uses a token up for one host; who is answered signs its certificate.
+	RedeemToken(context.Context, *RedeemTokenRequest) (*RedeemTokenReply, error)
 	// For agents. All idempotent.
 	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeReply, error)
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error)
@@ -437,6 +469,12 @@ func (UnimplementedClusterServer) Undrain(context.Context, *UndrainRequest) (*Un
 }
 func (UnimplementedClusterServer) WatchDrain(*WatchDrainRequest, grpc.ServerStreamingServer[DrainStatus]) error {
 	return status.Error(codes.Unimplemented, "method WatchDrain not implemented")
+}
+func (UnimplementedClusterServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedClusterServer) RedeemToken(context.Context, *RedeemTokenRequest) (*RedeemTokenReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method RedeemToken not implemented")
 }
 func (UnimplementedClusterServer) RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method RegisterNode not implemented")
@@ -741,6 +779,42 @@ func _Cluster_WatchDrain_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cluster_WatchDrainServer = grpc.ServerStreamingServer[DrainStatus]
 
+func _Cluster_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).CreateToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_CreateToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).CreateToken(ctx, req.(*CreateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_RedeemToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RedeemTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).RedeemToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_RedeemToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).RedeemToken(ctx, req.(*RedeemTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cluster_RegisterNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RegisterNodeRequest)
 	if err := dec(in); err != nil {
@@ -891,6 +965,14 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Cluster_Undrain_Handler,
 		},
 		{
+			MethodName: "CreateToken",
+			Handler:    _Cluster_CreateToken_Handler,
+		},
+		{
+			MethodName: "RedeemToken",
+			Handler:    _Cluster_RedeemToken_Handler,
+		},
+		{
 			MethodName: "RegisterNode",
 			Handler:    _Cluster_RegisterNode_Handler,
 		},
@@ -928,5 +1010,115 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
+	Metadata: "coordinator/api/cluster.proto",
+}
+
+const (
+	Enrolment_Join_FullMethodName = "/migrate.cluster.v1.Enrolment/Join"
+)
+
+// EnrolmentClient is the client API for Enrolment service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Enrolment is what a server that holds the cluster's authority offers to hosts that have no certificate yet, on a port of its
+// own: TLS 1.3 whose server the caller knows by the fingerprint of the authority in its token.
+type EnrolmentClient interface {
+	// Join changes a token and a signing request for a certificate. Again with the same key, it answers again.
+	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error)
+}
+
+type enrolmentClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewEnrolmentClient(cc grpc.ClientConnInterface) EnrolmentClient {
+	return &enrolmentClient{cc}
+}
+
+func (c *enrolmentClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JoinReply)
+	err := c.cc.Invoke(ctx, Enrolment_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// EnrolmentServer is the server API for Enrolment service.
+// All implementations must embed UnimplementedEnrolmentServer
+// for forward compatibility.
+//
+// Enrolment is what a server that holds the cluster's authority offers to hosts that have no certificate yet, on a port of its
+// own: TLS 1.3 whose server the caller knows by the fingerprint of the authority in its token.
+type EnrolmentServer interface {
+	// Join changes a token and a signing request for a certificate. Again with the same key, it answers again.
+	Join(context.Context, *JoinRequest) (*JoinReply, error)
+	mustEmbedUnimplementedEnrolmentServer()
+}
+
+// UnimplementedEnrolmentServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedEnrolmentServer struct{}
+
+func (UnimplementedEnrolmentServer) Join(context.Context, *JoinRequest) (*JoinReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedEnrolmentServer) mustEmbedUnimplementedEnrolmentServer() {}
+func (UnimplementedEnrolmentServer) testEmbeddedByValue()                   {}
+
+// UnsafeEnrolmentServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to EnrolmentServer will
+// result in compilation errors.
+type UnsafeEnrolmentServer interface {
+	mustEmbedUnimplementedEnrolmentServer()
+}
+
+func RegisterEnrolmentServer(s grpc.ServiceRegistrar, srv EnrolmentServer) {
+	// If the following call panics, it indicates UnimplementedEnrolmentServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Enrolment_ServiceDesc, srv)
+}
+
+func _Enrolment_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrolmentServer).Join(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Enrolment_Join_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrolmentServer).Join(ctx, req.(*JoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Enrolment_ServiceDesc is the grpc.ServiceDesc for Enrolment service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Enrolment_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "migrate.cluster.v1.Enrolment",
+	HandlerType: (*EnrolmentServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Join",
+			Handler:    _Enrolment_Join_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
 	Metadata: "coordinator/api/cluster.proto",
 }

@@ -35,6 +35,10 @@ func dispatch(s *State, c *logpb.Command) Result {
 		return s.retune(k.Retune)
 	case *logpb.Command_SetDrain:
 		return s.setDrain(k.SetDrain)
+	case *logpb.Command_CreateToken:
+		return s.createToken(k.CreateToken, now)
+	case *logpb.Command_RedeemToken:
+		return s.redeemToken(k.RedeemToken, now)
 	}
 	return Result{Err: conflict(Refused, "a command of an unknown kind")}
 }

@@ -16,20 +16,24 @@ type State struct {
 	Nodes        map[string]*logpb.Node
 	Workloads    map[string]*logpb.Workload
 	Migrations   map[string]*logpb.Migration
-	order        []string // migrations, oldest first
+	Tokens       map[string]*logpb.Token  // by the hash of their secret
+	Members      map[string]*logpb.Member // hosts that have joined with a token
+	order        []string                 // migrations, oldest first
 }
 
 // historyLimit is how many closed migrations are kept.
 const historyLimit = 1000
 
 func newState() *State {
-	return &State{Nodes: map[string]*logpb.Node{}, Workloads: map[string]*logpb.Workload{}, Migrations: map[string]*logpb.Migration{}}
+	return &State{Nodes: map[string]*logpb.Node{}, Workloads: map[string]*logpb.Workload{}, Migrations: map[string]*logpb.Migration{},
+		Tokens: map[string]*logpb.Token{}, Members: map[string]*logpb.Member{}}
 }
 
 // clone copies the maps, not the messages.
 func (s *State) clone() *State {
 	c := *s
 	c.Nodes, c.Workloads, c.Migrations = maps.Clone(s.Nodes), maps.Clone(s.Workloads), maps.Clone(s.Migrations)
+	c.Tokens, c.Members = maps.Clone(s.Tokens), maps.Clone(s.Members)
 	c.order = slices.Clone(s.order)
 	return &c
 }
@@ -78,6 +82,12 @@ func (s *State) snapshot() *logpb.Snapshot {
 	for _, name := range slices.Sorted(maps.Keys(s.Workloads)) {
 		p.Workloads = append(p.Workloads, s.Workloads[name])
 	}
+	for _, hash := range slices.Sorted(maps.Keys(s.Tokens)) {
+		p.Tokens = append(p.Tokens, s.Tokens[hash])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Members)) {
+		p.Members = append(p.Members, s.Members[name])
+	}
 	return p
 }
 
@@ -89,6 +99,12 @@ func stateOf(p *logpb.Snapshot) *State {
 	}
 	for _, w := range p.GetWorkloads() {
 		s.Workloads[w.GetSpec().GetName()] = w
+	}
+	for _, t := range p.GetTokens() {
+		s.Tokens[string(t.GetHash())] = t
+	}
+	for _, m := range p.GetMembers() {
+		s.Members[m.GetName()] = m
 	}
 	for _, m := range p.GetMigrations() {
 		id := m.GetRecord().GetMigration()

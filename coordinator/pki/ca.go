@@ -90,6 +90,18 @@ type Credentials struct {
 // Issue makes a key and a certificate for the node called name, reachable at ips, with the given roles. The name is what
 // peers verify (ClientTLS), so it must be the one under which the cluster knows the node.
 func (ca *CA) Issue(name string, ips []net.IP, rs ...Role) (*Credentials, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("pki: a key for %s: %w", name, err)
+	}
+	cert, err := ca.sign(name, ips, &key.PublicKey, rs)
+	if err != nil {
+		return nil, err
+	}
+	return &Credentials{Cert: cert, Key: key, CA: ca.cert}, nil
+}
+
+func (ca *CA) sign(name string, ips []net.IP, key *ecdsa.PublicKey, rs []Role) (*x509.Certificate, error) {
 	if name == "" {
 		return nil, errors.New("pki: a certificate needs a name")
 	}
@@ -99,10 +111,6 @@ func (ca *CA) Issue(name string, ips []net.IP, rs ...Role) (*Credentials, error)
 			return nil, fmt.Errorf("pki: certificate for %s: no role is called %q (there are %v)", name, r, roles)
 		}
 		units = append(units, string(r))
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("pki: a key for %s: %w", name, err)
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -120,7 +128,7 @@ func (ca *CA) Issue(name string, ips []net.IP, rs ...Role) (*Credentials, error)
 		DNSNames:              []string{name},
 		IPAddresses:           ips,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("pki: signing the certificate of %s: %w", name, err)
 	}
@@ -128,7 +136,7 @@ func (ca *CA) Issue(name string, ips []net.IP, rs ...Role) (*Credentials, error)
 	if err != nil {
 		return nil, fmt.Errorf("pki: the certificate just made for %s: %w", name, err)
 	}
-	return &Credentials{Cert: cert, Key: key, CA: ca.cert}, nil
+	return cert, nil
 }
 
 // newSerial returns 128 random bits, never zero (RFC 5280 section 4.1.2.2 wants positive and at most 20 bytes).

@@ -69,7 +69,7 @@ bridge: %s
 
 // startAgents makes the cluster's authority, gives each host its certificate and configuration, and starts its agent.
 func (l *Lab) startAgents(ctx context.Context, st *state) error {
-	if len(st.Agent) == 0 {
+	if len(st.Agent) == 0 || st.Unenrolled {
 		return nil
 	}
 	ca, err := pki.NewCA()

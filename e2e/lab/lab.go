@@ -49,6 +49,8 @@ type Options struct {
 	// Agent is the command line of each host's agent, by default /usr/local/bin/migrate agent --config /etc/migrate/agent.yaml.
 	// With an empty list that is not nil there are no agents.
 	Agent []string
+	// Unenrolled hosts get neither certificates nor configurations, and their agents are not started: StartAgent does that.
+	Unenrolled bool
 	// AgentEnv is added to the agents' environment.
 	AgentEnv []string
 	// Share are directories of the machine that each host sees in the same place, read-only. Without it a host does not
@@ -170,7 +172,7 @@ func (l *Lab) clean(ctx context.Context) error {
 const tearDownTimeout = 20 * time.Second
 
 func (o Options) state() (_ *state, err error) {
-	st := &state{Hosts: o.Hosts, Servers: o.Servers, Bandwidth: o.Bandwidth, Program: o.Program, Agent: o.Agent, AgentEnv: o.AgentEnv, Boots: map[int]int{}}
+	st := &state{Hosts: o.Hosts, Servers: o.Servers, Bandwidth: o.Bandwidth, Program: o.Program, Agent: o.Agent, AgentEnv: o.AgentEnv, Unenrolled: o.Unenrolled, Boots: map[int]int{}}
 	if st.Hosts == 0 {
 		st.Hosts = 3
 	}

@@ -43,19 +43,20 @@ var books = []string{stateFile + ".new", stateFile, ownerFile, lockFile}
 
 // state is what is known of a lab besides what the kernel knows. It is written, whole, before each resource is made.
 type state struct {
-	Hosts     int         `json:"hosts"`
-	Servers   int         `json:"servers,omitempty"` // 0: the default
-	Bandwidth uint64      `json:"bandwidth_bytes_per_second,omitempty"`
-	Program   string      `json:"program"`
-	Agent     []string    `json:"agent"`
-	AgentEnv  []string    `json:"agent_env,omitempty"`
-	Share     []string    `json:"share,omitempty"`
-	Shared    []string    `json:"shared,omitempty"`
-	Up        bool        `json:"up"`       // Up has ended well
-	Detached  bool        `json:"detached"` // the lab outlives the process that made it
-	Killed    []string    `json:"killed,omitempty"`
-	Boots     map[int]int `json:"boots,omitempty"` // how often each host has booted
-	Cuts      []Cut       `json:"cuts,omitempty"`
+	Hosts      int         `json:"hosts"`
+	Servers    int         `json:"servers,omitempty"` // 0: the default
+	Bandwidth  uint64      `json:"bandwidth_bytes_per_second,omitempty"`
+	Program    string      `json:"program"`
+	Agent      []string    `json:"agent"`
+	AgentEnv   []string    `json:"agent_env,omitempty"`
+	Unenrolled bool        `json:"unenrolled,omitempty"`
+	Share      []string    `json:"share,omitempty"`
+	Shared     []string    `json:"shared,omitempty"`
+	Up         bool        `json:"up"`       // Up has ended well
+	Detached   bool        `json:"detached"` // the lab outlives the process that made it
+	Killed     []string    `json:"killed,omitempty"`
+	Boots      map[int]int `json:"boots,omitempty"` // how often each host has booted
+	Cuts       []Cut       `json:"cuts,omitempty"`
 }
 
 // servers is how many of the hosts, from the first, vote in the cluster.

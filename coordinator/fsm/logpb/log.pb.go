@@ -41,6 +41,8 @@ type Command struct {
 	//	*Command_MigrationEntry
 	//	*Command_Retune
 	//	*Command_SetDrain
+	//	*Command_CreateToken
+	//	*Command_RedeemToken
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -180,6 +182,24 @@ func (x *Command) GetSetDrain() *SetDrain {
 	return nil
 }
 
+func (x *Command) GetCreateToken() *CreateToken {
+	if x != nil {
+		if x, ok := x.Command.(*Command_CreateToken); ok {
+			return x.CreateToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRedeemToken() *RedeemToken {
+	if x != nil {
+		if x, ok := x.Command.(*Command_RedeemToken); ok {
+			return x.RedeemToken
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -224,6 +244,14 @@ type Command_SetDrain struct {
 	SetDrain *SetDrain `protobuf:"bytes,19,opt,name=set_drain,json=setDrain,proto3,oneof"`
 }
 
+type Command_CreateToken struct {
+	CreateToken *CreateToken `protobuf:"bytes,20,opt,name=create_token,json=createToken,proto3,oneof"`
+}
+
+type Command_RedeemToken struct {
+	RedeemToken *RedeemToken `protobuf:"bytes,21,opt,name=redeem_token,json=redeemToken,proto3,oneof"`
+}
+
 func (*Command_SetIncarnation) isCommand_Command() {}
 
 func (*Command_RegisterNode) isCommand_Command() {}
@@ -243,6 +271,10 @@ func (*Command_MigrationEntry) isCommand_Command() {}
 func (*Command_Retune) isCommand_Command() {}
 
 func (*Command_SetDrain) isCommand_Command() {}
+
+func (*Command_CreateToken) isCommand_Command() {}
+
+func (*Command_RedeemToken) isCommand_Command() {}
 
 // SetIncarnation is the first entry of a cluster, and of one that was restored. It only goes up.
 type SetIncarnation struct {
@@ -1022,6 +1054,265 @@ func (x *Drain) GetMaxParallel() uint32 {
 	return 0
 }
 
+// CreateToken lets one host join until the token expires. The log holds the hash of the secret only.
+type CreateToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateToken) Reset() {
+	*x = CreateToken{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateToken) ProtoMessage() {}
+
+func (x *CreateToken) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
+func (*CreateToken) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateToken) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+// RedeemToken uses a token up, for one host with one key. The same key again is the same host whose answer got lost.
+type RedeemToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	Member        *Member                `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemToken) Reset() {
+	*x = RedeemToken{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemToken) ProtoMessage() {}
+
+func (x *RedeemToken) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemToken.ProtoReflect.Descriptor instead.
+func (*RedeemToken) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RedeemToken) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *RedeemToken) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`      // SHA-256 of the secret
+	Server        bool                   `protobuf:"varint,2,opt,name=server,proto3" json:"server,omitempty"` // a server of the cluster may join with it, too
+	CreatedUnixNs int64                  `protobuf:"varint,3,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
+	ExpiresUnixNs int64                  `protobuf:"varint,4,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	UsedBy        string                 `protobuf:"bytes,5,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // name of a host; empty: not used yet
+	UsedUnixNs    int64                  `protobuf:"varint,6,opt,name=used_unix_ns,json=usedUnixNs,proto3" json:"used_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Token) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Token) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
+func (x *Token) GetCreatedUnixNs() int64 {
+	if x != nil {
+		return x.CreatedUnixNs
+	}
+	return 0
+}
+
+func (x *Token) GetExpiresUnixNs() int64 {
+	if x != nil {
+		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+func (x *Token) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *Token) GetUsedUnixNs() int64 {
+	if x != nil {
+		return x.UsedUnixNs
+	}
+	return 0
+}
+
+// Member is a host that has joined with a token.
+type Member struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"` // its IP address
+	Server        bool                   `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,4,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of its public key
+	JoinedUnixNs  int64                  `protobuf:"varint,5,opt,name=joined_unix_ns,json=joinedUnixNs,proto3" json:"joined_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Member) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Member) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Member) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
+func (x *Member) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Member) GetJoinedUnixNs() int64 {
+	if x != nil {
+		return x.JoinedUnixNs
+	}
+	return 0
+}
+
 type Node struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Info             *api.NodeInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -1033,7 +1324,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1336,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1349,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{12}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Node) GetInfo() *api.NodeInfo {
@@ -1102,7 +1393,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1405,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1418,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{13}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Workload) GetSpec() *api.WorkloadSpec {
@@ -1242,7 +1533,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1545,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1558,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{14}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Migration) GetRecord() *Record {
@@ -1432,7 +1723,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1735,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1748,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{15}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Record) GetIncarnation() uint64 {
@@ -1559,13 +1850,15 @@ type Snapshot struct {
 	Nodes         []*Node                `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Workloads     []*Workload            `protobuf:"bytes,5,rep,name=workloads,proto3" json:"workloads,omitempty"`
 	Migrations    []*Migration           `protobuf:"bytes,6,rep,name=migrations,proto3" json:"migrations,omitempty"` // oldest first
+	Tokens        []*Token               `protobuf:"bytes,7,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	Members       []*Member              `protobuf:"bytes,8,rep,name=members,proto3" json:"members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1870,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1883,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{16}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Snapshot) GetIncarnation() uint64 {
@@ -1635,11 +1928,25 @@ func (x *Snapshot) GetMigrations() []*Migration {
 	return nil
 }
 
+func (x *Snapshot) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+func (x *Snapshot) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 var File_coordinator_fsm_logpb_log_proto protoreflect.FileDescriptor
 
 const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcoordinator/fsm/logpb/log.proto\x12\x0emigrate.log.v1\x1a\x15agent/api/agent.proto\x1a\x1dcoordinator/api/cluster.proto\"\xe4\x05\n" +
+	"\x1fcoordinator/fsm/logpb/log.proto\x12\x0emigrate.log.v1\x1a\x15agent/api/agent.proto\x1a\x1dcoordinator/api/cluster.proto\"\xe8\x06\n" +
 	"\aCommand\x12\x17\n" +
 	"\aunix_ns\x18\x01 \x01(\x03R\x06unixNs\x12I\n" +
 	"\x0fset_incarnation\x18\n" +
@@ -1652,7 +1959,9 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x0fbegin_migration\x18\x10 \x01(\v2\x1e.migrate.log.v1.BeginMigrationH\x00R\x0ebeginMigration\x12I\n" +
 	"\x0fmigration_entry\x18\x11 \x01(\v2\x1e.migrate.log.v1.MigrationEntryH\x00R\x0emigrationEntry\x120\n" +
 	"\x06retune\x18\x12 \x01(\v2\x16.migrate.log.v1.RetuneH\x00R\x06retune\x127\n" +
-	"\tset_drain\x18\x13 \x01(\v2\x18.migrate.log.v1.SetDrainH\x00R\bsetDrainB\t\n" +
+	"\tset_drain\x18\x13 \x01(\v2\x18.migrate.log.v1.SetDrainH\x00R\bsetDrain\x12@\n" +
+	"\fcreate_token\x18\x14 \x01(\v2\x1b.migrate.log.v1.CreateTokenH\x00R\vcreateToken\x12@\n" +
+	"\fredeem_token\x18\x15 \x01(\v2\x1b.migrate.log.v1.RedeemTokenH\x00R\vredeemTokenB\t\n" +
 	"\acommand\"2\n" +
 	"\x0eSetIncarnation\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\">\n" +
@@ -1718,7 +2027,26 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x05Drain\x12\"\n" +
 	"\rbegun_unix_ns\x18\x01 \x01(\x03R\vbegunUnixNs\x12(\n" +
 	"\x10deadline_unix_ns\x18\x02 \x01(\x03R\x0edeadlineUnixNs\x12!\n" +
-	"\fmax_parallel\x18\x03 \x01(\rR\vmaxParallel\"\x91\x01\n" +
+	"\fmax_parallel\x18\x03 \x01(\rR\vmaxParallel\":\n" +
+	"\vCreateToken\x12+\n" +
+	"\x05token\x18\x01 \x01(\v2\x15.migrate.log.v1.TokenR\x05token\"Q\n" +
+	"\vRedeemToken\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12.\n" +
+	"\x06member\x18\x02 \x01(\v2\x16.migrate.log.v1.MemberR\x06member\"\xbe\x01\n" +
+	"\x05Token\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\bR\x06server\x12&\n" +
+	"\x0fcreated_unix_ns\x18\x03 \x01(\x03R\rcreatedUnixNs\x12&\n" +
+	"\x0fexpires_unix_ns\x18\x04 \x01(\x03R\rexpiresUnixNs\x12\x17\n" +
+	"\aused_by\x18\x05 \x01(\tR\x06usedBy\x12 \n" +
+	"\fused_unix_ns\x18\x06 \x01(\x03R\n" +
+	"usedUnixNs\"\x89\x01\n" +
+	"\x06Member\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\bR\x06server\x12\x19\n" +
+	"\bkey_hash\x18\x04 \x01(\fR\akeyHash\x12$\n" +
+	"\x0ejoined_unix_ns\x18\x05 \x01(\x03R\fjoinedUnixNs\"\x91\x01\n" +
 	"\x04Node\x12.\n" +
 	"\x04info\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x04info\x12,\n" +
 	"\x12registered_unix_ns\x18\x02 \x01(\x03R\x10registeredUnixNs\x12+\n" +
@@ -1778,7 +2106,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"sourceGone\x12)\n" +
 	"\x10destination_gone\x18\v \x01(\bR\x0fdestinationGone\x12\x1c\n" +
 	"\tcancelled\x18\f \x01(\bR\tcancelled\x12\x1c\n" +
-	"\tundecided\x18\r \x01(\rR\tundecided\"\x8f\x02\n" +
+	"\tundecided\x18\r \x01(\rR\tundecided\"\xf0\x02\n" +
 	"\bSnapshot\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12#\n" +
 	"\rlast_instance\x18\x02 \x01(\x04R\flastInstance\x12\x1d\n" +
@@ -1788,7 +2116,9 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\tworkloads\x18\x05 \x03(\v2\x18.migrate.log.v1.WorkloadR\tworkloads\x129\n" +
 	"\n" +
 	"migrations\x18\x06 \x03(\v2\x19.migrate.log.v1.MigrationR\n" +
-	"migrationsB%Z#migrate/coordinator/fsm/logpb;logpbb\x06proto3"
+	"migrations\x12-\n" +
+	"\x06tokens\x18\a \x03(\v2\x15.migrate.log.v1.TokenR\x06tokens\x120\n" +
+	"\amembers\x18\b \x03(\v2\x16.migrate.log.v1.MemberR\amembersB%Z#migrate/coordinator/fsm/logpb;logpbb\x06proto3"
 
 var (
 	file_coordinator_fsm_logpb_log_proto_rawDescOnce sync.Once
@@ -1802,7 +2132,7 @@ func file_coordinator_fsm_logpb_log_proto_rawDescGZIP() []byte {
 	return file_coordinator_fsm_logpb_log_proto_rawDescData
 }
 
-var file_coordinator_fsm_logpb_log_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_coordinator_fsm_logpb_log_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*Command)(nil),          // 0: migrate.log.v1.Command
 	(*SetIncarnation)(nil),   // 1: migrate.log.v1.SetIncarnation
@@ -1816,18 +2146,22 @@ var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*Retune)(nil),           // 9: migrate.log.v1.Retune
 	(*SetDrain)(nil),         // 10: migrate.log.v1.SetDrain
 	(*Drain)(nil),            // 11: migrate.log.v1.Drain
-	(*Node)(nil),             // 12: migrate.log.v1.Node
-	(*Workload)(nil),         // 13: migrate.log.v1.Workload
-	(*Migration)(nil),        // 14: migrate.log.v1.Migration
-	(*Record)(nil),           // 15: migrate.log.v1.Record
-	(*Snapshot)(nil),         // 16: migrate.log.v1.Snapshot
-	(*api.NodeInfo)(nil),     // 17: migrate.agent.v1.NodeInfo
-	(*api.WorkloadSpec)(nil), // 18: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),  // 19: migrate.agent.v1.MoveOptions
-	(*api1.Progress)(nil),    // 20: migrate.cluster.v1.Progress
-	(*api1.Connection)(nil),  // 21: migrate.cluster.v1.Connection
-	(*api1.Step)(nil),        // 22: migrate.cluster.v1.Step
-	(api1.WorkloadState)(0),  // 23: migrate.cluster.v1.WorkloadState
+	(*CreateToken)(nil),      // 12: migrate.log.v1.CreateToken
+	(*RedeemToken)(nil),      // 13: migrate.log.v1.RedeemToken
+	(*Token)(nil),            // 14: migrate.log.v1.Token
+	(*Member)(nil),           // 15: migrate.log.v1.Member
+	(*Node)(nil),             // 16: migrate.log.v1.Node
+	(*Workload)(nil),         // 17: migrate.log.v1.Workload
+	(*Migration)(nil),        // 18: migrate.log.v1.Migration
+	(*Record)(nil),           // 19: migrate.log.v1.Record
+	(*Snapshot)(nil),         // 20: migrate.log.v1.Snapshot
+	(*api.NodeInfo)(nil),     // 21: migrate.agent.v1.NodeInfo
+	(*api.WorkloadSpec)(nil), // 22: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),  // 23: migrate.agent.v1.MoveOptions
+	(*api1.Progress)(nil),    // 24: migrate.cluster.v1.Progress
+	(*api1.Connection)(nil),  // 25: migrate.cluster.v1.Connection
+	(*api1.Step)(nil),        // 26: migrate.cluster.v1.Step
+	(api1.WorkloadState)(0),  // 27: migrate.cluster.v1.WorkloadState
 }
 var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	1,  // 0: migrate.log.v1.Command.set_incarnation:type_name -> migrate.log.v1.SetIncarnation
@@ -1840,30 +2174,36 @@ var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	8,  // 7: migrate.log.v1.Command.migration_entry:type_name -> migrate.log.v1.MigrationEntry
 	9,  // 8: migrate.log.v1.Command.retune:type_name -> migrate.log.v1.Retune
 	10, // 9: migrate.log.v1.Command.set_drain:type_name -> migrate.log.v1.SetDrain
-	17, // 10: migrate.log.v1.RegisterNode.node:type_name -> migrate.agent.v1.NodeInfo
-	18, // 11: migrate.log.v1.CreateWorkload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	19, // 12: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
-	20, // 13: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
-	21, // 14: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
-	22, // 15: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
-	11, // 16: migrate.log.v1.SetDrain.drain:type_name -> migrate.log.v1.Drain
-	17, // 17: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	11, // 18: migrate.log.v1.Node.drain:type_name -> migrate.log.v1.Drain
-	18, // 19: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	23, // 20: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	15, // 21: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
-	19, // 22: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	20, // 23: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	21, // 24: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	22, // 25: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
-	12, // 26: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
-	13, // 27: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
-	14, // 28: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	12, // 10: migrate.log.v1.Command.create_token:type_name -> migrate.log.v1.CreateToken
+	13, // 11: migrate.log.v1.Command.redeem_token:type_name -> migrate.log.v1.RedeemToken
+	21, // 12: migrate.log.v1.RegisterNode.node:type_name -> migrate.agent.v1.NodeInfo
+	22, // 13: migrate.log.v1.CreateWorkload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	23, // 14: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
+	24, // 15: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
+	25, // 16: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
+	26, // 17: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
+	11, // 18: migrate.log.v1.SetDrain.drain:type_name -> migrate.log.v1.Drain
+	14, // 19: migrate.log.v1.CreateToken.token:type_name -> migrate.log.v1.Token
+	15, // 20: migrate.log.v1.RedeemToken.member:type_name -> migrate.log.v1.Member
+	21, // 21: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	11, // 22: migrate.log.v1.Node.drain:type_name -> migrate.log.v1.Drain
+	22, // 23: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	27, // 24: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
+	19, // 25: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
+	23, // 26: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	24, // 27: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	25, // 28: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	26, // 29: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	16, // 30: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
+	17, // 31: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
+	18, // 32: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
+	14, // 33: migrate.log.v1.Snapshot.tokens:type_name -> migrate.log.v1.Token
+	15, // 34: migrate.log.v1.Snapshot.members:type_name -> migrate.log.v1.Member
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_fsm_logpb_log_proto_init() }
@@ -1882,6 +2222,8 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 		(*Command_MigrationEntry)(nil),
 		(*Command_Retune)(nil),
 		(*Command_SetDrain)(nil),
+		(*Command_CreateToken)(nil),
+		(*Command_RedeemToken)(nil),
 	}
 	file_coordinator_fsm_logpb_log_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
@@ -1890,7 +2232,7 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_fsm_logpb_log_proto_rawDesc), len(file_coordinator_fsm_logpb_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
