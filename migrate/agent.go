@@ -101,9 +101,9 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	<-ctx.Done()
+	err = served(ctx, c.Socket, log)
 	log.Info("the agent ends")
-	return a.Close()
+	return errors.Join(err, a.Close())
 }
 
 // failpoint ends the agent as kill -9 would when a move comes to the point that tests have named, such as
