@@ -14,6 +14,7 @@ import (
 
 	"migrate/engine/dump"
 	"migrate/engine/restore"
+	"migrate/engine/span"
 )
 
 func newDumpCommand() *cobra.Command {
@@ -22,6 +23,7 @@ func newDumpCommand() *cobra.Command {
 	var running, stopped bool
 	var outside outsideFlags
 	var external []string
+	var explain explainFlag
 	cmd := &cobra.Command{
 		Use:     "dump --pid PID --dir DIR",
 		Short:   "Write a checkpoint of a process and its descendants to disk",
@@ -29,7 +31,8 @@ func newDumpCommand() *cobra.Command {
 		Example: "  migrate dump --pid 4711 --dir /var/tmp/4711\n  migrate dump --pid 4711 --dir /var/tmp/4711 --leave-running\n  migrate dump --pid 4711 --dir /var/tmp/4711 --tty new --external 'pipe:[81312]' --external-unix /run/dbus/socket=null",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			ctx := cmd.Context()
+			ctx, print := explain.record(cmd.Context(), cmd.ErrOrStderr())
+			defer func() { err = print(err) }()
 			opts := dump.Options{Target: dump.Target{PID: pid}, LockConnections: true, SameHost: true}
 			if err := outside.setDump(&opts); err != nil {
 				return err
@@ -51,7 +54,7 @@ func newDumpCommand() *cobra.Command {
 			case stopped:
 				return src.Stop(ctx)
 			}
-			return src.Destroy(ctx)
+			return span.Do(ctx, "destroy", src.Destroy)
 		},
 	}
 	f := cmd.Flags()
@@ -59,6 +62,7 @@ func newDumpCommand() *cobra.Command {
 	f.StringVar(&dir, "dir", "", "directory for the checkpoint, new or empty")
 	f.BoolVar(&running, "leave-running", false, "let the tree run on afterwards")
 	f.BoolVar(&stopped, "leave-stopped", false, "leave the tree stopped (SIGSTOP) afterwards")
+	explain.add(cmd)
 	outside.add(cmd, "that of migrate restore")
 	f.StringArrayVar(&external, "external", nil, "pipe or file that migrate restore --inherit-fd will give the program: pipe:[NUMBER], as /proc/PID/fd\nshows it, or a path; what waits in it stays behind; may be repeated")
 	cmd.MarkFlagsMutuallyExclusive("leave-running", "leave-stopped")
@@ -85,6 +89,7 @@ type restoreFlags struct {
 	dir, pidfile, namespace, tty string
 	inherit                      []string
 	detach                       bool
+	explain                      explainFlag
 }
 
 func newRestoreCommand() *cobra.Command {
@@ -104,6 +109,7 @@ func newRestoreCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.dir, "dir", "", "directory of the checkpoint")
 	f.BoolVar(&o.detach, "detach", false, "return once the tree runs")
+	o.explain.add(cmd)
 	f.StringVar(&o.tty, "tty", "", "new: insist on a terminal for the program, that of this command; one that was dumped with --tty new gets it in any case")
 	f.StringArrayVar(&o.inherit, "inherit-fd", nil, "fd[N]:NAME: the descriptor N of this command stands for what was called --external NAME at the dump; may be\nrepeated")
 	f.StringVar(&o.pidfile, "pidfile", "", "file to write the process id of the tree's root to")
@@ -139,8 +145,9 @@ func (o *restoreFlags) run(cmd *cobra.Command) (err error) {
 		defer signal.Stop(signals)
 	}
 	defer func() { err = errors.Join(err, own.end()) }()
-	r, err := restore.FromDir(cmd.Context(), o.dir, opts)
-	if err != nil {
+	ctx, print := o.explain.record(cmd.Context(), cmd.ErrOrStderr())
+	r, err := restore.FromDir(ctx, o.dir, opts)
+	if err := print(err); err != nil {
 		return err
 	}
 	if err := own.begin(); err != nil {

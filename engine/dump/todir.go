@@ -10,6 +10,7 @@ import (
 
 	"migrate/engine"
 	"migrate/engine/images"
+	"migrate/engine/span"
 )
 
 // ErrObstacles means that the tree has something that is not carried.
@@ -32,7 +33,9 @@ func (*ObstacleError) Unwrap() error { return ErrObstacles }
 // ToDir writes a checkpoint of the tree into dir, which must not exist or be empty. The tree is stopped when it returns,
 // for the caller to let go or to destroy. On failure the tree runs on and the directory is as it was.
 func ToDir(ctx context.Context, s *Source, dir string) (err error) {
-	obstacles, err := s.Obstacles(ctx)
+	in, end := span.Begin(ctx, "obstacles")
+	obstacles, err := s.Obstacles(in)
+	end()
 	if err != nil {
 		return err
 	}
@@ -48,7 +51,7 @@ func ToDir(ctx context.Context, s *Source, dir string) (err error) {
 			err = errors.Join(err, clearDir(dir, made))
 		}
 	}()
-	if err := s.Freeze(ctx); err != nil {
+	if err := span.Do(ctx, "freeze", s.Freeze); err != nil {
 		return err
 	}
 	if err := s.write(ctx, dir); err != nil {
@@ -61,18 +64,20 @@ func ToDir(ctx context.Context, s *Source, dir string) (err error) {
 func (s *Source) write(ctx context.Context, dir string) (err error) {
 	pages := images.NewPageWriter(dir)
 	defer func() { err = errors.Join(err, pages.Close()) }()
-	if _, err := s.Layout(ctx); err != nil {
+	if err := span.Do(ctx, "layout", func(ctx context.Context) error { _, err := s.Layout(ctx); return err }); err != nil {
 		return err
 	}
-	if _, err := s.Round(ctx, newPageDir(pages)); err != nil {
+	if err := span.Do(ctx, "pages", func(ctx context.Context) error { _, err := s.Round(ctx, newPageDir(pages)); return err }); err != nil {
 		return err
 	}
-	cp, err := s.State(ctx)
+	in, end := span.Begin(ctx, "state")
+	cp, err := s.State(in)
+	end()
 	if err != nil {
 		return err
 	}
 	cp.Header.MemoryDigest = s.Digest().Bytes()
-	return images.WriteDir(dir, cp)
+	return span.Do(ctx, "write", func(context.Context) error { return images.WriteDir(dir, cp) })
 }
 
 // claimDir makes the directory of a checkpoint, or takes an empty one.

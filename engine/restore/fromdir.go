@@ -22,6 +22,7 @@ import (
 	"migrate/engine/ns"
 	"migrate/engine/procfs"
 	"migrate/engine/remote"
+	"migrate/engine/span"
 )
 
 // DirOptions say where a checkpoint on disk is brought back.
@@ -49,7 +50,9 @@ type Restored struct {
 
 // FromDir brings the checkpoint in dir back and lets it run. On failure nothing is left.
 func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err error) {
+	_, end := span.Begin(ctx, "read")
 	cp, err := images.ReadDir(dir)
+	end()
 	if err != nil {
 		return nil, err
 	}
@@ -88,14 +91,17 @@ func FromDir(ctx context.Context, dir string, o DirOptions) (_ *Restored, err er
 	}
 	layout := layoutOf(cp)
 	env.heritage = newHeritage(layout, func(ctx context.Context, s *Skeleton, pid uint32) error { return s.fillSpace(ctx, dir, pid) })
-	s, err := Prepare(ctx, env, layout)
+	in, end := span.Begin(ctx, "prepare")
+	s, err := Prepare(in, env, layout)
+	end()
 	if err != nil {
 		return nil, err
 	}
 	if err := s.fill(ctx, dir, cp); err != nil {
 		return nil, errors.Join(err, s.Destroy(context.WithoutCancel(ctx)))
 	}
-	if err := errors.Join(s.Release(ctx), s.Resume(ctx), s.Close()); err != nil {
+	err = span.Do(ctx, "resume", func(ctx context.Context) error { return errors.Join(s.Release(ctx), s.Resume(ctx), s.Close()) })
+	if err != nil {
 		return nil, err
 	}
 	r.PID, r.vpid = s.Processes()[0].PID, s.Processes()[0].VPID
@@ -132,6 +138,13 @@ func layoutOf(cp *images.Checkpoint) *images.Layout {
 
 // fill puts the pages of a checkpoint into the skeleton and finishes it.
 func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) error {
+	if err := span.Do(ctx, "pages", func(ctx context.Context) error { return s.fillSpaces(ctx, dir, cp) }); err != nil {
+		return err
+	}
+	return span.Do(ctx, "finish", func(ctx context.Context) error { return s.Finish(ctx, cp) })
+}
+
+func (s *Skeleton) fillSpaces(ctx context.Context, dir string, cp *images.Checkpoint) error {
 	for _, p := range cp.Processes {
 		if p.Zombie() {
 			continue
@@ -148,7 +161,7 @@ func (s *Skeleton) fill(ctx context.Context, dir string, cp *images.Checkpoint) 
 	if want, have := cp.Header.GetMemoryDigest(), s.Digest().Bytes(); len(want) > 0 && !bytes.Equal(want, have) {
 		return fmt.Errorf("%w: their hash is %x, that of what was dumped %x", ErrPages, have, want)
 	}
-	return s.Finish(ctx, cp)
+	return nil
 }
 
 // ErrPages means that the pages of a checkpoint are not those that were dumped.

@@ -4,6 +4,7 @@ package span
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 )
@@ -15,7 +16,8 @@ type Span struct {
 	Took  time.Duration
 }
 
-// maxSpans bounds a record: of a tree of a thousand processes only the first ones' steps are told one by one.
+// maxSpans bounds a record: of a tree of a thousand processes only the first ones' steps are told one by one. Steps that are part of no
+// other are few, and always told.
 const maxSpans = 256
 
 // Recorder collects steps, in the order of their ends. Several goroutines may use it at once.
@@ -38,7 +40,7 @@ func (r *Recorder) Spans() []Span {
 func (r *Recorder) add(s Span) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.spans) < maxSpans {
+	if len(r.spans) < maxSpans || !strings.Contains(s.Name, "/") {
 		r.spans = append(r.spans, s)
 	}
 }

@@ -42,12 +42,14 @@ func TestWithoutRecorder(t *testing.T) {
 
 func TestBounded(t *testing.T) {
 	r := New(time.Now())
-	ctx := With(context.Background(), r)
+	ctx, _ := Begin(With(context.Background(), r), "state")
 	for range 2 * maxSpans {
 		_, end := Begin(ctx, "x")
 		end()
 	}
-	if n := len(r.Spans()); n != maxSpans {
-		t.Errorf("%d spans", n)
+	_, end := Begin(With(context.Background(), r), "write")
+	end()
+	if list := r.Spans(); len(list) != maxSpans+1 || list[maxSpans].Name != "write" {
+		t.Errorf("%d spans, the last of them %q", len(list), list[len(list)-1].Name)
 	}
 }
