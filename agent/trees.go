@@ -151,7 +151,7 @@ func (s sink) Send(ctx context.Context, space uint32, runs []mem.Run, data []byt
 
 func (s *source) Round(ctx context.Context, to move.PageSink) (move.RoundStats, error) {
 	st, err := s.src.Round(ctx, sink{to})
-	return move.RoundStats{Pages: st.Pages, ZeroPages: st.ZeroPages, Scan: st.ScanDuration}, err
+	return move.RoundStats{Pages: st.Pages, ZeroPages: st.ZeroPages, Skipped: st.Skipped, Scan: st.ScanDuration}, err
 }
 
 // Pending counts connections that a freeze cannot carry.

@@ -61,7 +61,7 @@ func (p *progress) lines(ev *clusterapi.MigrationEvent) {
 	m := ev.GetMigration()
 	rounds := m.GetProgress().GetRounds()
 	for _, r := range rounds[min(p.rounds, len(rounds)):] {
-		_, _ = fmt.Fprintf(p.w, "round %d: %d pages (%d zero), %s in %.0f ms; %d dirty after it\n", r.GetN(), r.GetPages(), r.GetZeroPages(), bytesText(r.GetBytesSent()), r.GetMs(), r.GetDirtyPagesAfter())
+		_, _ = fmt.Fprintf(p.w, "round %d: %d pages (%d zero, %d skipped), %s in %.0f ms; %d dirty after it\n", r.GetN(), r.GetPages(), r.GetZeroPages(), r.GetSkippedPages(), bytesText(r.GetBytesSent()), r.GetMs(), r.GetDirtyPagesAfter())
 		p.rounds++
 	}
 	if why := client.OneLine(m.GetProgress().GetReason()); why != p.reason {

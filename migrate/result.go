@@ -53,6 +53,7 @@ type round struct {
 	BytesSent       uint64  `json:"bytes_sent"`
 	MS              float64 `json:"ms"`
 	DirtyPagesAfter uint64  `json:"dirty_pages_after"`
+	SkippedPages    uint64  `json:"skipped_pages"`
 }
 
 type connection struct {
@@ -82,7 +83,7 @@ func resultOf(m *clusterapi.Migration) moveResult {
 		Rounds: []round{}, Connections: []connection{},
 	}
 	for _, x := range p.GetRounds() {
-		r.Rounds = append(r.Rounds, round{x.GetN(), x.GetPages(), x.GetZeroPages(), x.GetBytesSent(), x.GetMs(), x.GetDirtyPagesAfter()})
+		r.Rounds = append(r.Rounds, round{x.GetN(), x.GetPages(), x.GetZeroPages(), x.GetBytesSent(), x.GetMs(), x.GetDirtyPagesAfter(), x.GetSkippedPages()})
 	}
 	for _, x := range m.GetSteps() {
 		r.Steps = append(r.Steps, step{x.GetName(), x.GetHost(), x.GetStartMs(), x.GetMs()})

@@ -351,10 +351,10 @@ func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals
 	totals = totals.Plus(p.earlier)
 	sent := totals.WireBytes - p.bytes
 	p.bytes = totals.WireBytes
-	r := &clusterapi.Round{N: uint32(len(p.done) + 1), Pages: st.Pages, ZeroPages: st.ZeroPages, BytesSent: sent, Ms: ms(took), Final: final}
+	r := &clusterapi.Round{N: uint32(len(p.done) + 1), Pages: st.Pages, ZeroPages: st.ZeroPages, SkippedPages: st.Skipped, BytesSent: sent, Ms: ms(took), Final: final}
 	if n := len(p.done); n > 0 && p.done[n-1].DirtyPagesAfter == 0 {
-		before := proto.CloneOf(p.done[n-1])             // messages that are under way hold the one that was told
-		before.DirtyPagesAfter = st.Pages + st.ZeroPages // what this round found had been left by the one before
+		before := proto.CloneOf(p.done[n-1])                          // messages that are under way hold the one that was told
+		before.DirtyPagesAfter = st.Pages + st.ZeroPages + st.Skipped // what this round found had been left by the one before
 		p.done[n-1] = before
 	}
 	p.done = append(p.done, r)
@@ -365,7 +365,7 @@ func (p *progress) end(st RoundStats, took time.Duration, totals pagexfer.Totals
 		p.rate = float64(sent) / took.Seconds()
 	}
 	if !final {
-		p.policy.Add(policy.Round{Pages: st.Pages, ZeroPages: st.ZeroPages, Since: p.since, Took: took, Scan: st.Scan})
+		p.policy.Add(policy.Round{Pages: st.Pages, ZeroPages: st.ZeroPages, Skipped: st.Skipped, Since: p.since, Took: took, Scan: st.Scan})
 	}
 }
 

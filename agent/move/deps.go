@@ -38,6 +38,7 @@ type PageSink interface {
 // RoundStats is what a round of copying did. Pages are handed to the sink by then, not necessarily written.
 type RoundStats struct {
 	Pages, ZeroPages uint64
+	Skipped          uint64        // pages that were found, and written again before their turn: the next round sends them
 	Scan             time.Duration // finding the dirty pages
 }
 

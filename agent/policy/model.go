@@ -247,7 +247,8 @@ func overhead(r Round, rate float64) time.Duration {
 	return max(r.Scan, r.Took-seconds(float64(r.Pages)/rate))
 }
 
-func size(r Round) float64 { return float64(r.Pages) + float64(r.ZeroPages) }
+// size is how many pages a round found: those that it skipped, too, for a freeze would have sent them.
+func size(r Round) float64 { return float64(r.Pages) + float64(r.ZeroPages) + float64(r.Skipped) }
 
 // seconds is a time, of at most an hour: no prediction is meant beyond.
 func seconds(s float64) time.Duration {

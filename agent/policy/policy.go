@@ -58,6 +58,7 @@ const (
 type Round struct {
 	Pages     uint64        // sent with their contents
 	ZeroPages uint64        // told to be zero
+	Skipped   uint64        // found to be written, and not sent because they had been written again by then
 	Since     time.Duration // from the start of the round before until that of this one: when its pages were written; 0 for the first
 	Took      time.Duration // from its start to the receiver's word that all is written
 	Scan      time.Duration // of which finding the pages took; 0 when it was not measured

@@ -1625,7 +1625,8 @@ type Round struct {
 	BytesSent       uint64                 `protobuf:"varint,4,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
 	Ms              float64                `protobuf:"fixed64,5,opt,name=ms,proto3" json:"ms,omitempty"`
 	DirtyPagesAfter uint64                 `protobuf:"varint,6,opt,name=dirty_pages_after,json=dirtyPagesAfter,proto3" json:"dirty_pages_after,omitempty"`
-	Final           bool                   `protobuf:"varint,7,opt,name=final,proto3" json:"final,omitempty"` // in the freeze
+	Final           bool                   `protobuf:"varint,7,opt,name=final,proto3" json:"final,omitempty"`                                   // in the freeze
+	SkippedPages    uint64                 `protobuf:"varint,8,opt,name=skipped_pages,json=skippedPages,proto3" json:"skipped_pages,omitempty"` // that had been written again before their turn; a later round sends them
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1707,6 +1708,13 @@ func (x *Round) GetFinal() bool {
 		return x.Final
 	}
 	return false
+}
+
+func (x *Round) GetSkippedPages() uint64 {
+	if x != nil {
+		return x.SkippedPages
+	}
+	return 0
 }
 
 type Connection struct {
@@ -5209,7 +5217,7 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12 \n" +
 	"\vdestination\x18\x04 \x01(\tR\vdestination\x128\n" +
 	"\tobstacles\x18\x05 \x03(\v2\x1a.migrate.agent.v1.ObstacleR\tobstacles\x127\n" +
-	"\afigures\x18\x06 \x01(\v2\x1d.migrate.agent.v1.PlanFiguresR\afigures\"\xbb\x01\n" +
+	"\afigures\x18\x06 \x01(\v2\x1d.migrate.agent.v1.PlanFiguresR\afigures\"\xe0\x01\n" +
 	"\x05Round\x12\f\n" +
 	"\x01n\x18\x01 \x01(\rR\x01n\x12\x14\n" +
 	"\x05pages\x18\x02 \x01(\x04R\x05pages\x12\x1d\n" +
@@ -5219,7 +5227,8 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"bytes_sent\x18\x04 \x01(\x04R\tbytesSent\x12\x0e\n" +
 	"\x02ms\x18\x05 \x01(\x01R\x02ms\x12*\n" +
 	"\x11dirty_pages_after\x18\x06 \x01(\x04R\x0fdirtyPagesAfter\x12\x14\n" +
-	"\x05final\x18\a \x01(\bR\x05final\"\xeb\x01\n" +
+	"\x05final\x18\a \x01(\bR\x05final\x12#\n" +
+	"\rskipped_pages\x18\b \x01(\x04R\fskippedPages\"\xeb\x01\n" +
 	"\n" +
 	"Connection\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\tR\x05local\x12\x16\n" +

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -244,4 +246,76 @@ func BenchmarkManyMappings(b *testing.B) {
 	b.ReportMetric(read/n, "ms-maps")
 	b.ReportMetric(follow/n, "ms-follow")
 	b.ReportMetric(round/n, "ms-round")
+}
+
+// link is a Sink that carries 100 MB/s.
+type link struct {
+	discard
+	mu sync.Mutex
+}
+
+func (l *link) Send(ctx context.Context, space uint32, runs []Run, data []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	time.Sleep(time.Duration(len(data)) * 10 * time.Nanosecond)
+	return l.discard.Send(ctx, space, runs, data)
+}
+
+// unskipped hides from a source that its tracker can tell what was written again.
+type unskipped struct{ Tracker }
+
+// BenchmarkHotAndCold copies a program over a link of 100 MB/s in eight rounds, with and without skipping what was written again: 64 MiB, of which it
+// writes 8 MiB all the time, and 2,000 pages per second of the rest.
+func BenchmarkHotAndCold(b *testing.B) {
+	const size, hot = 64 << 20, 8 << 20
+	for _, skip := range []bool{false, true} {
+		b.Run(fmt.Sprintf("skip=%v", skip), func(b *testing.B) {
+			var sent []float64
+			for b.Loop() {
+				p, s := resident(b, size, false)
+				if !skip {
+					s.tracker = unskipped{s.tracker}
+				}
+				stop, done := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(done)
+					began, cold := time.Now(), 0
+					for n := uint64(0); ; n++ {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						p.stamp(arena, hot, n)
+						for ; cold < int(2000*time.Since(began).Seconds()); cold++ {
+							p.stamp(arena+hot+rand.Uint64N(size-hot)&^(PageSize-1), PageSize, n)
+						}
+					}
+				}()
+				var total RoundStats
+				sink := &link{discard: newDiscard()}
+				for range 8 {
+					stats, err := s.Round(testContext(b), sink)
+					if err != nil {
+						b.Fatal(err)
+					}
+					total.Add(stats)
+				}
+				close(stop)
+				<-done
+				p.stopped(func() {
+					stats, err := s.Final(testContext(b), sink)
+					if err != nil {
+						b.Fatal(err)
+					}
+					total.Add(stats)
+					b.ReportMetric(float64(stats.Pages), "pages-last")
+				})
+				sent = append(sent, float64(total.Bytes)/1e6)
+				s.Close()
+			}
+			slices.Sort(sent)
+			b.ReportMetric(sent[len(sent)/2], "MB-sent-median")
+		})
+	}
 }

@@ -13,6 +13,7 @@ type reader struct {
 	failed []Range
 
 	iovecs []unix.RemoteIovec
+	skipper
 	chooser
 }
 
@@ -26,6 +27,10 @@ type chooser struct {
 
 // send reads the pages of a batch and sends those that differ from what was sent before.
 func (r *reader) send(ctx context.Context, batch []Range) error {
+	batch, err := r.left(batch)
+	if err != nil || len(batch) == 0 {
+		return err
+	}
 	buf := r.sink.Buffer()[:BatchBytes]
 	pages, err := r.read(buf, batch)
 	if err != nil {

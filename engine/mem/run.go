@@ -57,6 +57,7 @@ type RoundStats struct {
 	ZeroPages uint64 // sent as zero
 	Unchanged uint64 // reported by the tracker, but with the content that was sent before
 	Retry     uint64 // could not be read; left for the next round
+	Skipped   uint64 // were written again since the scan; left for the next round
 	Bytes     uint64 // of content
 	Ranges    uint64 // what the tracker reported
 	Duration  time.Duration
@@ -70,6 +71,7 @@ func (s *RoundStats) Add(o RoundStats) {
 	s.ZeroPages += o.ZeroPages
 	s.Unchanged += o.Unchanged
 	s.Retry += o.Retry
+	s.Skipped += o.Skipped
 	s.Bytes += o.Bytes
 	s.Ranges += o.Ranges
 	s.Duration += o.Duration

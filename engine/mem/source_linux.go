@@ -29,10 +29,13 @@ type Source struct {
 	sent    *Digest
 	workers int
 
-	vmas   []*vma.VmaEntry // what the destination has mapped
-	whole  rangeSet        // of which the destination has no page
-	retry  []Range         // reported by the tracker, but not read
-	guards []Range         // where guard pages were met; some may be gone again
+	vmas  []*vma.VmaEntry // what the destination has mapped
+	whole rangeSet        // of which the destination has no page
+	retry []Range         // reported by the tracker, but not read
+	left  []Range         // skipped in the last round, for they had been written again
+	// written is what the last round found to be written, beside what was sent because it had not been before.
+	written []Range
+	guards  []Range // where guard pages were met; some may be gone again
 
 	related bool // to other processes of the tree, with which it may share memory since a fork
 
@@ -167,12 +170,21 @@ func (s *Source) round(ctx context.Context, sink Sink, final bool) (stats RoundS
 			return stats, err
 		}
 	}
-	s.whole, s.retry = nil, nil
+	cold, hot := read, []Range(nil)
+	if !final {
+		cold, hot = s.coldFirst(read)
+	}
+	s.remember(read, s.whole)
+	s.whole, s.retry, s.left = nil, nil, nil
 	if err := s.sendZeros(ctx, sink, zero, &stats); err != nil {
 		return stats, err
 	}
 	in, end = span.Begin(ctx, "send")
-	err = s.sendPages(in, sink, read, &stats)
+	for _, part := range [][]Range{cold, hot} {
+		if err = s.sendPages(in, sink, part, s.skipper(start, final), &stats); err != nil {
+			break
+		}
+	}
 	end()
 	if err != nil {
 		return stats, err
@@ -252,7 +264,7 @@ func (s *Source) sortOut(areas []Area, extents []Extent) (zero, read []Range) {
 			zero = append(zero, s.sent.known(e.Range)...)
 		}
 	}
-	return zero, merge(read, s.stillMapped(areas))
+	return zero, merge(read, s.stillMapped(areas, slices.Concat(s.retry, s.left)))
 }
 
 // without returns what is in a and not in b, both sorted and without overlaps.
@@ -278,14 +290,14 @@ func without(a, b []Range) []Range {
 	return out
 }
 
-// stillMapped returns what could not be read in the last round and is still part of an area.
-func (s *Source) stillMapped(areas []Area) []Range {
+// stillMapped returns what was not read in the last round and is still part of an area.
+func (s *Source) stillMapped(areas []Area, ranges []Range) []Range {
 	var have rangeSet
 	for _, a := range areas {
 		have.append(a.Range)
 	}
 	var out []Range
-	for _, r := range s.retry {
+	for _, r := range ranges {
 		out = append(out, have.cut(r)...)
 	}
 	return out
@@ -326,13 +338,13 @@ func (s *Source) sendZeros(ctx context.Context, sink Sink, zero []Range, stats *
 const batchPages = BatchBytes / PageSize
 
 // sendPages reads and sends pages, with several workers when there is much to do.
-func (s *Source) sendPages(ctx context.Context, sink Sink, read []Range, stats *RoundStats) error {
+func (s *Source) sendPages(ctx context.Context, sink Sink, read []Range, skip skipper, stats *RoundStats) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	next := batches{left: read}
-	var mu sync.Mutex // guards next, stats and s.retry
+	var mu sync.Mutex // guards next, stats, s.retry and s.left
 	work := func() {
-		r := reader{source: s, sink: sink, chooser: chooser{sent: s.sent}}
+		r := reader{source: s, sink: sink, skipper: skip, chooser: chooser{sent: s.sent}}
 		for ctx.Err() == nil {
 			mu.Lock()
 			batch := next.take()
@@ -346,7 +358,9 @@ func (s *Source) sendPages(ctx context.Context, sink Sink, read []Range, stats *
 		}
 		mu.Lock()
 		stats.Add(r.stats)
+		stats.Skipped += r.count
 		s.retry = merge(s.retry, r.failed)
+		s.left = merge(s.left, r.skipped)
 		mu.Unlock()
 	}
 	var wg sync.WaitGroup
