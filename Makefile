@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build deps demo fresh-demo test random vm-smoke race lint vet fmt arm64 bench generate clean ci
+.PHONY: all build packages docs deps demo fresh-demo test random vm-smoke race lint vet fmt arm64 bench generate clean ci
 
 all: build
 
@@ -23,6 +23,14 @@ FORCE:
 # Debian packages that the tests use: programs that are moved, and a compiler for test workloads.
 deps:
 	@deploy/debian-deps
+
+# .deb and .rpm, in dist/.
+packages: build
+	VERSION=$(VERSION) deploy/make-packages
+
+# Man pages, in build/man, from what the commands say of themselves.
+docs: build
+	$(BIN) man build/man
 
 demo: build
 	@deploy/debian-deps demo
@@ -71,6 +79,6 @@ generate:
 	@deploy/generate-proto
 
 clean:
-	rm -rf bin
+	rm -rf bin build dist
 
 ci: lint test race

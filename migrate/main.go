@@ -88,7 +88,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newRunCommand(), newPsCommand(), newLogsCommand(), newAttachCommand(), newStopCommand(),
 		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newSetCommand(), newResolveCommand(), newHistoryCommand(),
-		newInitCommand(), newTokenCommand(), newJoinCommand(), newAgentCommand(), newNodesCommand(), newDrainCommand(), newUndrainCommand(), newCheckCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newVersionCommand(),
+		newInitCommand(), newTokenCommand(), newJoinCommand(), newAgentCommand(), newNodesCommand(), newDrainCommand(), newUndrainCommand(), newCheckCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newManCommand(), newVersionCommand(),
 	)
 	return root
 }
