@@ -48,10 +48,11 @@ func (v *service) Nodes(context.Context, *clusterapi.NodesRequest) (*clusterapi.
 	if v.s.gossip != nil {
 		alive = v.s.gossip.Alive()
 	}
+	voters := v.s.node.voters()
 	for _, n := range out.Nodes {
 		name := n.GetInfo().GetName()
 		h := t.lastHeard(name)
-		_, n.Voter = v.s.host(name)
+		n.Voter = voters[name]
 		n.Leader = name == v.s.c.Name
 		n.Up = t.up(name)
 		if gossip, ok := alive[name]; ok && !gossip {

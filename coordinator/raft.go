@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -40,6 +41,9 @@ type node struct {
 	log       *raftboltdb.BoltStore
 	transport *raft.NetworkTransport
 	leader    <-chan bool
+
+	votersMu  sync.Mutex
+	committed map[string]bool // of voters; replaced, never changed
 }
 
 // openRaft starts raft from what is on disk. With nothing there, and no cluster that answers, it makes a new cluster
@@ -210,4 +214,19 @@ func (l lines) Write(b []byte) (int, error) {
 	}
 	l.log.Log(context.Background(), level, string(bytes.TrimSpace(b)))
 	return len(b), nil
+}
+
+// voters is the servers whose votes count, by the last configuration that is known to be committed: one of which the leader has only told
+// others may be forgotten with it.
+func (n *node) voters() map[string]bool {
+	n.votersMu.Lock()
+	defer n.votersMu.Unlock()
+	f := n.raft.GetConfiguration()
+	if f.Error() == nil && f.Index() <= n.raft.CommitIndex() {
+		n.committed = map[string]bool{}
+		for _, s := range f.Configuration().Servers {
+			n.committed[string(s.ID)] = s.Suffrage == raft.Voter
+		}
+	}
+	return n.committed
 }
