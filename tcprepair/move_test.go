@@ -6,10 +6,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -58,7 +61,18 @@ func (w *world) move(s *net.TCPConn) (*os.File, *tcprepair.State) {
 	if err := h.Release(); err != nil {
 		w.t.Fatal(err)
 	}
+	noFilter(w.t, f)
 	return f, st
+}
+
+func noFilter(t *testing.T, f *os.File) {
+	t.Helper()
+	if n, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_GET_FILTER); err != nil || n != 0 {
+		t.Errorf("the socket has a filter of %d instructions, %v", n, err)
+	}
+	if err := unix.SetNonblock(int(f.Fd()), true); err != nil { // which Fd has taken away
+		t.Fatal(err)
+	}
 }
 
 func random(n int) []byte {
@@ -338,6 +352,103 @@ func TestMoveHalfClosed(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestOneEndBeforeTheOther restores both ends of a connection, the second one long after the first, which acknowledges what it was sent
+// in its peer's name: the kernel answers that there is no such connection.
+func TestOneEndBeforeTheOther(t *testing.T) {
+	for _, fam := range families {
+		for _, urgent := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/urgent-%v", fam.name, urgent), func(t *testing.T) {
+				w := newWorld(t)
+				c, s := w.pair(fam.network, fam.addr)
+				want := tcprepair.CloseWait
+				if _, err := c.Write([]byte("last words")); err != nil {
+					t.Fatal(err)
+				}
+				if urgent {
+					want = tcprepair.Established
+					cfile, err := c.File()
+					if err == nil {
+						err = errors.Join(unix.Sendto(int(cfile.Fd()), []byte("!"), unix.MSG_OOB, nil), cfile.Close())
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					for !readable(t, s, unix.POLLPRI) {
+					}
+				} else if err := c.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				waitState(t, s, want)
+				var states []*tcprepair.State
+				for _, x := range []*net.TCPConn{s, c} {
+					p, err := tcprepair.Pause(file(t, x))
+					if err != nil {
+						t.Fatal(err)
+					}
+					st, err := p.Save()
+					if err := errors.Join(err, p.Drop()); err != nil {
+						t.Fatal(err)
+					}
+					states = append(states, st)
+				}
+				before := resets(t)
+				first := fresh(t, states[0].V6)
+				held, err := tcprepair.Restore(first, states[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				for resets(t) == before { // the delayed acknowledgement is due after 40 ms
+					time.Sleep(time.Millisecond)
+				}
+				second := fresh(t, states[1].V6)
+				other, err := tcprepair.Restore(second, states[1])
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(held.TakeResets(), other.TakeResets(), held.Release(), other.Release()); err != nil {
+					t.Fatal(err)
+				}
+				noFilter(t, first)
+				s, c = conn(t, first), conn(t, second)
+				waitState(t, s, want)
+				exchange(t, s, c, 1<<16)
+			})
+		}
+	}
+}
+
+// readable polls a connection.
+func readable(t *testing.T, c *net.TCPConn, events int16) bool {
+	t.Helper()
+	f, err := c.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := []unix.PollFd{{Fd: int32(f.Fd()), Events: events}}
+	_, err = unix.Poll(p, 10)
+	if err != nil && err != unix.EINTR {
+		t.Fatal(err)
+	}
+	return p[0].Revents&events != 0
+}
+
+// resets is how many the namespace of this thread has sent (RFC 4022, tcpOutRsts).
+func resets(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/thread-self/net/snmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines [][]string
+	for l := range strings.Lines(string(b)) {
+		if strings.HasPrefix(l, "Tcp:") {
+			lines = append(lines, strings.Fields(l))
+		}
+	}
+	return lines[1][slices.Index(lines[0], "OutRsts")]
 }
 
 // waitState waits until the kernel has brought a connection into a state, which no event tells.

@@ -4,14 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
 // Held is a complete connection at the destination that is still in repair. Exactly one of Release and Drop ends it.
 type Held struct {
-	f  *os.File
-	st *State
+	f    *os.File
+	st   *State
+	deaf bool // a filter keeps resets away (keepResetsAway)
 }
 
 // Restore makes a connection of a fresh socket: one of the state's family (AF_INET, or AF_INET6 if State.V6) and of TCP, not
@@ -28,12 +30,16 @@ func Restore(f *os.File, st *State) (*Held, error) {
 	if err := control(f, func(fd int) error { return restore(fd, st) }); err != nil {
 		return nil, fmt.Errorf("restore connection %s: %w", st.Name(), err)
 	}
-	return &Held{f: f, st: st}, nil
+	return &Held{f: f, st: st, deaf: st.receives()}, nil
 }
 
 // Adopt takes over a connection that Restore has completed for a caller that died before Release.
 func Adopt(f *os.File, st *State) (*Held, error) {
-	err := control(f, func(fd int) error {
+	h := &Held{f: f, st: st}
+	err := control(f, func(fd int) (err error) {
+		if h.deaf, err = keepsResetsAway(fd); err != nil {
+			return err
+		}
 		v, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR)
 		if err != nil {
 			return fmt.Errorf("TCP_REPAIR: %w", err)
@@ -46,7 +52,7 @@ func Adopt(f *os.File, st *State) (*Held, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adopt connection %s: %w", st.Name(), err)
 	}
-	return &Held{f: f, st: st}, nil
+	return h, nil
 }
 
 func restore(fd int, st *State) error {
@@ -166,6 +172,11 @@ func negotiated(fd int, st *State) error {
 // fillQueues writes both queues. In repair, what goes into the send queue counts as sent; so what was never sent is written
 // outside of repair, with a peer that lets nothing be sent until Release tells otherwise.
 func fillQueues(fd int, st *State) error {
+	if st.receives() {
+		if err := keepResetsAway(fd); err != nil {
+			return err
+		}
+	}
 	if err := fillReceived(fd, st); err != nil {
 		return fmt.Errorf("receive queue: %w", err)
 	}
@@ -304,13 +315,67 @@ func settle(fd int, st *State) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, 0); err != nil {
 		return fmt.Errorf("reset TCP_MAXSEG: %w", err)
 	}
+	if st.receives() {
+		return nil // TakeResets does it
+	}
 	return st.Settings.finish(fd, onConn, st.V6)
+}
+
+// receives says that the restored socket is sent segments in its peer's name, and so may acknowledge them.
+func (s *State) receives() bool {
+	return s.Urgent != NotUrgent || s.TCP == CloseWait || s.TCP == LastAck || s.TCP == Closing
+}
+
+// withoutResets drops resets: it returns 0 for a segment with that flag, and else lets all of it pass.
+var withoutResets = []unix.SockFilter{
+	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13}, // the flags (RFC 9293, section 3.1): the filter of a TCP socket begins at the header
+	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: flagRST, Jf: 1},
+	{Code: unix.BPF_RET | unix.BPF_K},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1},
+}
+
+// keepResetsAway attaches a filter that drops resets. Where the other end of a connection is restored, too, and is not there yet, the kernel
+// answers with a reset when this end acknowledges what it has received: at once, or when its delayed acknowledgement is due.
+func keepResetsAway(fd int) error {
+	program := unix.SockFprog{Len: uint16(len(withoutResets)), Filter: &withoutResets[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
+		return fmt.Errorf("attach a socket filter: %w", err)
+	}
+	return nil
+}
+
+// keepsResetsAway reports whether keepResetsAway was the last to attach a filter.
+func keepsResetsAway(fd int) (bool, error) {
+	b, err := filterOf(fd)
+	return slices.Equal(filterProgram(b), withoutResets), err
+}
+
+// TakeResets lets the connection see resets of its peer, which Restore has kept away from it. It is to be called once the other ends of
+// connections within the tree have been restored; Release does it otherwise.
+func (h *Held) TakeResets() error {
+	if !h.deaf {
+		return nil
+	}
+	err := control(h.f, func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+			return fmt.Errorf("detach the socket filter: %w", err)
+		}
+		return h.st.Settings.finish(fd, onConn, h.st.V6)
+	})
+	if err != nil {
+		return fmt.Errorf("restore connection %s: %w", h.st.Name(), err)
+	}
+	h.deaf = false
+	return nil
 }
 
 // Release lets the connection go on here. It sends what was unsent as far as the peer's window and the congestion control
 // allow, and nothing else; captured frames that are delivered now reach it. State.AckProbe says what to do when nothing
 // was captured.
 func (h *Held) Release() error {
+	if err := h.TakeResets(); err != nil {
+		return err
+	}
 	err := control(h.f, func(fd int) error {
 		unsent := h.st.Unsent > 0 || h.st.FinUnsent
 		if unsent {

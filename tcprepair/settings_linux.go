@@ -81,17 +81,36 @@ func saveValues(fd int, v6 bool) (map[string][]byte, error) {
 			values[v.name] = bytes.Clone(buf[:n])
 		}
 	}
+	program, err := filterOf(fd)
+	if program != nil {
+		values[socketFilter] = program
+	}
+	return values, err
+}
+
+// filterOf reads the classic filter of a socket; nil if it has none, or one of which notCarried tells.
+func filterOf(fd int) ([]byte, error) {
 	// With a length of 0 the kernel tells the number of instructions, of 8 bytes each.
 	n, err := getsockopt(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, nil)
 	if err != nil || n <= 0 || n > maxFilter {
-		return values, nil // there is none, or notCarried tells
+		return nil, nil
 	}
 	program := make([]byte, 8*n)
 	if _, err := getsockopt(fd, unix.SOL_SOCKET, unix.SO_GET_FILTER, program); err != nil {
 		return nil, fmt.Errorf("read the socket filter: %w", err)
 	}
-	values[socketFilter] = program
-	return values, nil
+	return program, nil
+}
+
+// filterProgram takes struct sock_filter apart.
+func filterProgram(b []byte) []unix.SockFilter {
+	program := make([]unix.SockFilter, len(b)/8)
+	ne := binary.NativeEndian
+	for i := range program {
+		f := b[8*i:]
+		program[i] = unix.SockFilter{Code: ne.Uint16(f), Jt: f[2], Jf: f[3], K: ne.Uint32(f[4:])}
+	}
+	return program
 }
 
 // restore sets everything but buffers and what belongs at the end. A fresh socket is asked to be bound afterwards.
@@ -187,12 +206,7 @@ func setKeysMD5(fd int, keys []byte) error {
 // finish sets what would have been in the way before: a filter drops segments, and a lock of it forbids to set it.
 func (s *Settings) finish(fd int, kind when, v6 bool) error {
 	if b := s.Values[socketFilter]; len(b) > 0 {
-		program := make([]unix.SockFilter, len(b)/8)
-		ne := binary.NativeEndian
-		for i := range program {
-			f := b[8*i:]
-			program[i] = unix.SockFilter{Code: ne.Uint16(f), Jt: f[2], Jf: f[3], K: ne.Uint32(f[4:])}
-		}
+		program := filterProgram(b)
 		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}); err != nil {
 			return fmt.Errorf("attach the socket filter: %w", err)
 		}

@@ -46,7 +46,6 @@ var stays = map[string]string{
 	"proc_files":    "it compares namespaces by their numbers",
 	"sem_undo":      "its semaphores are those of the host, which stay behind",
 	"tcp_states":    "one of its connections leads to a socket that nobody holds any more, which stays behind",
-	"tcp_urgent":    "urgent data between two sockets of the tree cannot be put back without a lock (sock.Lock)",
 	"unix_mounts":   "namespaces that a program has made for itself are carried by a dump to disk",
 }
 

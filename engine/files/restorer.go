@@ -221,6 +221,11 @@ func (r *Restorer) Open(ctx context.Context) error {
 	if err := r.connectAll(ctx); err != nil {
 		return err
 	}
+	for _, h := range r.held {
+		if err := h.conn.TakeResets(); err != nil {
+			return err
+		}
+	}
 	for _, e := range r.entries() {
 		if k := r.kinds[e.GetId()]; k.settle != nil {
 			if err := k.settle(r, e); err != nil {

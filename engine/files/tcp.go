@@ -22,7 +22,7 @@ import (
 
 var kindTCP = &Kind{
 	Name: "TCP socket", Type: fdinfo.FdTypes_INETSK, Carried: true,
-	Note: "in every state, IPv4 and IPv6, with queues, urgent data (on a move not between two sockets of the tree), options and MD5 keys, and listeners with the connections that wait there to be " +
+	Note: "in every state, IPv4 and IPv6, with queues, urgent data, options and MD5 keys, and listeners with the connections that wait there to be " +
 		"accepted (Linux 6.9; else, and with MPTCP, those must pass first); a socket that is connecting sends its SYN again; what no option shows " +
 		"(a stored SYN, MD5 keys of a socket that never listened or connected) is lost",
 	match: func(d *description) bool {
