@@ -34,8 +34,11 @@ func newAgentCommand() *cobra.Command {
 				if err := devConfig(&c); err != nil {
 					return err
 				}
-			} else if err := readAgentFile(file, &c); err != nil {
+			} else if err := errors.Join(readAgentFile(file, &c), setFromEnvironment(&c, os.LookupEnv)); err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("socket") {
+				c.Socket = socketPath(cmd)
 			}
 			c.Server = c.Server || server
 			return runAgent(cmd.Context(), c, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
