@@ -292,7 +292,7 @@ func (v *service) RequestCommit(ctx context.Context, req *clusterapi.RequestComm
 		}
 		return v.decided(id, req)
 	}
-	a, err := s.requestCommit(ctx, handoff.LeaderEvent{Kind: handoff.LeaderRequestCommit, Ref: refOf(req.GetRef()), Hash: handoff.Hash(req.GetHash())})
+	a, err := s.requestCommit(ctx, handoff.LeaderEvent{Kind: handoff.LeaderRequestCommit, Ref: refOf(req.GetRef()), Hash: handoff.Hash(req.GetHash())}, req.GetBootId())
 	if errors.Is(err, errClosed) {
 		return v.decided(id, req)
 	}

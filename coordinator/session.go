@@ -62,7 +62,10 @@ type sessionEvent struct {
 }
 
 // waiter is a destination's request that waits for a decision.
-type waiter struct{ answer chan handoff.Action }
+type waiter struct {
+	answer chan handoff.Action
+	boot   string // of the host that asks
+}
 
 func newSession(t *term, m *logpb.Migration) *session {
 	return &session{t: t, id: m.GetRecord().GetMigration(), m: m, events: make(chan sessionEvent), done: make(chan struct{}),
@@ -245,6 +248,9 @@ func (s *session) feed(ev handoff.LeaderEvent) error {
 func (s *session) propose(e handoff.Entry) error {
 	c := fsm.EntryCommand(s.id, e)
 	c.Reason = s.reason
+	if e.Kind == handoff.EntryCommit && s.waiter != nil {
+		c.DestinationBootId = s.waiter.boot
+	}
 	s.mu.Lock()
 	c.Progress, c.Pid, c.DestinationPid = s.view.progress, s.view.pid, s.view.destPID
 	c.DowntimeMs, c.FrozenMs, c.Connections, c.Steps = s.view.downtimeMS, s.view.frozenMS, s.view.connections, s.view.steps
@@ -312,8 +318,8 @@ func (s *session) overdue(now time.Time) {
 }
 
 // requestCommit waits until the log has decided.
-func (s *session) requestCommit(ctx context.Context, ev handoff.LeaderEvent) (handoff.Action, error) {
-	w := &waiter{answer: make(chan handoff.Action, 1)}
+func (s *session) requestCommit(ctx context.Context, ev handoff.LeaderEvent, boot string) (handoff.Action, error) {
+	w := &waiter{answer: make(chan handoff.Action, 1), boot: boot}
 	if err := s.call(ctx, sessionEvent{ev: ev, waiter: w}); err != nil {
 		return handoff.Action{}, err
 	}

@@ -225,6 +225,9 @@ func (s *State) migrationEntry(c *logpb.MigrationEntry, now int64) Result {
 		m.EndedUnixNs = now
 	}
 	known(m, c)
+	if after.Owner != before.Owner && after.Owner == handoff.RoleDestination {
+		m.DestinationBootId = cmp.Or(c.GetDestinationBootId(), m.DestinationBootId) // it may have been started anew since the migration began
+	}
 	m.Error = why(m.Error, before, after, c)
 	s.Migrations[c.GetId()] = m
 	w := s.own(m, before, after)

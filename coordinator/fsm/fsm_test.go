@@ -101,6 +101,30 @@ func TestMove(t *testing.T) {
 	}
 }
 
+// TestDestinationStartedAnew: a destination may be started anew after the migration began and before it hears of it. What counts is the boot
+// under which it has the copy.
+func TestDestinationStartedAnew(t *testing.T) {
+	for boot, want := range map[string]clusterapi.WorkloadState{
+		"b2-new": clusterapi.WorkloadState_WORKLOAD_STATE_RUNNING, "b2": clusterapi.WorkloadState_WORKLOAD_STATE_LOST,
+	} {
+		l := cluster(t)
+		l.begin("m1", "w", "host2", 1)
+		l.node("host2", "b2-new")
+		l.entry(handoff.Entry{Kind: handoff.EntryStartCopy})
+		l.entry(handoff.Entry{Kind: handoff.EntryStartSwitch, Attempt: 1})
+		commit := EntryCommand("m1", handoff.Entry{Kind: handoff.EntryCommit, Attempt: 1, Epoch: 1, Source: "h", Dest: "h"})
+		commit.DestinationBootId = boot
+		if res := l.apply(&logpb.Command{Command: &logpb.Command_MigrationEntry{MigrationEntry: commit}}); res.Err != nil {
+			t.Fatal(res.Err)
+		}
+		l.entry(handoff.Entry{Kind: handoff.EntryResumed})
+		l.entry(handoff.Entry{Kind: handoff.EntryReleased})
+		if w := l.workload("w"); w.State != want || w.BootId != boot {
+			t.Errorf("the copy is of boot %s: %v", boot, w)
+		}
+	}
+}
+
 // TestWhy follows what people read as the reason of a migration's state.
 func TestWhy(t *testing.T) {
 	l := cluster(t)

@@ -700,17 +700,18 @@ func (x *BeginMigration) GetPredictedDowntimeMs() float64 {
 
 // MigrationEntry is a handoff.Entry. Kinds are those of handoff.EntryKind and never change their numbers.
 type MigrationEntry struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Kind            uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	Attempt         uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Epoch           uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	SourceHash      []byte                 `protobuf:"bytes,5,opt,name=source_hash,json=sourceHash,proto3" json:"source_hash,omitempty"`
-	DestinationHash []byte                 `protobuf:"bytes,6,opt,name=destination_hash,json=destinationHash,proto3" json:"destination_hash,omitempty"`
-	Ran             bool                   `protobuf:"varint,7,opt,name=ran,proto3" json:"ran,omitempty"`
-	Cancelled       bool                   `protobuf:"varint,8,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
-	Reason          string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
-	RunAt           uint32                 `protobuf:"varint,10,opt,name=run_at,json=runAt,proto3" json:"run_at,omitempty"` // handoff.Role
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind              uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Attempt           uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Epoch             uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	SourceHash        []byte                 `protobuf:"bytes,5,opt,name=source_hash,json=sourceHash,proto3" json:"source_hash,omitempty"`
+	DestinationHash   []byte                 `protobuf:"bytes,6,opt,name=destination_hash,json=destinationHash,proto3" json:"destination_hash,omitempty"`
+	Ran               bool                   `protobuf:"varint,7,opt,name=ran,proto3" json:"ran,omitempty"`
+	Cancelled         bool                   `protobuf:"varint,8,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	Reason            string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	RunAt             uint32                 `protobuf:"varint,10,opt,name=run_at,json=runAt,proto3" json:"run_at,omitempty"`                                      // handoff.Role
+	DestinationBootId string                 `protobuf:"bytes,11,opt,name=destination_boot_id,json=destinationBootId,proto3" json:"destination_boot_id,omitempty"` // of a commit: the boot of the host that has the copy; empty from servers that do not know of it
 	// What is known for the result when the entry is proposed; none of it decides anything.
 	Progress       *api1.Progress     `protobuf:"bytes,20,opt,name=progress,proto3" json:"progress,omitempty"`
 	Pid            int32              `protobuf:"varint,21,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -821,6 +822,13 @@ func (x *MigrationEntry) GetRunAt() uint32 {
 		return x.RunAt
 	}
 	return 0
+}
+
+func (x *MigrationEntry) GetDestinationBootId() string {
+	if x != nil {
+		return x.DestinationBootId
+	}
+	return ""
 }
 
 func (x *MigrationEntry) GetProgress() *api1.Progress {
@@ -1993,7 +2001,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x122\n" +
-	"\x15predicted_downtime_ms\x18\a \x01(\x01R\x13predictedDowntimeMs\"\xb4\x04\n" +
+	"\x15predicted_downtime_ms\x18\a \x01(\x01R\x13predictedDowntimeMs\"\xe4\x04\n" +
 	"\x0eMigrationEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x18\n" +
@@ -2006,7 +2014,8 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\tcancelled\x18\b \x01(\bR\tcancelled\x12\x16\n" +
 	"\x06reason\x18\t \x01(\tR\x06reason\x12\x15\n" +
 	"\x06run_at\x18\n" +
-	" \x01(\rR\x05runAt\x128\n" +
+	" \x01(\rR\x05runAt\x12.\n" +
+	"\x13destination_boot_id\x18\v \x01(\tR\x11destinationBootId\x128\n" +
 	"\bprogress\x18\x14 \x01(\v2\x1c.migrate.cluster.v1.ProgressR\bprogress\x12\x10\n" +
 	"\x03pid\x18\x15 \x01(\x05R\x03pid\x12'\n" +
 	"\x0fdestination_pid\x18\x16 \x01(\x05R\x0edestinationPid\x12\x1f\n" +
