@@ -34,6 +34,7 @@ var stays = map[string]string{
 	"ns_mounts":     "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_net":        "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_nft":        "namespaces that a program has made for itself are carried by a dump to disk",
+	"ns_conntrack":  "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_time":       "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_uts_ipc":    "namespaces that a program has made for itself are carried by a dump to disk",
 	"paths":         "it compares the numbers of inodes, and its directory is copied",

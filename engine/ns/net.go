@@ -18,7 +18,7 @@ import (
 const aboutNet = "lo, dummy, ifb, bridge, vlan, macvlan, vxlan and veth devices that lead nowhere outside of the tree, with their addresses, flags, masters, aliases and other names; " +
 	"routes, next hops, rules, neighbours (those that were found are asked again), proxies, forwarding entries that somebody has set, address labels, all sysctls, " +
 	"and the tables of nftables with counters; the queueing disciplines pfifo, bfifo, pfifo_fast, tbf, htb, ingress and clsact, without filters; not with VLAN filtering bridges, XDP programs " +
-	"or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) are lost"
+	"or IPsec, nor devices that lead to a namespace which is not the tree's; tracked connections (conntrack) with state, time left, mark and labels, not their counters; those with translated addresses (NAT) and expectations are lost"
 
 // Sizes of the fixed parts of messages (rtnetlink(7)).
 const (
@@ -33,7 +33,7 @@ func dumpNet(d *dumper) error {
 	return d.inside(unix.CLONE_NEWNET, func() error {
 		n := &imagespb.NetNamespace{}
 		d.header.Net = n
-		for _, read := range []func(*imagespb.NetNamespace) error{d.netIDs, d.links, d.routes, d.objects, d.queues, d.firewall, d.sysctls} {
+		for _, read := range []func(*imagespb.NetNamespace) error{d.netIDs, d.links, d.routes, d.objects, d.queues, d.tracked, d.firewall, d.sysctls} {
 			if err := read(n); err != nil {
 				return err
 			}
@@ -156,7 +156,7 @@ func (n *liveNet) rest() error {
 	if err := restoreRoutes(n.GetRoutes()); err != nil {
 		return err
 	}
-	for _, step := range []func() error{n.restoreObjects, n.restoreQueues} {
+	for _, step := range []func() error{n.restoreObjects, n.restoreQueues, n.restoreTracked} {
 		if err := step(); err != nil {
 			return err
 		}

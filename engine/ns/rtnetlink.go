@@ -52,9 +52,14 @@ func askNetlink(what, answer uint16, message []byte) ([][]byte, error) {
 
 // send makes one change. flags are NLM_F_*.
 func sendNetlink(what uint16, flags int, message []byte) error {
+	return sendTo(unix.NETLINK_ROUTE, what, flags, message)
+}
+
+// sendTo makes one change by a protocol of netlink(7).
+func sendTo(protocol int, what uint16, flags int, message []byte) error {
 	req := nl.NewNetlinkRequest(int(what), flags|unix.NLM_F_ACK)
 	req.AddData(raw(message))
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	_, err := req.Execute(protocol, 0)
 	return err
 }
 

@@ -637,10 +637,10 @@ func (x *NetNamespace) GetObjects() []*NetObject {
 	return nil
 }
 
-// NetObject is a next hop, an address label, a proxy or forwarding entry, a queueing discipline or one of its classes.
+// NetObject is a next hop, an address label, a proxy or forwarding entry, a queueing discipline, one of its classes or a tracked connection.
 type NetObject struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          uint32                 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`      // RTM_NEW* (rtnetlink(7))
+	Type          uint32                 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`      // RTM_NEW* (rtnetlink(7)), or that of IPCTNL_MSG_CT_NEW of ctnetlink, 0x100
 	Message       []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"` // without its header
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
