@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build packages docs deps demo fresh-demo test random vm-smoke race lint vet fmt arm64 bench generate clean ci
+.PHONY: all build packages docs deps demo fresh-demo test random faults vm-smoke race lint vet fmt arm64 bench generate clean ci
 
 all: build
 
@@ -48,6 +48,14 @@ test: build deps
 SEEDS ?= 1000
 random:
 	$(GO) test -timeout 2h ./engine/mem -run 'TestRandomProgram' -seeds $(SEEDS)
+
+# Every step of a move with every fault, and PAIRS pairs of faults at random from seed SEED on; prints the table. It takes hours:
+# FAULTFLAGS='-only "freeze.after / kill"' is a part of it.
+PAIRS ?= 100
+SEED  ?= 1
+FAULTFLAGS ?= -full
+faults:
+	$(GO) test -v -timeout 12h ./e2e/faults $(FAULTFLAGS) -seeds $(PAIRS) -seed $(SEED)
 
 # The tool on Debian's own 6.12 kernel, in a virtual machine without KVM: VMFLAGS='-kernel 6.1 -- -steps memory' and the like.
 vm-smoke:

@@ -71,7 +71,7 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if a.store, err = volume.OpenStore(filepath.Join(cfg.DataDir, "volumes")); err != nil {
 		return nil, err
 	}
-	if err := a.openHost(); err != nil {
+	if err := a.openHost(ctx); err != nil {
 		return nil, err
 	}
 	a.moves, err = move.New(move.Config{Node: cfg.Name, BootID: a.node.GetBootId(), Dir: a.movesDir(),
@@ -94,7 +94,7 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 }
 
 // openHost takes up what surrounds the copies on this host, and the network.
-func (a *Agent) openHost() error {
+func (a *Agent) openHost(ctx context.Context) error {
 	set, stale, err := workload.Open(workload.Config{Dir: filepath.Join(a.cfg.DataDir, "workloads"), Cgroup: a.cfg.Cgroup})
 	if err != nil {
 		return err
@@ -112,6 +112,16 @@ func (a *Agent) openHost() error {
 	} else if err != nil {
 		a.log.Warn("workloads get no network of their own on this host", "error", err)
 		a.host.ports = nil
+		return nil
+	}
+	for _, s := range stale {
+		// Its devices went with its namespaces; its gate did not. One that has come back has the port by the same name.
+		if s.Spec.GetBare() || len(set.Named(s.Spec.GetName())) > 0 {
+			continue
+		}
+		if err := a.host.ports.Remove(ctx, s.Spec.GetName()); err != nil {
+			return fmt.Errorf("what is left of %s: %w", s.Spec.GetName(), err)
+		}
 	}
 	return nil
 }

@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -99,7 +97,7 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 	a, err := agent.Start(ctx, agent.Config{
 		Name: c.Name, Bind: c.Bind, ControlPort: c.Ports.Control, PagesPort: c.Ports.Pages, Servers: c.Servers, Server: c.Server,
 		Credentials: cred, DataDir: c.DataDir, Socket: c.Socket, Bridge: c.Bridge, Version: version, Register: register, Log: log,
-		Failpoint: failpoint(os.Getenv("MIGRATE_FAILPOINT"), log),
+		Failpoint: failpoint(log),
 	})
 	if err != nil {
 		return err
@@ -107,23 +105,4 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 	err = served(ctx, c.Socket, log)
 	log.Info("the agent ends")
 	return errors.Join(err, a.Close())
-}
-
-// failpoint ends the agent as kill -9 would when a move comes to the point that tests have named, such as
-// "source.freeze.after". Several are separated by commas.
-func failpoint(points string, log *slog.Logger) func(string) {
-	if points == "" {
-		return nil
-	}
-	wanted := map[string]bool{}
-	for _, p := range strings.Split(points, ",") {
-		wanted[p] = true
-	}
-	return func(p string) {
-		if wanted[p] {
-			log.Warn("failpoint reached", "point", p)
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {} // the signal takes effect before this goroutine could go on
-		}
-	}
 }

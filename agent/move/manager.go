@@ -392,7 +392,7 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	log := m.cfg.Log.With("migration", rec.ref().Migration, "role", rec.Role.String())
 	if rec.Role == handoff.RoleSource {
 		s := &source{m: m, id: id, log: log, peerInstance: rec.PeerInstance, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, units: rec.Units, adopted: true}
-		s.view.reason = "the agent of the source was restarted"
+		s.view.reason = restarted("source", rebooted)
 		if frozen {
 			s.stopped = time.Now() // for what is left of it
 		}
@@ -408,7 +408,7 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 		return nil
 	}
 	d := &destination{m: m, id: id, epoch: rec.Epoch, peer: rec.PeerInstance, log: log, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, arriving: newFrames()}
-	d.view.reason = "the agent of the destination was restarted"
+	d.view.reason = restarted("destination", rebooted)
 	mv := &move{destination: d, workload: rec.Workload, id: id}
 	if err := m.startDestination(mv); err != nil {
 		return err
@@ -427,6 +427,14 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 	}
 	d.loop.post(ctx, ev)
 	return nil
+}
+
+// restarted is why a move of an earlier run cannot go on as it was.
+func restarted(side string, rebooted bool) string {
+	if rebooted {
+		return fmt.Sprintf("the host of the %s was restarted, and its copy is gone", side)
+	}
+	return fmt.Sprintf("the agent of the %s was restarted", side)
 }
 
 // retire removes a move that is over once the log has closed it: until then a repeated order must find what became of it.

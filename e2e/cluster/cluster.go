@@ -35,8 +35,8 @@ var Share string
 // Disk is a directory that all hosts and the machine see and may write, as shared storage would be.
 var Disk string
 
-// Main starts the cluster, runs the tests and returns the exit code.
-func Main(m *testing.M) int {
+// Main starts the cluster, with additions to the environment of its agents, runs the tests and returns the exit code.
+func Main(m *testing.M, env ...string) int {
 	if os.Geteuid() != 0 {
 		return m.Run() // every test says so itself
 	}
@@ -55,7 +55,8 @@ func Main(m *testing.M) int {
 	if err != nil {
 		return complain(err)
 	}
-	Hosts, err = lab.Up(ctx, lab.Options{StateDir: filepath.Join(state, "lab"), Program: program, Share: []string{Share}, Shared: []string{Disk}})
+	Hosts, err = lab.Up(ctx, lab.Options{StateDir: filepath.Join(state, "lab"), Program: program, AgentEnv: env,
+		Share: []string{Share}, Shared: []string{Disk}})
 	if err != nil {
 		return complain(err)
 	}

@@ -117,8 +117,16 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return c, err
 }
 
-// Listen listens in the host. The listener belongs to this process.
+// Listen listens in the host, also on a unix socket in the host's file system. The listener belongs to this process.
 func (h *Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	if network == "unix" {
+		pid, err := h.PID(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var lc net.ListenConfig
+		return lc.Listen(ctx, network, fmt.Sprintf("/proc/%d/root%s", pid, address))
+	}
 	address, err := h.lab.resolve(network, address)
 	if err != nil {
 		return nil, err
