@@ -31,7 +31,7 @@ type move struct {
 const maxDowntime = 500 * time.Millisecond
 
 func (m *move) make() (err error) {
-	if m.before, err = m.ps(); err != nil {
+	if m.before, err = m.ps(m.r.Ctx); err != nil {
 		return err
 	}
 	reached := m.r.watch.begin(m.step)
@@ -58,13 +58,13 @@ func (m *move) make() (err error) {
 		bound += time.Since(began) // the agent was held for so long
 		m.r.watch.goOn()
 	}
-	ended := m.r.until("the end of the move", *lasts, m.over)
+	ended := m.ends(*lasts)
 	voted, early := m.r.watch.voted(), m.clients.Report().Longest
 	if err := m.mended(); err != nil {
 		return err
 	}
 	if ended != nil {
-		ended = m.r.until("the end of the move", time.Minute, m.over)
+		ended = m.ends(time.Minute)
 	}
 	m.blackout = max(early, m.clients.Report().Longest)
 	if ended != nil {
@@ -99,13 +99,20 @@ func (m *move) rebooted(host string) bool {
 	return slices.ContainsFunc(m.fault.reboots, func(f func(roles) string) bool { return f(m.on) == host })
 }
 
+// ends waits for the end of the move, no longer than it may take: while a fault lasts the cluster need not answer.
+func (m *move) ends(d time.Duration) error {
+	ctx, cancel := context.WithTimeout(m.r.Ctx, d)
+	defer cancel()
+	return m.r.until("the end of the move", d, func() bool { return m.over(ctx) })
+}
+
 // over says whether the move has ended, and notes how.
-func (m *move) over() bool {
+func (m *move) over(ctx context.Context) bool {
 	var err error
-	if m.now, err = m.ps(); err != nil {
+	if m.now, err = m.ps(ctx); err != nil {
 		return false
 	}
-	out, err := m.on.do(m.r.Ctx, "status", m.id, "-o", "json")
+	out, err := m.on.do(ctx, "status", m.id, "-o", "json")
 	if err != nil {
 		return false
 	}
@@ -141,7 +148,7 @@ func (m *move) judge() error {
 		_, resolved := m.on.do(m.r.Ctx, "resolve", m.id, "--run-at", m.on.source, "--fenced", m.on.destination, "--accept-loss")
 		return errors.Join(err, resolved, m.r.until("the program to run at the source", 20*time.Second, func() bool {
 			m.outcome = "needs_operator" // and was decided
-			now, err := m.ps()
+			now, err := m.ps(m.r.Ctx)
 			return err == nil && now.Migration == "" && now.State == "running" && now.Host == m.on.source
 		}))
 	}

@@ -193,8 +193,8 @@ func until(ctx context.Context, what string, d time.Duration, there func() bool)
 }
 
 // ps is what the cluster says of the program.
-func (p *program) ps() (workload, error) {
-	out, err := p.on.do(p.r.Ctx, "ps", "--all", "-o", "json")
+func (p *program) ps(ctx context.Context) (workload, error) {
+	out, err := p.on.do(ctx, "ps", "--all", "-o", "json")
 	if err != nil {
 		return workload{}, err
 	}
