@@ -123,7 +123,19 @@ func (m *move) over(ctx context.Context) bool {
 		return false
 	}
 	m.outcome = s.Outcome
-	return s.Outcome == "lost" || s.Outcome == "needs_operator" || m.now.Migration == "" && m.now.State == "running" && s.Outcome != "undecided"
+	if m.now.State == "lost" {
+		m.outcome = "lost" // with the host that it had moved to
+	}
+	if m.rebooted(m.now.Host) && m.now.State == "running" && !m.there(ctx) {
+		return false // its host has not said so yet
+	}
+	return m.outcome == "lost" || s.Outcome == "needs_operator" || m.now.Migration == "" && m.now.State == "running" && s.Outcome != "undecided"
+}
+
+// there says whether the server runs where the cluster says.
+func (m *move) there(ctx context.Context) bool {
+	comm, err := cluster.Hosts.Host(m.now.Host).Exec(ctx, "cat", fmt.Sprintf("/proc/%d/comm", m.now.PID))
+	return err == nil && comm == "redis-server\n"
 }
 
 // judge says whether what has become of the move is what may.
