@@ -70,6 +70,9 @@ func listRoutes() ([][]byte, error) {
 			return nil, err
 		}
 		binary.NativeEndian.PutUint32(kept[8:], word(kept[8:])&unix.RTNH_F_ONLINK)
+		if err := stillHops(kept); err != nil {
+			return nil, err
+		}
 		out = append(out, kept)
 	}
 	return out, nil
@@ -89,6 +92,28 @@ func keepRoute(m []byte) ([]byte, error) {
 		}
 		return k != unix.RTA_CACHEINFO
 	})
+}
+
+// stillHops clears the flags of a route's hops that tell the state of their devices, with which no route can be made (fib_get_nhs in
+// net/ipv4/fib_semantics.c).
+func stillHops(m []byte) error {
+	list, err := attrs(m, sizeRoute)
+	if err != nil {
+		return err
+	}
+	hops := find(list, unix.RTA_MULTIPATH) // of struct rtnexthop (rtnetlink(7)): length, flags, hops, device; attributes follow
+	for len(hops) > 0 {
+		if len(hops) < unix.SizeofRtNexthop {
+			return errShort
+		}
+		n := int(binary.NativeEndian.Uint16(hops))
+		if n < unix.SizeofRtNexthop || n > len(hops) {
+			return errShort
+		}
+		hops[2] &= unix.RTNH_F_ONLINK
+		hops = hops[min((n+3)&^3, len(hops)):]
+	}
+	return nil
 }
 
 // liveNet is a network namespace that is being filled.

@@ -3,10 +3,13 @@
 package ns
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,6 +75,53 @@ func TestAddressesAreValidAtOnce(t *testing.T) {
 			}
 		}
 		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRoutesOverHopsThatAreDown: what a route says of the state of its hops' devices is not part of it.
+func TestRoutesOverHopsThatAreDown(t *testing.T) {
+	kerneltest.Root(t)
+	err := thread.ThrowAway(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		link := netlink.NewVeth(netlink.LinkAttrs{Name: "v0"})
+		link.PeerName = "v1" // which stays down, so v0 has no carrier
+		if err := errors.Join(netlink.LinkAdd(link), netlink.LinkSetUp(link)); err != nil {
+			return err
+		}
+		address, err := netlink.ParseAddr("10.0.0.1/24")
+		if err == nil {
+			err = netlink.AddrAdd(link, address)
+		}
+		if err != nil {
+			return err
+		}
+		to, hop := netip.MustParsePrefix("10.9.0.0/16"), func(last byte) *netlink.NexthopInfo {
+			return &netlink.NexthopInfo{LinkIndex: link.Attrs().Index, Gw: []byte{10, 0, 0, last}}
+		}
+		route := &netlink.Route{Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(16, 32)}, MultiPath: []*netlink.NexthopInfo{hop(2), hop(3)}}
+		if err := netlink.RouteAdd(route); err != nil {
+			return err
+		}
+		before, err := listRoutes()
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteDel(route); err != nil {
+			return err
+		}
+		if err := restoreRoutes(before); err != nil {
+			return err
+		}
+		after, err := listRoutes()
+		if err == nil && !slices.EqualFunc(before, after, bytes.Equal) {
+			err = fmt.Errorf("routes %x became %x", before, after)
+		}
+		return err
 	})
 	if err != nil {
 		t.Error(err)
