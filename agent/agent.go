@@ -119,8 +119,8 @@ func (a *Agent) openHost(ctx context.Context) error {
 		if s.Spec.GetBare() || len(set.Named(s.Spec.GetName())) > 0 {
 			continue
 		}
-		if err := a.host.ports.Remove(ctx, s.Spec.GetName()); err != nil {
-			return fmt.Errorf("what is left of %s: %w", s.Spec.GetName(), err)
+		if err := a.host.ports.Remove(ctx, s.Spec.GetName()); err != nil { // no reason for a host to be without its agent
+			a.log.Error("something is left of a copy of an earlier run", "workload", s.Spec.GetName(), "error", err)
 		}
 	}
 	return nil
