@@ -62,7 +62,12 @@ func (v *service) RedeemToken(_ context.Context, req *clusterapi.RedeemTokenRequ
 		return nil, status.Errorf(codes.AlreadyExists, "a server of the cluster is named %q; give this host another name with --name", req.GetName())
 	}
 	m := &logpb.Member{Name: req.GetName(), Host: req.GetHost(), Server: req.GetServer(), KeyHash: req.GetKeyHash()}
-	if _, err := t.apply(&logpb.Command{Command: &logpb.Command_RedeemToken{RedeemToken: &logpb.RedeemToken{Hash: req.GetHash(), Member: m}}}); err != nil {
+	c := &logpb.RedeemToken{Hash: req.GetHash(), Member: m}
+	v.s.node.store.Read(func(st *fsm.State) { err = st.RefusesToken(c, time.Now().UnixNano()) })
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.apply(&logpb.Command{Command: &logpb.Command_RedeemToken{RedeemToken: c}}); err != nil {
 		return nil, err
 	}
 	out := &clusterapi.RedeemTokenReply{}

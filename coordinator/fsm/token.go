@@ -34,25 +34,38 @@ func (s *State) createToken(c *logpb.CreateToken, now int64) Result {
 	return Result{}
 }
 
-// redeemToken decides who joins with a token. Of two that race, the one whose entry comes first in the log does.
-func (s *State) redeemToken(c *logpb.RedeemToken, now int64) Result {
-	t, m := s.Tokens[string(c.GetHash())], proto.CloneOf(c.GetMember())
+// RefusesToken says why a host cannot join with a token, as things are; nil if it can. It is asked before an entry is proposed, too: the log
+// is not to grow by the guesses of strangers.
+func (s *State) RefusesToken(c *logpb.RedeemToken, now int64) error {
+	t, m := s.Tokens[string(c.GetHash())], c.GetMember()
 	const fresh = "make another one with `migrate token create`"
 	switch {
 	case m.GetName() == "" || len(m.GetKeyHash()) != 32:
-		return Result{Err: conflict(Refused, "a host joins with a name and a key")}
+		return conflict(Refused, "a host joins with a name and a key")
 	case t == nil:
-		return Result{Err: conflict(NotFound, "the cluster knows no such token; "+fresh)}
+		return conflict(NotFound, "the cluster knows no such token; "+fresh)
 	case t.GetUsedBy() == m.GetName() && bytes.Equal(s.Members[m.GetName()].GetKeyHash(), m.GetKeyHash()):
-		return Result{} // the answer got lost
+		return nil // the answer got lost
 	case t.GetUsedBy() != "":
-		return Result{Err: conflict(Refused, "the token was used already, by %s; "+fresh, t.GetUsedBy())}
+		return conflict(Refused, "the token was used already, by %s; "+fresh, t.GetUsedBy())
 	case t.GetExpiresUnixNs() <= now:
-		return Result{Err: conflict(Refused, "the token has expired; "+fresh)}
+		return conflict(Refused, "the token has expired; "+fresh)
 	case m.GetServer() && !t.GetServer():
-		return Result{Err: conflict(Refused, "the token lets no server join; make one with `migrate token create --server`, or join without --server")}
+		return conflict(Refused, "the token lets no server join; make one with `migrate token create --server`, or join without --server")
 	case s.Members[m.GetName()] != nil || s.Nodes[m.GetName()] != nil:
-		return Result{Err: conflict(Exists, "a host named %q is in the cluster already; give this one another name with --name", m.GetName())}
+		return conflict(Exists, "a host named %q is in the cluster already; give this one another name with --name", m.GetName())
+	}
+	return nil
+}
+
+// redeemToken decides who joins with a token. Of two that race, the one whose entry comes first in the log does.
+func (s *State) redeemToken(c *logpb.RedeemToken, now int64) Result {
+	if err := s.RefusesToken(c, now); err != nil {
+		return Result{Err: err}
+	}
+	t, m := s.Tokens[string(c.GetHash())], proto.CloneOf(c.GetMember())
+	if t.GetUsedBy() != "" {
+		return Result{} // the same host again
 	}
 	m.JoinedUnixNs = now
 	t = proto.CloneOf(t)
