@@ -40,7 +40,7 @@ func insideRegular(in *inside, e *fdinfo.FileEntry) error {
 
 var kindDirectory = &Kind{
 	Name: "directory", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note:  "by path; the place of a listing that was begun is kept where the file system's offsets allow it",
+	Note:  "by path; the place of a listing that was begun is kept where the file system's offsets allow it; what F_NOTIFY asks for (fcntl(2)) cannot be seen and is lost",
 	match: func(d *description) bool { return d.format() == unix.S_IFDIR },
 	check: checkPath, dump: dumpPath,
 }

@@ -103,6 +103,9 @@ func dumpAttributes(d *dumper) error {
 		return err
 	}
 	x.ExitSignal = int32(st.ExitSignal)
+	if x.Autogroup, err = d.autogroup(); err != nil {
+		return err
+	}
 	reaper := d.batch.Buffer(4)
 	d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_CHILD_SUBREAPER, reaper, 0, 0, 0)
 	thp := d.batch.Try(unix.SYS_PRCTL, unix.PR_GET_THP_DISABLE, 0, 0, 0, 0)
@@ -126,6 +129,29 @@ func dumpAttributes(d *dumper) error {
 	return nil
 }
 
+// autogroup is the nice value of a session's group of the scheduler (sched(7)), for the session's leader; 0 if the kernel has none.
+func (d *dumper) autogroup() (int32, error) {
+	if d.Proc.VSID != d.Proc.VPID {
+		return 0, nil
+	}
+	b, err := d.FS.Bytes(d.Proc.PID, "autogroup")
+	if errors.Is(err, procfs.ErrGone) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	_, text, ok := strings.Cut(strings.TrimSpace(string(b)), " nice ") // "/autogroup-25 nice 0"
+	if !ok {
+		return 0, nil // a task that is in none
+	}
+	nice, err := strconv.ParseInt(text, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("autogroup: %w", err)
+	}
+	return int32(nice), nil
+}
+
 // number reads a file of one number in the process's directory.
 func (d *dumper) number(name string, base int) (int64, error) {
 	b, err := d.FS.Bytes(d.Proc.PID, name)
@@ -146,6 +172,12 @@ func restoreAttributes(r *restorer) error {
 	}
 	if err := r.writeNumber("coredump_filter", "0x"+strconv.FormatUint(uint64(x.GetCoredumpFilter()), 16)); err != nil {
 		return err
+	}
+	if nice := x.GetAutogroup(); nice != 0 { // the session is new here, and its group has 0
+		path := r.FS.Path(r.caller.PID(), "autogroup")
+		if err := os.WriteFile(path, []byte(strconv.Itoa(int(nice))), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("autogroup: %d: %w", nice, err)
+		}
 	}
 	set := func(what string, args ...any) { r.require(r.batch.Try(unix.SYS_PRCTL, args...), "%s", what) }
 	if tc.GetChildSubreaper() {

@@ -53,7 +53,7 @@ func init() {
 		{Kind: carried("memory-locking", "locking of mappings that are yet to come (mlockall with MCL_FUTURE, MCL_ONFAULT)"), process: true, dump: dumpLockFuture},
 		{Kind: carried("protection-keys", "memory protection keys that are allocated (pkeys(7)), with the rights of each thread"), process: true, dump: dumpKeys},
 		{Kind: carried("fs", "working directory, root, umask; also of a thread that has its own"), dump: dumpFS, restore: restoreFS, check: checkFS},
-		{Kind: carried("process-attributes", "child subreaper, transparent huge pages, memory merging, memory-deny-write-execute, core dump filter, oom_score_adj, membarrier registrations"), process: true, dump: dumpAttributes, restore: restoreAttributes},
+		{Kind: carried("process-attributes", "child subreaper, transparent huge pages, memory merging, memory-deny-write-execute, core dump filter, oom_score_adj, membarrier registrations; the autogroup's nice value of a session whose leader is in the tree"), process: true, dump: dumpAttributes, restore: restoreAttributes},
 		{Kind: carried("signal-handlers", "all signal actions"), process: true, dump: dumpSigactions, restore: restoreSigactions},
 		{Kind: carried("signal-stack", "alternate signal stack"), dump: dumpSigstack, restore: restoreSigstack},
 		{Kind: carried("robust-list", "robust futex list"), dump: dumpRobustList, restore: restoreRobustList},

@@ -8,7 +8,7 @@
 #include <sys/resource.h>
 
 struct facts {
-	int persona, nice, policy, dumpable, keep, death, slack, oom, filter, securebits, groups, io, nofile, mask, prio, thp;
+	int persona, nice, policy, dumpable, keep, death, slack, oom, filter, securebits, groups, io, nofile, mask, prio, thp, autogroup;
 	unsigned uid, gid, group;
 	char name[32];
 };
@@ -21,6 +21,18 @@ static int number(const char *path, int base)
 		b[0] = 0;
 	close(fd);
 	return strtol(b, NULL, base);
+}
+
+/* The nice value of the scheduler's group of the session; 0 where the kernel has none. */
+static int autogroup(void)
+{
+	int nice = 0;
+	FILE *f = fopen("/proc/self/autogroup", "r");
+	if (f && fscanf(f, "/autogroup-%*d nice %d", &nice) != 1)
+		nice = 0;
+	if (f)
+		fclose(f);
+	return nice;
 }
 
 static struct facts take(void)
@@ -38,7 +50,7 @@ static struct facts take(void)
 	f.securebits = prctl(PR_GET_SECUREBITS), f.groups = getgroups(1024, g), f.group = f.groups > 0 ? g[f.groups - 1] : 0;
 	f.oom = number("/proc/self/oom_score_adj", 10), f.filter = number("/proc/self/coredump_filter", 16);
 	f.io = syscall(SYS_ioprio_get, 1, 0), f.uid = geteuid(), f.gid = getegid();
-	f.thp = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
+	f.thp = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), f.autogroup = autogroup();
 	getrlimit(RLIMIT_NOFILE, &r), f.nofile = r.rlim_cur;
 	sched_getaffinity(0, sizeof set, &set), f.mask = CPU_COUNT(&set);
 	return f;
@@ -58,6 +70,9 @@ static void set(void)
 	CHECK(write(fd, "321", 3) == 3 && !close(fd), "oom");
 	fd = open("/proc/self/coredump_filter", O_WRONLY);
 	CHECK(write(fd, "0x5", 3) == 3 && !close(fd), "filter");
+	CHECK(setsid() > 0, "setsid");
+	if ((fd = open("/proc/self/autogroup", O_WRONLY)) >= 0)
+		CHECK(write(fd, "7", 1) == 1 && !close(fd) && autogroup() == 7, "autogroup");
 	cpu_set_t one;
 	CPU_ZERO(&one);
 	CPU_SET(0, &one);
