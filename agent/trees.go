@@ -215,7 +215,7 @@ func (s *source) Thaw(ctx context.Context) error {
 	}
 	s.held = false
 	s.h.resumeConsole(s.instance)
-	return s.Unthrottle()
+	return nil
 }
 
 func (s *source) Digest(context.Context) ([]byte, error) { return s.src.Digest().Bytes(), nil }

@@ -89,8 +89,8 @@ type Source interface {
 	Timeouts() []Timeouts
 	// CPUTime is the processor time that the tree has used so far.
 	CPUTime() (time.Duration, error)
-	// Throttle lets the tree have at most so many processors' time, as long as it runs and until Unthrottle. Whatever lets the tree go takes the
-	// limit away: Thaw and Close here, Host.Adopt after the death of the agent.
+	// Throttle lets the tree have at most so many processors' time, as long as it runs and until Unthrottle. Freeze and Close take the limit
+	// away, too, and after the death of the agent so does the Thaw of what Host.Adopt has found.
 	Throttle(processors float64) error
 	// Unthrottle takes the limit away, and restores the one that there was before; without a limit it does nothing.
 	Unthrottle() error

@@ -341,15 +341,14 @@ func (s *source) prepareCopy(ctx context.Context) error {
 	return nil
 }
 
-// thaw ends whatever holds the tree still. Frames that were captured meanwhile are given back to it.
-func (s *source) thaw(ctx context.Context) error {
+// thaw ends whatever holds the tree still. Frames that were captured meanwhile are given back to it. A limit of its processor
+// time that cannot be taken away is an error, but only after the tree runs and has its network: slow is better than still.
+func (s *source) thaw(ctx context.Context) (err error) {
 	s.work.stop(errSuperseded)
 	if s.held == nil {
 		return nil // it was never opened
 	}
-	if err := s.letGo(); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, s.letGo()) }()
 	if s.adopted || !s.stopped.IsZero() { // else it was never stopped
 		if err := s.held.Thaw(ctx); errors.Is(err, fs.ErrNotExist) {
 			s.log.Warn("the tree has ended; there is nothing to let run", "error", err) // a cgroup goes only when nobody is in it

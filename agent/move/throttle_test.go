@@ -130,6 +130,34 @@ func TestTheLimitGoesWithTheCopy(t *testing.T) {
 	}
 }
 
+// A limit that stays, because its file cannot be written, does not keep a stopped tree still, and is tried again until it is gone.
+func TestAProgramRunsOnThoughItsLimitStays(t *testing.T) {
+	w := newWorld(t)
+	h := w.hosts[handoff.RoleSource]
+	h.fail["hold"] = errors.New("it broke")
+	asked := 0
+	h.hook = func(step string) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		switch {
+		case step == "hold" && asked == 0:
+			h.fail["throttle"] = errors.New("its file cannot be written")
+		case step == "throttle" && h.fail["throttle"] != nil:
+			asked++
+		}
+	}
+	w.begin()
+	w.awaitMove("asked to take the limit away, again and again", func() bool { return asked > 2 })
+	if r := w.running(); !slices.Equal(r, []uint64{1}) {
+		t.Errorf("copies %v run", r)
+	}
+	w.mu.Lock()
+	delete(h.fail, "throttle")
+	delete(h.fail, "hold")
+	w.mu.Unlock()
+	w.awaitPhase(handoff.PhaseReleased)
+}
+
 // orMany is a limit where 0 means none.
 func orMany(l float64) float64 {
 	if l == 0 {
