@@ -65,10 +65,11 @@ type Dumper struct {
 	needed []Needed
 	frozen bool // Dump runs: checks that search the whole system are left out
 
-	places map[inode]place   // where watched files were found
-	peek   *peek.Kernel      // once a terminal was met
-	ttyIDs map[uint64]uint32 // of terminals, by their addresses
-	fresh  uint32            // the id of the one that the tree leaves for a new one; 0 for none
+	places  map[inode]place   // where watched files were found
+	peek    *peek.Kernel      // once a terminal was met
+	dnotify uint64            // the kernel's group of marks of F_NOTIFY, once one was looked for
+	ttyIDs  map[uint64]uint32 // of terminals, by their addresses
+	fresh   uint32            // the id of the one that the tree leaves for a new one; 0 for none
 
 	locked   map[uint64]bool    // while Check or Dump runs: inodes with locks, nil until asked for
 	current  *snapshot          // while Check or Dump runs
@@ -197,7 +198,7 @@ func (d *Dumper) problems(ctx context.Context, snap *snapshot, desc *description
 	if desc.kind.check != nil {
 		out = desc.kind.check(ctx, d, desc)
 	}
-	out = append(out, d.lockProblems(desc)...)
+	out = append(append(out, d.lockProblems(desc)...), d.dnotifyProblems(desc)...)
 	if p, bad := ownerProblem(desc, d.procs); bad {
 		out = append(out, p)
 	}
@@ -408,7 +409,7 @@ func (r *dump) all(ctx context.Context) error {
 		if entries[i], err = desc.kind.dump(ctx, r, desc); err != nil {
 			return fmt.Errorf("%s (%s): %w", desc.where(), desc.kind.Name, err)
 		}
-		return r.locks(desc)
+		return errors.Join(r.locks(desc), r.notifications(desc))
 	}
 	var side []int
 	for i, desc := range r.snap.list {

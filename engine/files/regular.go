@@ -32,7 +32,7 @@ var kindRegular = &Kind{
 }
 
 func insideRegular(in *inside, e *fdinfo.FileEntry) error {
-	if err := insideLocks(in, e); err != nil {
+	if err := errors.Join(insideLocks(in, e), in.dnotify(e)); err != nil {
 		return err
 	}
 	return in.mqueue(e)
@@ -40,7 +40,7 @@ func insideRegular(in *inside, e *fdinfo.FileEntry) error {
 
 var kindDirectory = &Kind{
 	Name: "directory", Type: fdinfo.FdTypes_REG, Carried: true,
-	Note:  "by path; the place of a listing that was begun is kept where the file system's offsets allow it; what F_NOTIFY asks for (fcntl(2)) cannot be seen and is lost",
+	Note:  "by path; the place of a listing that was begun is kept where the file system's offsets allow it, and what F_NOTIFY asks for (fcntl(2)) where the kernel can be read (BPF with BTF; else a directory whose signals have an owner is refused)",
 	match: func(d *description) bool { return d.format() == unix.S_IFDIR },
 	check: checkPath, dump: dumpPath,
 }

@@ -54,6 +54,8 @@ type KernelState struct {
 	ClearTID             uint64
 	SecureBits           uint32
 	Keyrings             bool // the thread or its process has a keyring
+	// SessionKeyring is the serial number of the session keyring that the thread has been given (keyrings(7)) if something is in it, else 0.
+	SessionKeyring uint32
 	HasMempolicy         bool // the thread has a NUMA memory policy of its own (set_mempolicy(2))
 	Name                 string
 	Personality          uint32
@@ -101,7 +103,10 @@ const (
 	atCgroups     = atSeccomp + 16
 	atMempolicy   = atCgroups + 8
 	atSemUndo     = atMempolicy + 8
-	recordSize    = atSemUndo + 8
+	atSessionKeys = atSemUndo + 8
+	atKeySerial   = atSessionKeys + 8
+	atKeyLeaves   = atKeySerial + 8
+	recordSize    = atKeyLeaves + 8
 
 	commSize   = 16 // TASK_COMM_LEN
 	noNewPrivs = 1  // of task_struct.atomic_flags: bit PFA_NO_NEW_PRIVS (include/linux/sched.h)
