@@ -89,10 +89,10 @@ func refusals() []kind {
 		refusal("namespaces", "namespaces that differ inside the tree, on a move or of kinds that do not say that they may; those of single threads", checkNamespaces),
 		refusal("shared-state", "a descriptor table of a single thread; a vfork(2) in progress, whose parent cannot be stopped; what a process shares with one that is not its parent", checkShared),
 		refusal("shadow-stack", "user shadow stacks (CET)", checkShadowStack),
-		refusal("security-module", "a profile or context of a security module (AppArmor, SELinux); Landlock rules cannot be seen from outside and are lost", checkLSM),
+		{Kind: Kind{Name: "security-module", About: "a profile or context of a security module (AppArmor, SELinux); Landlock's rules (where the kernel can be read, BPF with BTF), which is seen when the process is stopped and ends the move without harm"}, check: checkLSM, dump: dumpLSM},
 		{Kind: Kind{Name: "rare-attributes", About: "core scheduling cookie: seen when the process is stopped, which ends the move without harm"}, process: true, dump: dumpRare},
 		refusal("coredump", "a process that is being dumped to a core file or is ending", checkEnding),
-		refusal("keyrings", "process and thread keyrings: seen when the process is stopped, which ends the move without harm; the session keyring is that of the destination", nil),
+		refusal("keyrings", "process and thread keyrings, and session keyrings with other keys than those of every login and service (where the kernel can be read, BPF with BTF): seen when the process is stopped, which ends the move without harm; the session keyring is that of the destination", nil),
 		refusal("accounting", "resource usage, start time: the kernel has no way to set them, they start anew", nil),
 	}
 }

@@ -75,6 +75,9 @@ func dumpCreds(d *dumper) error {
 		return nil
 	}
 	if k := d.kernel; k != nil {
+		if err := d.dumpSessionKeyring(); err != nil {
+			return err
+		}
 		return set(k.SecureBits, k.DeathSignal, k.Keyrings)
 	}
 	bits := d.batch.Call(unix.SYS_PRCTL, unix.PR_GET_SECUREBITS, 0, 0, 0, 0)

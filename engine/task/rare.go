@@ -106,6 +106,14 @@ func checkLSM(c *checker) error {
 	return nil
 }
 
+// dumpLSM refuses a thread that Landlock restricts: its rules can be read by nobody.
+func dumpLSM(d *dumper) error {
+	if d.kernel != nil && d.kernel.Landlock {
+		return fmt.Errorf("it is restricted by Landlock: %w", ErrNotCarried)
+	}
+	return nil
+}
+
 // rare is a question to the leader. Ask returns what to do with the answer: it reports whether the answer is not the
 // one that a thread has from birth.
 type rare struct {

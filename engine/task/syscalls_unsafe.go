@@ -3,6 +3,7 @@
 package task
 
 import (
+	"errors"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,20 @@ func schedGetAffinity(tid int, mask []byte) (int, error) {
 func schedSetAffinity(tid int, mask []byte) error {
 	_, _, errno := unix.Syscall(unix.SYS_SCHED_SETAFFINITY, uintptr(tid), uintptr(len(mask)), uintptr(unsafe.Pointer(unsafe.SliceData(mask))))
 	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// restrictSelf puts the calling thread under Landlock, which forbids it to make symbolic links (landlock_restrict_self(2)). It needs CAP_SYS_ADMIN.
+func restrictSelf() (err error) {
+	handled := uint64(unix.LANDLOCK_ACCESS_FS_MAKE_SYM) // struct landlock_ruleset_attr, as of its first version
+	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&handled)), unsafe.Sizeof(handled), 0)
+	if errno != 0 {
+		return errno
+	}
+	defer func() { err = errors.Join(err, unix.Close(int(fd))) }()
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
 		return errno
 	}
 	return nil

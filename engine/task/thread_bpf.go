@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,12 +57,13 @@ type KernelState struct {
 	Keyrings             bool // the thread or its process has a keyring
 	// SessionKeyring is the serial number of the session keyring that the thread has been given (keyrings(7)) if something is in it, else 0.
 	SessionKeyring uint32
-	HasMempolicy         bool // the thread has a NUMA memory policy of its own (set_mempolicy(2))
-	Name                 string
-	Personality          uint32
-	TimerSlack           uint64
-	NoNewPrivs           bool
-	AtomicFlags          uint64 // task_struct.atomic_flags
+	Landlock       bool // Landlock restricts the thread (landlock(7))
+	HasMempolicy   bool // the thread has a NUMA memory policy of its own (set_mempolicy(2))
+	Name           string
+	Personality    uint32
+	TimerSlack     uint64
+	NoNewPrivs     bool
+	AtomicFlags    uint64 // task_struct.atomic_flags
 	// HasSeccomp says that the kernel has seccomp. SeccompFilter is the same for threads that have the same filters, and
 	// means nothing else.
 	HasSeccomp    bool
@@ -80,8 +82,9 @@ type KernelState struct {
 // ask it about itself, and the time left of its interrupted wait is exact. Open it before the freeze: the first time
 // costs some 10 ms. Its methods may be called from any goroutine.
 type ThreadReader struct {
-	prog    int
-	seccomp bool // the kernel has it
+	prog     int
+	seccomp  bool // the kernel has it
+	landlock int  // where Landlock's word stands in the blob of the security modules; -1: it is not known
 }
 
 // Where the fields stand in what the program writes.
@@ -105,49 +108,65 @@ const (
 	atSemUndo     = atMempolicy + 8
 	atSessionKeys = atSemUndo + 8
 	atKeySerial   = atSessionKeys + 8
-	atKeyLeaves   = atKeySerial + 8
-	recordSize    = atKeyLeaves + 8
+	atKeyArray    = atKeySerial + 8
+	atSecurity    = atKeyArray + 16
+	atBlob        = atSecurity + 8
+	recordSize    = atBlob + blobSize
+
+	blobSize = 64 // of what security modules keep of a thread's credentials, in words, the first ones
 
 	commSize   = 16 // TASK_COMM_LEN
 	noNewPrivs = 1  // of task_struct.atomic_flags: bit PFA_NO_NEW_PRIVS (include/linux/sched.h)
 )
 
-// threadFields lists the reads that the program makes: those of task_struct, then those of its cred.
-func threadFields(t *bpf.Types) (task, cred []bpfRead, err error) {
+// threadReads are the reads that the program makes: of task_struct, of its cred, and of the session keyring and the security modules' blob
+// of that.
+type threadReads struct{ task, cred, key, blob []bpfRead }
+
+func threadFields(t *bpf.Types) (r threadReads, err error) {
 	add := func(list *[]bpfRead, structure, name string, size, to int32) {
 		off, e := t.Member(structure, name)
 		err = errors.Join(err, e)
 		*list = append(*list, bpfRead{from: int32(off), size: size, to: to})
 	}
-	add(&task, "task_struct", "restart_block", restartBlockSize, 0)
-	add(&task, "task_struct", "sas_ss_sp", 8, atStackAddr)
-	add(&task, "task_struct", "sas_ss_size", 8, atStackSize)
-	add(&task, "task_struct", "sas_ss_flags", 4, atStackFlags)
-	add(&task, "task_struct", "pdeath_signal", 4, atDeathSignal)
-	add(&task, "task_struct", "clear_child_tid", 8, atClearTID)
-	add(&task, "task_struct", "cred", 8, atCred)
-	add(&task, "task_struct", "comm", commSize, atName)
-	add(&task, "task_struct", "personality", 4, atPersonality)
-	add(&task, "task_struct", "timer_slack_ns", 8, atSlack)
-	add(&task, "task_struct", "atomic_flags", 8, atFlags)
+	add(&r.task, "task_struct", "restart_block", restartBlockSize, 0)
+	add(&r.task, "task_struct", "sas_ss_sp", 8, atStackAddr)
+	add(&r.task, "task_struct", "sas_ss_size", 8, atStackSize)
+	add(&r.task, "task_struct", "sas_ss_flags", 4, atStackFlags)
+	add(&r.task, "task_struct", "pdeath_signal", 4, atDeathSignal)
+	add(&r.task, "task_struct", "clear_child_tid", 8, atClearTID)
+	add(&r.task, "task_struct", "cred", 8, atCred)
+	add(&r.task, "task_struct", "comm", commSize, atName)
+	add(&r.task, "task_struct", "personality", 4, atPersonality)
+	add(&r.task, "task_struct", "timer_slack_ns", 8, atSlack)
+	add(&r.task, "task_struct", "atomic_flags", 8, atFlags)
 	if _, e := t.Member("task_struct", "seccomp"); e == nil {
-		add(&task, "task_struct", "seccomp", 16, atSeccomp)
+		add(&r.task, "task_struct", "seccomp", 16, atSeccomp)
 	}
 	if _, e := t.Member("task_struct", "cgroups"); e == nil {
-		add(&task, "task_struct", "cgroups", 8, atCgroups)
+		add(&r.task, "task_struct", "cgroups", 8, atCgroups)
 	}
 	if _, e := t.Member("task_struct", "mempolicy"); e == nil { // CONFIG_NUMA
-		add(&task, "task_struct", "mempolicy", 8, atMempolicy)
+		add(&r.task, "task_struct", "mempolicy", 8, atMempolicy)
 	}
 	if _, e := t.Member("task_struct", "sysvsem"); e == nil { // CONFIG_SYSVIPC
-		add(&task, "task_struct", "sysvsem", 8, atSemUndo)
+		add(&r.task, "task_struct", "sysvsem", 8, atSemUndo)
 	}
-	add(&cred, "cred", "securebits", 4, atSecureBits)
+	add(&r.cred, "cred", "securebits", 4, atSecureBits)
 	if _, e := t.Member("cred", "thread_keyring"); e == nil { // CONFIG_KEYS
-		add(&cred, "cred", "thread_keyring", 8, atThreadKeys)
-		add(&cred, "cred", "process_keyring", 8, atProcessKeys)
+		add(&r.cred, "cred", "thread_keyring", 8, atThreadKeys)
+		add(&r.cred, "cred", "process_keyring", 8, atProcessKeys)
+		add(&r.cred, "cred", "session_keyring", 8, atSessionKeys)
+		add(&r.key, "key", "serial", 4, atKeySerial)
+		add(&r.key, "key", "keys", 16, atKeyArray) // struct assoc_array: the root, and the number of leaves
 	}
-	return task, cred, err
+	if _, e := t.Member("cred", "security"); e == nil { // CONFIG_SECURITY
+		add(&r.cred, "cred", "security", 8, atSecurity)
+		for at := int32(0); at < blobSize; at += 8 { // each by itself: the blob may be shorter, and end where the kernel may not read
+			r.blob = append(r.blob, bpfRead{from: at, size: 8, to: atBlob + at})
+		}
+	}
+	return r, err
 }
 
 // kernelFacts is what the program needs to know of the running kernel. It never changes.
@@ -160,11 +179,11 @@ type kernelFacts struct {
 var factsOfKernel = sync.OnceValues(readKernelFacts)
 
 func readKernelFacts() (*kernelFacts, error) {
-	types, err := bpf.Kernel("task_struct", "restart_block", "cred", "bpf_iter_task")
+	types, err := bpf.Kernel("task_struct", "restart_block", "cred", "key", "bpf_iter_task")
 	if err != nil {
 		return nil, err
 	}
-	task, cred, err := threadFields(types)
+	reads, err := threadFields(types)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +194,7 @@ func readKernelFacts() (*kernelFacts, error) {
 	if block.Size != restartBlockSize {
 		return nil, fmt.Errorf("struct restart_block has %d bytes in this kernel, %d are known", block.Size, restartBlockSize)
 	}
-	f := &kernelFacts{program: threadProgram(task, cred), iterator: types.Func("bpf_iter_task")}
+	f := &kernelFacts{program: threadProgram(reads), iterator: types.Func("bpf_iter_task")}
 	_, err = types.Member("task_struct", "seccomp")
 	f.seccomp = err == nil
 	if f.iterator == 0 {
@@ -199,6 +218,8 @@ func OpenThreadReader() (*ThreadReader, error) {
 	if _, err := r.Read(unix.Gettid()); err != nil {
 		return nil, errors.Join(fmt.Errorf("reading one thread's state: %w", err), r.Close())
 	}
+	landlockOnce.Do(func() { landlockWord = findLandlock(prog) })
+	r.landlock = landlockWord
 	return r, nil
 }
 
@@ -208,16 +229,14 @@ func (r *ThreadReader) Close() error { return unix.Close(r.prog) }
 // Read returns the state of a thread, by its id in this program's pid namespace. The thread should be stopped; its
 // restart block means something only if its last system call was interrupted (arch.RestartBlock).
 func (r *ThreadReader) Read(tid int) (KernelState, error) {
-	raw, err := bpf.RunIterator(r.prog, uint32(tid), 2*recordSize)
+	raw, err := readThread(r.prog, tid)
 	if err != nil {
-		return KernelState{}, fmt.Errorf("kernel state of thread %d: %w", tid, err)
-	}
-	if len(raw) != recordSize {
-		return KernelState{}, fmt.Errorf("kernel state of thread %d: the kernel gave %d bytes instead of %d", tid, len(raw), recordSize)
+		return KernelState{}, err
 	}
 	le := binary.LittleEndian
 	u := raw[16:restartBlockSize]
 	name, _, _ := bytes.Cut(raw[atName:atName+commSize], []byte{0})
+	domain := r.landlock >= 0 && le.Uint64(raw[atBlob+r.landlock:]) != 0
 	return KernelState{
 		Restart: RestartState{
 			Function: le.Uint64(raw[8:]),
@@ -233,8 +252,64 @@ func (r *ThreadReader) Read(tid int) (KernelState, error) {
 		NoNewPrivs: le.Uint64(raw[atFlags:])&noNewPrivs != 0, AtomicFlags: le.Uint64(raw[atFlags:]), Cred: le.Uint64(raw[atCred:]),
 		HasSeccomp: r.seccomp, Seccomp: le.Uint32(raw[atSeccomp:]), SeccompFilter: le.Uint64(raw[atSeccomp+8:]),
 		Cgroups: le.Uint64(raw[atCgroups:]), HasMempolicy: le.Uint64(raw[atMempolicy:]) != 0,
-		SemUndo: le.Uint64(raw[atSemUndo:]),
+		SemUndo: le.Uint64(raw[atSemUndo:]), SessionKeyring: sessionKeyring(raw), Landlock: domain,
 	}, nil
+}
+
+func readThread(prog, tid int) ([]byte, error) {
+	raw, err := bpf.RunIterator(prog, uint32(tid), 2*recordSize)
+	if err != nil {
+		return nil, fmt.Errorf("kernel state of thread %d: %w", tid, err)
+	}
+	if len(raw) != recordSize {
+		return nil, fmt.Errorf("kernel state of thread %d: the kernel gave %d bytes instead of %d", tid, len(raw), recordSize)
+	}
+	return raw, nil
+}
+
+var (
+	landlockOnce sync.Once
+	landlockWord int
+)
+
+// findLandlock finds where Landlock keeps its word of a thread's credentials, which no type says: the one that is set once a thread has
+// restricted itself. The thread does so to nobody's harm and ends. It is -1 where there is no Landlock.
+func findLandlock(prog int) int {
+	found := make(chan int)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this function
+		found <- restrictAndFind(prog)
+	}()
+	return <-found
+}
+
+func restrictAndFind(prog int) int {
+	before, err := readThread(prog, unix.Gettid())
+	if err != nil {
+		return -1
+	}
+	before = bytes.Clone(before)
+	if err := restrictSelf(); err != nil {
+		return -1
+	}
+	after, err := readThread(prog, unix.Gettid())
+	if err != nil {
+		return -1
+	}
+	le := binary.LittleEndian
+	for at := 0; at < blobSize; at += 8 {
+		if le.Uint64(before[atBlob+at:]) == 0 && le.Uint64(after[atBlob+at:]) != 0 {
+			return at
+		}
+	}
+	return -1
+}
+
+func sessionKeyring(raw []byte) uint32 {
+	if leaves := binary.LittleEndian.Uint64(raw[atKeyArray+8:]); leaves == 0 {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(raw[atKeySerial:])
 }
 
 // rmtp is where nanosleep writes the rest; the field holds garbage if the type (enum timespec_type) is TT_NONE.
@@ -302,14 +377,16 @@ type bpfRead struct{ from, size, to int32 }
 //	int f(struct bpf_iter__task *ctx) {
 //		char record[recordSize] = {};
 //		if (ctx->task) {
-//			// for each read of task, then of cred:
+//			// for each read of task, then of cred, then of what that points to, which may be nothing: then it reads zeros
 //			bpf_probe_read_kernel(record + to, size, (char *)ctx->task + from);
 //			bpf_probe_read_kernel(record + to, size, *(char **)(record + atCred) + from);
+//			bpf_probe_read_kernel(record + to, size, *(char **)(record + atSessionKeys) + from);
+//			bpf_probe_read_kernel(record + to, size, *(char **)(record + atSecurity) + from);
 //			bpf_seq_write(ctx->meta->seq, record, sizeof record);
 //		}
 //		return 0;
 //	}
-func threadProgram(task, cred []bpfRead) []byte {
+func threadProgram(r threadReads) []byte {
 	const (
 		load, store, mov, movImm, addImm, jneImm, call, exit = 0x79, 0x7a, 0xbf, 0xb7, 0x07, 0x55, 0x85, 0x95
 		probeRead, seqWrite                                  = 113, 127 // BPF_FUNC_*, include/uapi/linux/bpf.h
@@ -330,12 +407,16 @@ func threadProgram(task, cred []bpfRead) []byte {
 	for off := int16(0); off < recordSize; off += 8 {
 		emit(bpf.Insn(store, fp, 0, off-recordSize, 0))
 	}
-	for _, r := range task {
-		read(7, r)
-	}
-	emit(bpf.Insn(load, 8, fp, atCred-recordSize, 0))
-	for _, r := range cred {
-		read(8, r)
+	for _, from := range []struct {
+		base  int16 // where the address was read to; -1: it is in register 7
+		reads []bpfRead
+	}{{-1, r.task}, {atCred, r.cred}, {atSessionKeys, r.key}, {atSecurity, r.blob}} {
+		if from.base >= 0 {
+			emit(bpf.Insn(load, 7, fp, from.base-recordSize, 0))
+		}
+		for _, x := range from.reads {
+			read(7, x)
+		}
 	}
 	emit(bpf.Insn(load, 1, 6, 0, 0), bpf.Insn(load, 1, 1, 0, 0)) // ctx->meta->seq
 	emit(bpf.Insn(mov, 2, fp, 0, 0), bpf.Insn(addImm, 2, 0, 0, -recordSize), bpf.Insn(movImm, 3, 0, 0, recordSize), bpf.Insn(call, 0, 0, 0, seqWrite))
