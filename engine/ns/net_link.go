@@ -78,6 +78,9 @@ func readLinks(n *imagespb.NetNamespace, check func(*imagespb.NetDevice, []attr)
 		n.Devices = append(n.Devices, dev)
 		byIndex[dev.Index] = dev
 	}
+	if err := readMulticast(byIndex); err != nil {
+		return err
+	}
 	addrs, err := dumpNetlink(unix.RTM_GETADDR, unix.RTM_NEWADDR, make([]byte, sizeAddr))
 	if err != nil {
 		return err
@@ -109,7 +112,7 @@ func (d *dumper) checkLink(n *imagespb.NetNamespace, dev *imagespb.NetDevice, li
 
 // setLinks completes the devices of a namespace, when they are there: first what refers to others, then their addresses, and they go up.
 func (n *liveNet) setLinks() error {
-	for _, step := range []func(*imagespb.NetDevice) error{setLink, setNames, setBridge, quiet, setUp, settle, setPort, setAddresses} {
+	for _, step := range []func(*imagespb.NetDevice) error{setLink, setNames, setBridge, quiet, setMulticast, setUp, settle, setPort, setAddresses} {
 		for _, d := range n.GetDevices() {
 			if err := step(d); err != nil {
 				return fmt.Errorf("device %s: %w", d.GetName(), err)
@@ -275,6 +278,13 @@ func (n *liveNet) peerMessage(at *liveNet, index uint32) ([]byte, error) {
 	return appendAttr(nil, nl.VETH_INFO_PEER|unix.NLA_F_NESTED, m), nil
 }
 
+// offloads are the bounds of a device's segmentation and aggregation, in bytes and in segments, with what they are when nobody has set them
+// (GSO_LEGACY_MAX_SIZE and its like in include/linux/netdevice.h).
+var offloads = map[uint16]uint32{
+	unix.IFLA_GSO_MAX_SIZE: 1 << 16, unix.IFLA_GRO_MAX_SIZE: 1 << 16, unix.IFLA_GSO_IPV4_MAX_SIZE: 1 << 16, unix.IFLA_GRO_IPV4_MAX_SIZE: 1 << 16,
+	unix.IFLA_GSO_MAX_SEGS: 1<<16 - 1,
+}
+
 // setLink gives a device what refers to others, and what a device that was there already did not get when it was made.
 func setLink(d *imagespb.NetDevice) error {
 	list, err := attrs(d.GetLink(), sizeLink)
@@ -284,6 +294,11 @@ func setLink(d *imagespb.NetDevice) error {
 	m := linkOf(d)
 	for _, kind := range []uint16{unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_MASTER, unix.IFLA_IFALIAS} {
 		if v := find(list, kind); v != nil {
+			m = appendAttr(m, kind, v)
+		}
+	}
+	for kind, usual := range offloads {
+		if v := find(list, kind); len(v) == 4 && word(v) != usual {
 			m = appendAttr(m, kind, v)
 		}
 	}

@@ -27,6 +27,8 @@ static const char *setup[] = {
 	"bridge fdb add 02:00:00:00:00:98 dev vx0 dst 10.0.0.4",
 	"ip link add mv0 link v0 type macvlan mode bridge",
 	"ip link set mv0 up",
+	"ip maddr add 33:33:00:00:12:34 dev v0",
+	"ip link set mv0 gso_max_size 30000 gso_max_segs 20",
 	"ip link add ifb9 type ifb",
 	"ip link set ifb9 up",
 	"tc qdisc add dev ifb9 root pfifo limit 77",
@@ -63,6 +65,7 @@ static const char *questions[] = {
 	"ip nexthop show; ip route show table all | sort; ip rule",
 	"ip neigh show nud permanent; ip neigh show nud stale; ip neigh show proxy",
 	"ip addrlabel | sort",
+	"ip maddr show dev v0 | grep static",
 };
 
 #define QUESTIONS (int)(sizeof questions / sizeof *questions)

@@ -803,6 +803,7 @@ type NetDevice struct {
 	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`           // IFLA_INFO_KIND; empty for lo
 	Link          []byte                 `protobuf:"bytes,4,opt,name=link,proto3" json:"link,omitempty"`           // RTM_NEWLINK message without its header
 	Addresses     [][]byte               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // RTM_NEWADDR messages without their header
+	Multicast     [][]byte               `protobuf:"bytes,6,rep,name=multicast,proto3" json:"multicast,omitempty"` // link-layer addresses to which it listens because somebody has asked for it (SIOCADDMULTI), once for all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +869,13 @@ func (x *NetDevice) GetLink() []byte {
 func (x *NetDevice) GetAddresses() [][]byte {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *NetDevice) GetMulticast() [][]byte {
+	if x != nil {
+		return x.Multicast
 	}
 	return nil
 }
@@ -1220,13 +1228,14 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\fR\amessage\"9\n" +
 	"\x05NetID\x12\x12\n" +
 	"\x04nsid\x18\x01 \x01(\rR\x04nsid\x12\x1c\n" +
-	"\tnamespace\x18\x02 \x01(\rR\tnamespace\"{\n" +
+	"\tnamespace\x18\x02 \x01(\rR\tnamespace\"\x99\x01\n" +
 	"\tNetDevice\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04link\x18\x04 \x01(\fR\x04link\x12\x1c\n" +
-	"\taddresses\x18\x05 \x03(\fR\taddresses\"2\n" +
+	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x1c\n" +
+	"\tmulticast\x18\x06 \x03(\fR\tmulticast\"2\n" +
 	"\x06Sysctl\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"6\n" +
