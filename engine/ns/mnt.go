@@ -19,21 +19,23 @@ import (
 	"migrate/engine/procfs"
 )
 
-const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content"
+const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs without files"
 
 // fresh are the file systems that are made anew when they are the namespace's own; those with content have it carried.
 var fresh = map[string]struct{ content bool }{
 	"tmpfs": {true}, "ramfs": {true},
 	"proc": {}, "sysfs": {}, "devpts": {}, "mqueue": {}, "cgroup2": {}, "debugfs": {}, "tracefs": {}, "securityfs": {}, "fusectl": {},
-	"configfs": {}, "pstore": {}, "binfmt_misc": {}, "bpf": {},
+	"configfs": {}, "pstore": {}, "binfmt_misc": {}, "bpf": {}, overlay: {}, hugetlbfs: {},
 }
+
+const hugetlbfs = "hugetlbfs"
 
 // fsTypes are CRIU's numbers of file systems; the others are AUTO, with their name.
 var fsTypes = map[string]mnt.Fstype{
 	"proc": mnt.Fstype_PROC, "sysfs": mnt.Fstype_SYSFS, "devtmpfs": mnt.Fstype_DEVTMPFS, "binfmt_misc": mnt.Fstype_BINFMT_MISC,
 	"tmpfs": mnt.Fstype_TMPFS, "devpts": mnt.Fstype_DEVPTS, "pstore": mnt.Fstype_PSTORE, "securityfs": mnt.Fstype_SECURITYFS,
 	"fusectl": mnt.Fstype_FUSECTL, "debugfs": mnt.Fstype_DEBUGFS, "cgroup": mnt.Fstype_CGROUP, "mqueue": mnt.Fstype_MQUEUE,
-	"overlay": mnt.Fstype_OVERLAYFS, "tracefs": mnt.Fstype_TRACEFS, "cgroup2": mnt.Fstype_CGROUP2,
+	overlay: mnt.Fstype_OVERLAYFS, "tracefs": mnt.Fstype_TRACEFS, "cgroup2": mnt.Fstype_CGROUP2,
 }
 
 // mountFlags are the options of mountinfo that belong to a mount and not to its file system (mount(2)).
@@ -57,6 +59,8 @@ type mountReader struct {
 	host   []*mountinfo.Info
 	byID   map[int]*mountinfo.Info
 	paths  map[int]string // where a mount is found on the host
+	age    map[int]int    // place of a mount in the order in which they were made
+	after  map[int][]uint32
 	// covered says how many mounts of the host hide what is at that path.
 	covered map[int]int
 	handles map[int]*imagespb.Mount // namespaces that are mounted
@@ -86,7 +90,7 @@ func (t *mountTable) marshal(out map[uint32][]byte) error {
 }
 
 func dumpMounts(d *dumper) error {
-	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, covered: map[int]int{}, handles: map[int]*imagespb.Mount{}}
+	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, age: map[int]int{}, after: map[int][]uint32{}, covered: map[int]int{}, handles: map[int]*imagespb.Mount{}}
 	var err error
 	if r.host, err = procfs.Host.Mounts(os.Getpid()); err != nil {
 		return err
@@ -103,6 +107,8 @@ func dumpMounts(d *dumper) error {
 		if err := r.locate(); err != nil {
 			return err
 		}
+		r.overlays()
+		r.hugePages()
 		for _, m := range r.mounts {
 			r.record(m)
 		}
@@ -120,8 +126,8 @@ func (r *mountReader) list(proc *os.File) error {
 		return err
 	}
 	below := map[int][]*mountinfo.Info{}
-	for _, m := range all {
-		r.byID[m.ID] = m
+	for i, m := range all {
+		r.byID[m.ID], r.age[m.ID] = m, i
 		below[m.Parent] = append(below[m.Parent], m)
 	}
 	var roots []*mountinfo.Info
@@ -148,6 +154,18 @@ func (r *mountReader) list(proc *os.File) error {
 		}
 	}
 	return nil
+}
+
+// hugePages refuses file systems of huge pages with files in them, which cannot be written as others are. It runs in the mount namespace.
+func (r *mountReader) hugePages() {
+	for _, m := range r.mounts {
+		if m.FSType != hugetlbfs || r.paths[m.ID] != "" {
+			continue
+		}
+		if names, err := os.ReadDir(m.Mountpoint); err != nil || len(names) > 0 {
+			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("%d files in a file system of huge pages that is the namespace's own (%v)", len(names), err), "remove them, or mount it on the host, too")
+		}
+	}
 }
 
 // locate finds out what of the mounts the host has too, in this program's mount namespace.
@@ -340,7 +358,7 @@ func (r *mountReader) record(m *mountinfo.Info) {
 	if master != 0 {
 		e.MasterId = proto.Uint32(uint32(master))
 	}
-	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.dumper.mounts.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID], Covered: uint32(r.covered[m.ID])}
+	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.dumper.mounts.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID], Covered: uint32(r.covered[m.ID]), After: r.after[m.ID]}
 	if h := r.handles[m.ID]; h != nil {
 		x.Namespace, x.Kind = h.Namespace, h.Kind
 	}

@@ -69,6 +69,9 @@ func restoreMounts(r *restorer) error {
 	t.trees = append(t.trees, t)
 	for i, e := range r.in.Mounts {
 		x := r.header.GetMounts()[i]
+		if isOverlay(e, x) {
+			continue // when its layers are in their places
+		}
 		fd, err := t.alone(e, x)
 		if err != nil {
 			return fmt.Errorf("%s at %s: %w", e.GetFsname(), e.GetMountpoint(), err)
@@ -133,6 +136,9 @@ func private(fd int, path string) (int, error) {
 func (t *mountTree) create(e *mnt.MntEntry, x *imagespb.Mount) (_ int, err error) {
 	if _, ok := fresh[e.GetFsname()]; !ok {
 		return -1, fmt.Errorf("a file system of type %.40q cannot be made: %w", e.GetFsname(), ErrNotCarried)
+	}
+	if isOverlay(e, x) {
+		return t.createOverlay(e)
 	}
 	var b remote.Batch
 	config := b.Call(unix.SYS_FSOPEN, b.String(e.GetFsname()), unix.FSOPEN_CLOEXEC)
@@ -259,17 +265,8 @@ func (t *mountTree) assemble() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("cutting the mounts off from the host's: %w", err)
 	}
-	for i, e := range t.in.Mounts {
-		fd := t.fds[e.GetMntId()]
-		var err error
-		if i == 0 {
-			err = enterRoot(fd)
-		} else {
-			err = t.attach(e, fd)
-		}
-		if err != nil {
-			return fmt.Errorf("mount at %s: %w", e.GetMountpoint(), err)
-		}
+	if err := t.place(); err != nil {
+		return err
 	}
 	for _, e := range t.in.Mounts {
 		if err := unix.MountSetattr(t.fds[e.GetMntId()], "", unix.AT_EMPTY_PATH, attributes(e.GetFlags())); err != nil {

@@ -291,6 +291,7 @@ type Mount struct {
 	Covered       uint32                 `protobuf:"varint,6,opt,name=covered,proto3" json:"covered,omitempty"`                                  // mounts of the host that hide what is mounted at path
 	Namespace     uint32                 `protobuf:"varint,7,opt,name=namespace,proto3" json:"namespace,omitempty"`                              // it is a handle of this NestedNamespace or, if 1, of the root's of this kind
 	Kind          uint64                 `protobuf:"varint,8,opt,name=kind,proto3" json:"kind,omitempty"`                                        // CLONE_NEW*
+	After         []uint32               `protobuf:"varint,9,rep,packed,name=after,proto3" json:"after,omitempty"`                               // mounts that were in their places before this one, which counts for what it was made of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -379,6 +380,13 @@ func (x *Mount) GetKind() uint64 {
 		return x.Kind
 	}
 	return 0
+}
+
+func (x *Mount) GetAfter() []uint32 {
+	if x != nil {
+		return x.After
+	}
+	return nil
 }
 
 type SemaphoreSet struct {
@@ -1190,7 +1198,7 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x11ProcessNamespaces\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\rR\x03ids\x12*\n" +
-	"\x11time_for_children\x18\x03 \x01(\rR\x0ftimeForChildren\"\xd3\x01\n" +
+	"\x11time_for_children\x18\x03 \x01(\rR\x0ftimeForChildren\"\xe9\x01\n" +
 	"\x05Mount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x0e\n" +
 	"\x02fs\x18\x02 \x01(\rR\x02fs\x12\x12\n" +
@@ -1199,7 +1207,8 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\rslave_outside\x18\x05 \x01(\bR\fslaveOutside\x12\x18\n" +
 	"\acovered\x18\x06 \x01(\rR\acovered\x12\x1c\n" +
 	"\tnamespace\x18\a \x01(\rR\tnamespace\x12\x12\n" +
-	"\x04kind\x18\b \x01(\x04R\x04kind\"6\n" +
+	"\x04kind\x18\b \x01(\x04R\x04kind\x12\x14\n" +
+	"\x05after\x18\t \x03(\rR\x05after\"6\n" +
 	"\fSemaphoreSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06values\x18\x02 \x03(\rR\x06values\"S\n" +
