@@ -39,6 +39,7 @@ var stays = map[string]string{
 	"mem_cow":       "it looks for memory that a fork shares, which a move copies",
 	"mqueue":        "its queue is that of the host, which stays behind",
 	"ns_overlay":    "mount namespaces that are not the host's are carried by a dump to disk",
+	"ns_deleted":    "mount namespaces that are not the host's are carried by a dump to disk",
 	"ns_mounts":     "namespaces of single processes are carried by a dump to disk",
 	"ns_net":        "namespaces of single processes are carried by a dump to disk",
 	"ns_time":       "namespaces of single processes are carried by a dump to disk",

@@ -19,7 +19,7 @@ import (
 )
 
 // inNamespaces are the general workloads that also run as the pid 1 of namespaces.
-var inNamespaces = []string{"anon_private", "credentials", "epoll", "mappings", "ns_mounts", "ns_overlay", "ns_net", "ns_time", "ns_uts_ipc", "owners", "pidfds", "pipes", "registers", "signals", "sleepers", "tcp_inside", "threads", "timers", "tree", "sessions_dead", "zombie", "zombies"}
+var inNamespaces = []string{"anon_private", "credentials", "epoll", "mappings", "ns_mounts", "ns_overlay", "ns_deleted", "ns_net", "ns_time", "ns_uts_ipc", "owners", "pidfds", "pipes", "registers", "signals", "sleepers", "tcp_inside", "threads", "timers", "tree", "sessions_dead", "zombie", "zombies"}
 
 func TestNamespaces(t *testing.T) {
 	eachInNamespaces(t, func(ctx context.Context, t *testing.T, w *workload) {

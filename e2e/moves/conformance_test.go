@@ -32,6 +32,7 @@ var stays = map[string]string{
 	"mqueue":        "a queue of the host is carried by a dump to disk",
 	"ns_links":      "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_overlay":    "namespaces that a program has made for itself are carried by a dump to disk",
+	"ns_deleted":    "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_mounts":     "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_net":        "namespaces that a program has made for itself are carried by a dump to disk",
 	"ns_nft":        "namespaces that a program has made for itself are carried by a dump to disk",

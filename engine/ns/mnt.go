@@ -19,7 +19,7 @@ import (
 	"migrate/engine/procfs"
 )
 
-const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs without files"
+const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs without files; what was deleted and is mounted, with its content"
 
 // fresh are the file systems that are made anew when they are the namespace's own; those with content have it carried.
 var fresh = map[string]struct{ content bool }{
@@ -55,12 +55,13 @@ type device struct{ major, minor int }
 // mountReader reads the mounts of a namespace.
 type mountReader struct {
 	*dumper
-	mounts []*mountinfo.Info
-	host   []*mountinfo.Info
-	byID   map[int]*mountinfo.Info
-	paths  map[int]string // where a mount is found on the host
-	age    map[int]int    // place of a mount in the order in which they were made
-	after  map[int][]uint32
+	mounts  []*mountinfo.Info
+	host    []*mountinfo.Info
+	byID    map[int]*mountinfo.Info
+	paths   map[int]string // where a mount is found on the host
+	age     map[int]int    // place of a mount in the order in which they were made
+	after   map[int][]uint32
+	deleted map[int]*deletion
 	// covered says how many mounts of the host hide what is at that path.
 	covered map[int]int
 	handles map[int]*imagespb.Mount // namespaces that are mounted
@@ -90,7 +91,7 @@ func (t *mountTable) marshal(out map[uint32][]byte) error {
 }
 
 func dumpMounts(d *dumper) error {
-	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, age: map[int]int{}, after: map[int][]uint32{}, covered: map[int]int{}, handles: map[int]*imagespb.Mount{}}
+	r := &mountReader{dumper: d, byID: map[int]*mountinfo.Info{}, paths: map[int]string{}, age: map[int]int{}, after: map[int][]uint32{}, deleted: map[int]*deletion{}, covered: map[int]int{}, handles: map[int]*imagespb.Mount{}}
 	var err error
 	if r.host, err = procfs.Host.Mounts(os.Getpid()); err != nil {
 		return err
@@ -109,6 +110,9 @@ func dumpMounts(d *dumper) error {
 		}
 		r.overlays()
 		r.hugePages()
+		if err := r.readDeleted(); err != nil {
+			return err
+		}
 		for _, m := range r.mounts {
 			r.record(m)
 		}
@@ -191,8 +195,10 @@ func (r *mountReader) locate() error {
 				}
 				continue
 			}
-			if strings.HasSuffix(m.Root, "//deleted") {
-				r.refuse("mount "+m.Mountpoint, "what is mounted there, "+m.Root+", was deleted", "unmount it")
+			if root, ok := deletedRoot(m); ok {
+				if err := r.locateDeleted(m, root, onHost[dev]); err != nil {
+					return err
+				}
 				continue
 			}
 			if !onHost[dev] {
@@ -359,6 +365,9 @@ func (r *mountReader) record(m *mountinfo.Info) {
 		e.MasterId = proto.Uint32(uint32(master))
 	}
 	x := &imagespb.Mount{Id: uint32(m.ID), Fs: r.dumper.mounts.fs[device{m.Major, m.Minor}], Path: r.paths[m.ID], Covered: uint32(r.covered[m.ID]), After: r.after[m.ID]}
+	if d := r.deleted[m.ID]; d != nil {
+		x.Deleted, x.SameAs = d.tree, d.same
+	}
 	if h := r.handles[m.ID]; h != nil {
 		x.Namespace, x.Kind = h.Namespace, h.Kind
 	}
@@ -414,7 +423,7 @@ func (r *mountReader) contents() error {
 	slices.SortStableFunc(sorted, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
 	for _, m := range sorted {
 		dev := device{m.Major, m.Minor}
-		if !fresh[m.FSType].content || r.paths[m.ID] != "" {
+		if !fresh[m.FSType].content || r.paths[m.ID] != "" || r.deleted[m.ID] != nil {
 			continue
 		}
 		if slices.ContainsFunc(table.done[dev], func(root string) bool { _, ok := cutDir(m.Root, root); return ok }) {

@@ -62,11 +62,18 @@ type mountTree struct {
 	pid     int            // of a process in the namespace
 	fds     map[uint32]int // of each mount, by id
 	settled bool           // they have their peer groups and masters
+
+	borrowed []*borrowed
 }
 
-func restoreMounts(r *restorer) error {
+func restoreMounts(r *restorer) (err error) {
 	t := &mountTree{restorer: r, mountMaker: r.mounts, pid: r.caller.PID(), fds: map[uint32]int{}}
 	t.trees = append(t.trees, t)
+	defer func() {
+		for _, b := range t.borrowed {
+			err = errors.Join(err, b.giveBack())
+		}
+	}()
 	for i, e := range r.in.Mounts {
 		x := r.header.GetMounts()[i]
 		if isOverlay(e, x) {
@@ -83,6 +90,9 @@ func restoreMounts(r *restorer) error {
 
 // alone makes a mount that is nowhere yet, and private.
 func (t *mountTree) alone(e *mnt.MntEntry, x *imagespb.Mount) (int, error) {
+	if x.GetDeleted() != nil || x.GetSameAs() != 0 {
+		return t.makeDeleted(e, x)
+	}
 	if x.GetPath() != "" {
 		if x.GetCovered() > 0 {
 			fd, err := cloneHost(x.GetPath(), int(x.GetCovered()))
@@ -100,15 +110,23 @@ func (t *mountTree) alone(e *mnt.MntEntry, x *imagespb.Mount) (int, error) {
 		}
 		return cloneMount(int(f.Fd()), "")
 	}
-	source, ok := t.sources[x.GetFs()]
-	if !ok {
-		var err error
-		if source, err = t.create(e, x); err != nil {
-			return -1, err
-		}
-		t.sources[x.GetFs()] = source
+	source, err := t.source(e, x)
+	if err != nil {
+		return -1, err
 	}
 	return cloneMount(source, strings.TrimPrefix(e.GetRoot(), "/"))
+}
+
+// source is a mount of the root of a file system of the tree's own, which is made when it is first needed.
+func (t *mountTree) source(e *mnt.MntEntry, x *imagespb.Mount) (int, error) {
+	if fd, ok := t.sources[x.GetFs()]; ok {
+		return fd, nil
+	}
+	fd, err := t.create(e, x)
+	if err == nil {
+		t.sources[x.GetFs()] = fd
+	}
+	return fd, err
 }
 
 // cloneMount makes a private mount of what a path leads to (open_tree(2)).

@@ -98,6 +98,9 @@ func (r *treeReader) directory(dir int, name, path string, f *imagespb.TreeFile)
 		return err
 	}
 	names, err := d.Readdirnames(-1)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // it was deleted, and so has nothing in it
+	}
 	if err != nil {
 		return err
 	}

@@ -292,6 +292,8 @@ type Mount struct {
 	Namespace     uint32                 `protobuf:"varint,7,opt,name=namespace,proto3" json:"namespace,omitempty"`                              // it is a handle of this NestedNamespace or, if 1, of the root's of this kind
 	Kind          uint64                 `protobuf:"varint,8,opt,name=kind,proto3" json:"kind,omitempty"`                                        // CLONE_NEW*
 	After         []uint32               `protobuf:"varint,9,rep,packed,name=after,proto3" json:"after,omitempty"`                               // mounts that were in their places before this one, which counts for what it was made of
+	Deleted       []byte                 `protobuf:"bytes,10,opt,name=deleted,proto3" json:"deleted,omitempty"`                                  // what is mounted has no name any more: a Tree of it alone, to be made in the directory path, or in that of root
+	SameAs        uint32                 `protobuf:"varint,11,opt,name=same_as,json=sameAs,proto3" json:"same_as,omitempty"`                     // the mount of the same deleted file, which comes before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +389,20 @@ func (x *Mount) GetAfter() []uint32 {
 		return x.After
 	}
 	return nil
+}
+
+func (x *Mount) GetDeleted() []byte {
+	if x != nil {
+		return x.Deleted
+	}
+	return nil
+}
+
+func (x *Mount) GetSameAs() uint32 {
+	if x != nil {
+		return x.SameAs
+	}
+	return 0
 }
 
 type SemaphoreSet struct {
@@ -1198,7 +1214,7 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\x11ProcessNamespaces\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\rR\x03ids\x12*\n" +
-	"\x11time_for_children\x18\x03 \x01(\rR\x0ftimeForChildren\"\xe9\x01\n" +
+	"\x11time_for_children\x18\x03 \x01(\rR\x0ftimeForChildren\"\x9c\x02\n" +
 	"\x05Mount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x0e\n" +
 	"\x02fs\x18\x02 \x01(\rR\x02fs\x12\x12\n" +
@@ -1208,7 +1224,10 @@ const file_engine_images_namespaces_proto_rawDesc = "" +
 	"\acovered\x18\x06 \x01(\rR\acovered\x12\x1c\n" +
 	"\tnamespace\x18\a \x01(\rR\tnamespace\x12\x12\n" +
 	"\x04kind\x18\b \x01(\x04R\x04kind\x12\x14\n" +
-	"\x05after\x18\t \x03(\rR\x05after\"6\n" +
+	"\x05after\x18\t \x03(\rR\x05after\x12\x18\n" +
+	"\adeleted\x18\n" +
+	" \x01(\fR\adeleted\x12\x17\n" +
+	"\asame_as\x18\v \x01(\rR\x06sameAs\"6\n" +
 	"\fSemaphoreSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06values\x18\x02 \x03(\rR\x06values\"S\n" +
