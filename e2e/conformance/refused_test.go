@@ -13,12 +13,13 @@ import (
 	"migrate/engine/kernel/kerneltest"
 )
 
-// TestRefusedWhenStopped refuses what can only be seen in a stopped program, by its name, and leaves the program running with it.
-func TestRefusedWhenStopped(t *testing.T) {
+// TestRefused refuses what is not carried by its name, also what can only be seen in a stopped program, and leaves the program running with it.
+func TestRefused(t *testing.T) {
 	kerneltest.Root(t)
 	bin := build(t)
 	for name, words := range map[string][]string{
 		"session_key": {"session keyring holds the key", "ticket"},
+		"bpffs":       {"type bpf", "objects", "(pinned)"},
 		"landlock":    {"restricted by Landlock", "thread"},
 	} {
 		t.Run(name, func(t *testing.T) {

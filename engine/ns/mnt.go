@@ -19,7 +19,7 @@ import (
 	"migrate/engine/procfs"
 )
 
-const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs without files; what was deleted and is mounted, with its content"
+const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs, bpffs and binfmt_misc with nothing in them; the name of a source that the host has mounted under another one is that of the host; what was deleted and is mounted, with its content"
 
 // fresh are the file systems that are made anew when they are the namespace's own; those with content have it carried.
 var fresh = map[string]struct{ content bool }{
@@ -109,7 +109,7 @@ func dumpMounts(d *dumper) error {
 			return err
 		}
 		r.overlays()
-		r.hugePages()
+		r.mustBeEmpty()
 		if err := r.readDeleted(); err != nil {
 			return err
 		}
@@ -160,14 +160,22 @@ func (r *mountReader) list(proc *os.File) error {
 	return nil
 }
 
-// hugePages refuses file systems of huge pages with files in them, which cannot be written as others are. It runs in the mount namespace.
-func (r *mountReader) hugePages() {
+// emptyOnly are file systems of the namespace's own that are made anew without what is in them, and the names that they have by themselves.
+var emptyOnly = map[string][]string{hugetlbfs: nil, "bpf": nil, "binfmt_misc": {"register", "status"}}
+
+// mustBeEmpty refuses file systems with content that is not carried. It runs in the mount namespace.
+func (r *mountReader) mustBeEmpty() {
 	for _, m := range r.mounts {
-		if m.FSType != hugetlbfs || r.paths[m.ID] != "" {
+		usual, only := emptyOnly[m.FSType]
+		if !only || r.paths[m.ID] != "" {
 			continue
 		}
-		if names, err := os.ReadDir(m.Mountpoint); err != nil || len(names) > 0 {
-			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("%d files in a file system of huge pages that is the namespace's own (%v)", len(names), err), "remove them, or mount it on the host, too")
+		names, err := os.ReadDir(m.Mountpoint)
+		names = slices.DeleteFunc(names, func(e fs.DirEntry) bool { return slices.Contains(usual, e.Name()) })
+		if err != nil {
+			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("what is in this file system of type %s cannot be read: %v", m.FSType, err), "unmount it")
+		} else if len(names) > 0 {
+			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("a file system of type %s of the namespace's own in which something is (%s)", m.FSType, names[0].Name()), "remove it, or mount the file system on the host, too")
 		}
 	}
 }
