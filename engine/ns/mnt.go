@@ -161,7 +161,7 @@ func (r *mountReader) list(proc *os.File) error {
 }
 
 // emptyOnly are file systems of the namespace's own that are made anew without what is in them, and the names that they have by themselves.
-var emptyOnly = map[string][]string{hugetlbfs: nil, "bpf": nil, "binfmt_misc": {"register", "status"}}
+var emptyOnly = map[string][]string{hugetlbfs: nil, "bpf": {"maps.debug", "progs.debug"}, "binfmt_misc": {"register", "status"}}
 
 // mustBeEmpty refuses file systems with content that is not carried. It runs in the mount namespace.
 func (r *mountReader) mustBeEmpty() {
