@@ -283,7 +283,7 @@ func (t *term) drainStatus(v *drainView) *clusterapi.DrainStatus {
 		mig := t.migration(m)
 		i := &clusterapi.DrainItem{Workload: m.GetWorkload(), Migration: mig.GetId(), Destination: m.GetDestination(), DowntimeMs: mig.GetDowntimeMs()}
 		switch {
-		case outcome(fsm.Record(m).Phase) == clusterapi.Outcome_OUTCOME_MOVED:
+		case fsm.Outcome(fsm.Record(m).Phase) == clusterapi.Outcome_OUTCOME_MOVED:
 			i.State = clusterapi.DrainState_DRAIN_STATE_MOVED
 			if !fsm.Record(m).Closed() && t.up(v.node) { // the host still has the copy that was stopped there
 				i.State = clusterapi.DrainState_DRAIN_STATE_MOVING

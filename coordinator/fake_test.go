@@ -18,6 +18,7 @@ import (
 	agentapi "migrate/agent/api"
 	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/client"
+	"migrate/coordinator/fsm"
 	"migrate/coordinator/handoff"
 	"migrate/coordinator/pki"
 )
@@ -386,8 +387,8 @@ func recordOf(r *clusterapi.ReadMigrationReply) handoff.Record {
 	if r.GetOwnerInstance() == out.Destination {
 		out.Owner = handoff.RoleDestination
 	}
-	for p, q := range phases {
-		if q == r.GetPhase() {
+	for p := handoff.PhaseNone; p <= handoff.PhaseLost; p++ {
+		if fsm.Phase(p) == r.GetPhase() {
 			out.Phase = p
 		}
 	}

@@ -57,8 +57,8 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 // repeatWait is how long a call that met a change of the leader is made again, for those that may be.
 const repeatWait = 10 * time.Second
 
-// once are the calls whose repetition could do something twice.
-var once = map[string]bool{"Resolve": true, "Logs": true}
+// once are the calls whose repetition could do or tell something twice.
+var once = map[string]bool{"Resolve": true, "Logs": true, "Events": true}
 
 // repeat makes a call, and makes it again when the leader was lost in the middle: callers need not know of elections.
 // A call that another server forwarded is not repeated here, but there.

@@ -350,7 +350,7 @@ func (v *service) Cancel(ctx context.Context, req *clusterapi.CancelRequest) (*c
 	if m == nil {
 		return nil, status.Errorf(codes.NotFound, "migration %s has been forgotten", id)
 	}
-	if outcome(fsm.Record(m).Phase) == clusterapi.Outcome_OUTCOME_MOVED || errors.Is(err, &handoff.Refusal{Code: handoff.TooLate}) {
+	if fsm.Outcome(fsm.Record(m).Phase) == clusterapi.Outcome_OUTCOME_MOVED || errors.Is(err, &handoff.Refusal{Code: handoff.TooLate}) {
 		return nil, status.Errorf(codes.FailedPrecondition, "migration %s is past its commit: %s owns %s", id, m.GetDestination(), m.GetWorkload())
 	}
 	if err != nil && !errors.Is(err, errClosed) {

@@ -45,6 +45,7 @@ func (t *term) run() {
 	defer t.wg.Wait()
 	tick := time.NewTicker(t.s.c.Limits.Redrive)
 	defer tick.Stop()
+	t.wg.Go(t.listen)
 	for {
 		changed := t.s.node.store.Changed()
 		t.openSessions()

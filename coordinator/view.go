@@ -11,35 +11,6 @@ import (
 	"migrate/coordinator/handoff"
 )
 
-// phases are the log's phases in the API's words.
-var phases = map[handoff.Phase]clusterapi.Phase{
-	handoff.PhasePreparing:     clusterapi.Phase_PHASE_PREPARING,
-	handoff.PhaseCopying:       clusterapi.Phase_PHASE_COPYING,
-	handoff.PhaseSwitching:     clusterapi.Phase_PHASE_SWITCHING,
-	handoff.PhaseCommitted:     clusterapi.Phase_PHASE_COMMITTED,
-	handoff.PhaseResumed:       clusterapi.Phase_PHASE_RESUMED,
-	handoff.PhaseReleased:      clusterapi.Phase_PHASE_RELEASED,
-	handoff.PhaseAborted:       clusterapi.Phase_PHASE_ABORTED,
-	handoff.PhaseReverted:      clusterapi.Phase_PHASE_REVERTED,
-	handoff.PhaseConfirmed:     clusterapi.Phase_PHASE_CONFIRMED,
-	handoff.PhaseNeedsOperator: clusterapi.Phase_PHASE_NEEDS_OPERATOR,
-	handoff.PhaseLost:          clusterapi.Phase_PHASE_LOST,
-}
-
-func outcome(p handoff.Phase) clusterapi.Outcome {
-	switch p {
-	case handoff.PhaseResumed, handoff.PhaseReleased:
-		return clusterapi.Outcome_OUTCOME_MOVED
-	case handoff.PhaseConfirmed:
-		return clusterapi.Outcome_OUTCOME_SOURCE_RUNNING
-	case handoff.PhaseNeedsOperator:
-		return clusterapi.Outcome_OUTCOME_NEEDS_OPERATOR
-	case handoff.PhaseLost:
-		return clusterapi.Outcome_OUTCOME_LOST
-	}
-	return clusterapi.Outcome_OUTCOME_UNSPECIFIED
-}
-
 // final says whether a watcher has nothing to wait for. A migration may be final before it is closed: the source runs,
 // but the destination has not yet said that its copy is gone, or an operator has to speak.
 func final(m *logpb.Migration, now time.Time) bool {
@@ -62,7 +33,7 @@ func (t *term) migration(m *logpb.Migration) *clusterapi.Migration {
 	r := fsm.Record(m)
 	now := time.Now()
 	out := &clusterapi.Migration{Id: r.Migration, Workload: m.GetWorkload(), Source: m.GetSource(), Destination: m.GetDestination(),
-		Phase: phases[r.Phase], Outcome: outcome(r.Phase), Attempt: r.Attempt, Incarnation: r.Incarnation,
+		Phase: fsm.Phase(r.Phase), Outcome: fsm.Outcome(r.Phase), Attempt: r.Attempt, Incarnation: r.Incarnation,
 		SourceInstance: r.Source, DestinationInstance: r.Destination, Epoch: r.Epoch, Pid: m.GetPid(), DestinationPid: m.GetDestinationPid(),
 		Options: withDefaults(m.GetOptions()), BegunUnixNs: m.GetBegunUnixNs(), PhaseUnixNs: m.GetPhaseUnixNs(), EndedUnixNs: m.GetEndedUnixNs(),
 		Progress: m.GetProgress(), Connections: m.GetConnections(), DowntimeMs: m.GetDowntimeMs(), FrozenMs: m.GetFrozenMs(),
@@ -111,10 +82,10 @@ func (s *session) addTo(out *clusterapi.Migration) {
 // owner is who may run, as the log has it.
 func readMigration(st *fsm.State, m *logpb.Migration) *clusterapi.ReadMigrationReply {
 	r := fsm.Record(m)
-	out := &clusterapi.ReadMigrationReply{Id: r.Migration, Incarnation: r.Incarnation, Phase: phases[r.Phase], Attempt: r.Attempt,
+	out := &clusterapi.ReadMigrationReply{Id: r.Migration, Incarnation: r.Incarnation, Phase: fsm.Phase(r.Phase), Attempt: r.Attempt,
 		EndedAttempt: r.Ended, Workload: m.GetWorkload(), Source: m.GetSource(), Destination: m.GetDestination(),
 		SourceInstance: r.Source, DestinationInstance: r.Destination, Epoch: r.Epoch, Closed: r.Closed(), Reason: m.GetError(),
-		LogIndex: st.LastIndex, Outcome: outcome(r.Phase), Owner: m.GetSource(), OwnerInstance: r.Source}
+		LogIndex: st.LastIndex, Outcome: fsm.Outcome(r.Phase), Owner: m.GetSource(), OwnerInstance: r.Source}
 	if r.Owner == handoff.RoleDestination {
 		out.Owner, out.OwnerInstance = m.GetDestination(), r.Destination
 	}

@@ -280,6 +280,121 @@ func (DrainState) EnumDescriptor() ([]byte, []int) {
 	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{3}
 }
 
+type EventKind int32
+
+const (
+	EventKind_EVENT_KIND_UNSPECIFIED         EventKind = 0
+	EventKind_EVENT_KIND_MISSED              EventKind = 1 // events between the one asked for and the oldest that is kept
+	EventKind_EVENT_KIND_CLUSTER_BEGUN       EventKind = 2 // it has an incarnation
+	EventKind_EVENT_KIND_TOKEN_CREATED       EventKind = 3
+	EventKind_EVENT_KIND_TOKEN_USED          EventKind = 4
+	EventKind_EVENT_KIND_HOST_JOINED         EventKind = 10
+	EventKind_EVENT_KIND_HOST_RESTARTED      EventKind = 11 // under a new boot id
+	EventKind_EVENT_KIND_HOST_LOST           EventKind = 12 // its agent is silent: a hint, no proof
+	EventKind_EVENT_KIND_HOST_BACK           EventKind = 13
+	EventKind_EVENT_KIND_DRAIN_BEGUN         EventKind = 14
+	EventKind_EVENT_KIND_DRAIN_PROGRESS      EventKind = 15 // a workload has left, or come to, a host that is drained
+	EventKind_EVENT_KIND_DRAIN_DONE          EventKind = 16 // the host has no workloads
+	EventKind_EVENT_KIND_DRAIN_ENDED         EventKind = 17 // the host takes workloads again
+	EventKind_EVENT_KIND_WORKLOAD_REGISTERED EventKind = 20
+	EventKind_EVENT_KIND_WORKLOAD_STARTED    EventKind = 21
+	EventKind_EVENT_KIND_WORKLOAD_STOPPING   EventKind = 22
+	EventKind_EVENT_KIND_WORKLOAD_ENDED      EventKind = 23
+	EventKind_EVENT_KIND_WORKLOAD_LOST       EventKind = 24
+	EventKind_EVENT_KIND_MOVE_BEGUN          EventKind = 30
+	EventKind_EVENT_KIND_MOVE_STEP           EventKind = 31 // another phase, or the end of an attempt to switch
+	EventKind_EVENT_KIND_MOVE_RETUNED        EventKind = 32
+	EventKind_EVENT_KIND_MOVE_COMMITTED      EventKind = 33
+	EventKind_EVENT_KIND_MOVE_ABORTED        EventKind = 34 // the source is to run on; it is confirmed by the end
+	EventKind_EVENT_KIND_MOVE_NEEDS_OPERATOR EventKind = 35
+	EventKind_EVENT_KIND_MOVE_ENDED          EventKind = 36 // with its outcome
+)
+
+// Enum value maps for EventKind.
+var (
+	EventKind_name = map[int32]string{
+		0:  "EVENT_KIND_UNSPECIFIED",
+		1:  "EVENT_KIND_MISSED",
+		2:  "EVENT_KIND_CLUSTER_BEGUN",
+		3:  "EVENT_KIND_TOKEN_CREATED",
+		4:  "EVENT_KIND_TOKEN_USED",
+		10: "EVENT_KIND_HOST_JOINED",
+		11: "EVENT_KIND_HOST_RESTARTED",
+		12: "EVENT_KIND_HOST_LOST",
+		13: "EVENT_KIND_HOST_BACK",
+		14: "EVENT_KIND_DRAIN_BEGUN",
+		15: "EVENT_KIND_DRAIN_PROGRESS",
+		16: "EVENT_KIND_DRAIN_DONE",
+		17: "EVENT_KIND_DRAIN_ENDED",
+		20: "EVENT_KIND_WORKLOAD_REGISTERED",
+		21: "EVENT_KIND_WORKLOAD_STARTED",
+		22: "EVENT_KIND_WORKLOAD_STOPPING",
+		23: "EVENT_KIND_WORKLOAD_ENDED",
+		24: "EVENT_KIND_WORKLOAD_LOST",
+		30: "EVENT_KIND_MOVE_BEGUN",
+		31: "EVENT_KIND_MOVE_STEP",
+		32: "EVENT_KIND_MOVE_RETUNED",
+		33: "EVENT_KIND_MOVE_COMMITTED",
+		34: "EVENT_KIND_MOVE_ABORTED",
+		35: "EVENT_KIND_MOVE_NEEDS_OPERATOR",
+		36: "EVENT_KIND_MOVE_ENDED",
+	}
+	EventKind_value = map[string]int32{
+		"EVENT_KIND_UNSPECIFIED":         0,
+		"EVENT_KIND_MISSED":              1,
+		"EVENT_KIND_CLUSTER_BEGUN":       2,
+		"EVENT_KIND_TOKEN_CREATED":       3,
+		"EVENT_KIND_TOKEN_USED":          4,
+		"EVENT_KIND_HOST_JOINED":         10,
+		"EVENT_KIND_HOST_RESTARTED":      11,
+		"EVENT_KIND_HOST_LOST":           12,
+		"EVENT_KIND_HOST_BACK":           13,
+		"EVENT_KIND_DRAIN_BEGUN":         14,
+		"EVENT_KIND_DRAIN_PROGRESS":      15,
+		"EVENT_KIND_DRAIN_DONE":          16,
+		"EVENT_KIND_DRAIN_ENDED":         17,
+		"EVENT_KIND_WORKLOAD_REGISTERED": 20,
+		"EVENT_KIND_WORKLOAD_STARTED":    21,
+		"EVENT_KIND_WORKLOAD_STOPPING":   22,
+		"EVENT_KIND_WORKLOAD_ENDED":      23,
+		"EVENT_KIND_WORKLOAD_LOST":       24,
+		"EVENT_KIND_MOVE_BEGUN":          30,
+		"EVENT_KIND_MOVE_STEP":           31,
+		"EVENT_KIND_MOVE_RETUNED":        32,
+		"EVENT_KIND_MOVE_COMMITTED":      33,
+		"EVENT_KIND_MOVE_ABORTED":        34,
+		"EVENT_KIND_MOVE_NEEDS_OPERATOR": 35,
+		"EVENT_KIND_MOVE_ENDED":          36,
+	}
+)
+
+func (x EventKind) Enum() *EventKind {
+	p := new(EventKind)
+	*p = x
+	return p
+}
+
+func (x EventKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EventKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_coordinator_api_cluster_proto_enumTypes[4].Descriptor()
+}
+
+func (EventKind) Type() protoreflect.EnumType {
+	return &file_coordinator_api_cluster_proto_enumTypes[4]
+}
+
+func (x EventKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EventKind.Descriptor instead.
+func (EventKind) EnumDescriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{4}
+}
+
 type Decision int32
 
 const (
@@ -316,11 +431,11 @@ func (x Decision) String() string {
 }
 
 func (Decision) Descriptor() protoreflect.EnumDescriptor {
-	return file_coordinator_api_cluster_proto_enumTypes[4].Descriptor()
+	return file_coordinator_api_cluster_proto_enumTypes[5].Descriptor()
 }
 
 func (Decision) Type() protoreflect.EnumType {
-	return &file_coordinator_api_cluster_proto_enumTypes[4]
+	return &file_coordinator_api_cluster_proto_enumTypes[5]
 }
 
 func (x Decision) Number() protoreflect.EnumNumber {
@@ -329,7 +444,7 @@ func (x Decision) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Decision.Descriptor instead.
 func (Decision) EnumDescriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{4}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 type JoinRequest struct {
@@ -3483,6 +3598,232 @@ func (x *DrainStatus) GetExpired() bool {
 	return false
 }
 
+type EventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`                                  // the index of the last event that is known; 0: from the oldest that is kept
+	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`                                // do not end with the newest
+	SinceUnixNs   int64                  `protobuf:"varint,3,opt,name=since_unix_ns,json=sinceUnixNs,proto3" json:"since_unix_ns,omitempty"` // leave out what is older
+	NewOnly       bool                   `protobuf:"varint,4,opt,name=new_only,json=newOnly,proto3" json:"new_only,omitempty"`               // begin after the newest; not with after
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsRequest) Reset() {
+	*x = EventsRequest{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsRequest) ProtoMessage() {}
+
+func (x *EventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
+func (*EventsRequest) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *EventsRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *EventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *EventsRequest) GetSinceUnixNs() int64 {
+	if x != nil {
+		return x.SinceUnixNs
+	}
+	return 0
+}
+
+func (x *EventsRequest) GetNewOnly() bool {
+	if x != nil {
+		return x.NewOnly
+	}
+	return false
+}
+
+// Event is something that an applied entry of the log has changed. All servers have the same ones under the same indices. The
+// newest 4,096 are kept.
+type Event struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`                       // of events: 1, 2, 3 and so on
+	LogIndex      uint64                 `protobuf:"varint,2,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"` // of the entry; several events may come of one
+	UnixNs        int64                  `protobuf:"varint,3,opt,name=unix_ns,json=unixNs,proto3" json:"unix_ns,omitempty"`       // of the entry: the clock of who led then
+	Kind          EventKind              `protobuf:"varint,4,opt,name=kind,proto3,enum=migrate.cluster.v1.EventKind" json:"kind,omitempty"`
+	Host          string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"` // that it is about; of a workload: the one that owns it
+	Workload      string                 `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"`
+	Migration     string                 `protobuf:"bytes,7,opt,name=migration,proto3" json:"migration,omitempty"`
+	Source        string                 `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
+	Destination   string                 `protobuf:"bytes,9,opt,name=destination,proto3" json:"destination,omitempty"`
+	Phase         Phase                  `protobuf:"varint,10,opt,name=phase,proto3,enum=migrate.cluster.v1.Phase" json:"phase,omitempty"` // of the migration, after it
+	Attempt       uint32                 `protobuf:"varint,11,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Outcome       Outcome                `protobuf:"varint,12,opt,name=outcome,proto3,enum=migrate.cluster.v1.Outcome" json:"outcome,omitempty"` // once there is one
+	DowntimeMs    float64                `protobuf:"fixed64,13,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	Remaining     uint32                 `protobuf:"varint,14,opt,name=remaining,proto3" json:"remaining,omitempty"` // workloads on a host that is drained; of EVENT_KIND_MISSED: how many events are not kept any more
+	Text          string                 `protobuf:"bytes,15,opt,name=text,proto3" json:"text,omitempty"`            // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Event) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Event) GetLogIndex() uint64 {
+	if x != nil {
+		return x.LogIndex
+	}
+	return 0
+}
+
+func (x *Event) GetUnixNs() int64 {
+	if x != nil {
+		return x.UnixNs
+	}
+	return 0
+}
+
+func (x *Event) GetKind() EventKind {
+	if x != nil {
+		return x.Kind
+	}
+	return EventKind_EVENT_KIND_UNSPECIFIED
+}
+
+func (x *Event) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Event) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Event) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
+}
+
+func (x *Event) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Event) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Event) GetPhase() Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return Phase_PHASE_UNSPECIFIED
+}
+
+func (x *Event) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Event) GetOutcome() Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return Outcome_OUTCOME_UNSPECIFIED
+}
+
+func (x *Event) GetDowntimeMs() float64 {
+	if x != nil {
+		return x.DowntimeMs
+	}
+	return 0
+}
+
+func (x *Event) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *Event) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // RegisterNode is the first call of an agent after its start. A new boot id says that the host holds no copy from
 // before: an agent calls this before it starts anything.
 type RegisterNodeRequest struct {
@@ -3494,7 +3835,7 @@ type RegisterNodeRequest struct {
 
 func (x *RegisterNodeRequest) Reset() {
 	*x = RegisterNodeRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3847,7 @@ func (x *RegisterNodeRequest) String() string {
 func (*RegisterNodeRequest) ProtoMessage() {}
 
 func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[45]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3860,7 @@ func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeRequest.ProtoReflect.Descriptor instead.
 func (*RegisterNodeRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{45}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RegisterNodeRequest) GetNode() *api.NodeInfo {
@@ -3541,7 +3882,7 @@ type RegisterNodeReply struct {
 
 func (x *RegisterNodeReply) Reset() {
 	*x = RegisterNodeReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3553,7 +3894,7 @@ func (x *RegisterNodeReply) String() string {
 func (*RegisterNodeReply) ProtoMessage() {}
 
 func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[46]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3566,7 +3907,7 @@ func (x *RegisterNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeReply.ProtoReflect.Descriptor instead.
 func (*RegisterNodeReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{46}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RegisterNodeReply) GetIncarnation() uint64 {
@@ -3609,7 +3950,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +3962,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[47]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3975,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{47}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *HeartbeatRequest) GetNode() string {
@@ -3675,7 +4016,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3687,7 +4028,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[48]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3700,7 +4041,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{48}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *HeartbeatReply) GetIncarnation() uint64 {
@@ -3749,7 +4090,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +4102,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[49]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +4115,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{49}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReportRequest) GetRef() *api.Ref {
@@ -4052,7 +4393,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4405,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[50]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4418,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{50}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
 }
 
 type Resumed struct {
@@ -4092,7 +4433,7 @@ type Resumed struct {
 
 func (x *Resumed) Reset() {
 	*x = Resumed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4445,7 @@ func (x *Resumed) String() string {
 func (*Resumed) ProtoMessage() {}
 
 func (x *Resumed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[51]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4458,7 @@ func (x *Resumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resumed.ProtoReflect.Descriptor instead.
 func (*Resumed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{51}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Resumed) GetPid() int32 {
@@ -4157,7 +4498,7 @@ type Declined struct {
 
 func (x *Declined) Reset() {
 	*x = Declined{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4169,7 +4510,7 @@ func (x *Declined) String() string {
 func (*Declined) ProtoMessage() {}
 
 func (x *Declined) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[52]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4182,7 +4523,7 @@ func (x *Declined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Declined.ProtoReflect.Descriptor instead.
 func (*Declined) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{52}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Declined) GetReason() string {
@@ -4200,7 +4541,7 @@ type CopyDestroyed struct {
 
 func (x *CopyDestroyed) Reset() {
 	*x = CopyDestroyed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4212,7 +4553,7 @@ func (x *CopyDestroyed) String() string {
 func (*CopyDestroyed) ProtoMessage() {}
 
 func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[53]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4225,7 +4566,7 @@ func (x *CopyDestroyed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyDestroyed.ProtoReflect.Descriptor instead.
 func (*CopyDestroyed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{53}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
 }
 
 type Prepared struct {
@@ -4237,7 +4578,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4249,7 +4590,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[54]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4262,7 +4603,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{54}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Prepared) GetPid() int32 {
@@ -4282,7 +4623,7 @@ type Converged struct {
 
 func (x *Converged) Reset() {
 	*x = Converged{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4294,7 +4635,7 @@ func (x *Converged) String() string {
 func (*Converged) ProtoMessage() {}
 
 func (x *Converged) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[55]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4307,7 +4648,7 @@ func (x *Converged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Converged.ProtoReflect.Descriptor instead.
 func (*Converged) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{55}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Converged) GetPredictedDowntimeMs() float64 {
@@ -4332,7 +4673,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4344,7 +4685,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[56]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4357,7 +4698,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{56}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{58}
 }
 
 type Vote struct {
@@ -4369,7 +4710,7 @@ type Vote struct {
 
 func (x *Vote) Reset() {
 	*x = Vote{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4381,7 +4722,7 @@ func (x *Vote) String() string {
 func (*Vote) ProtoMessage() {}
 
 func (x *Vote) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[57]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4735,7 @@ func (x *Vote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vote.ProtoReflect.Descriptor instead.
 func (*Vote) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{57}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Vote) GetHash() []byte {
@@ -4415,7 +4756,7 @@ type AttemptEnded struct {
 
 func (x *AttemptEnded) Reset() {
 	*x = AttemptEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +4768,7 @@ func (x *AttemptEnded) String() string {
 func (*AttemptEnded) ProtoMessage() {}
 
 func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[58]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4440,7 +4781,7 @@ func (x *AttemptEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptEnded.ProtoReflect.Descriptor instead.
 func (*AttemptEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{58}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AttemptEnded) GetReason() string {
@@ -4473,7 +4814,7 @@ type Confirmed struct {
 
 func (x *Confirmed) Reset() {
 	*x = Confirmed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4826,7 @@ func (x *Confirmed) String() string {
 func (*Confirmed) ProtoMessage() {}
 
 func (x *Confirmed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[59]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4839,7 @@ func (x *Confirmed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirmed.ProtoReflect.Descriptor instead.
 func (*Confirmed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{59}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Confirmed) GetFrozenMs() float64 {
@@ -4516,7 +4857,7 @@ type Released struct {
 
 func (x *Released) Reset() {
 	*x = Released{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4869,7 @@ func (x *Released) String() string {
 func (*Released) ProtoMessage() {}
 
 func (x *Released) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[60]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4541,7 +4882,7 @@ func (x *Released) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Released.ProtoReflect.Descriptor instead.
 func (*Released) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{60}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{62}
 }
 
 type Failed struct {
@@ -4554,7 +4895,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4566,7 +4907,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[61]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4579,7 +4920,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{61}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Failed) GetReason() string {
@@ -4606,7 +4947,7 @@ type LostCopy struct {
 
 func (x *LostCopy) Reset() {
 	*x = LostCopy{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4618,7 +4959,7 @@ func (x *LostCopy) String() string {
 func (*LostCopy) ProtoMessage() {}
 
 func (x *LostCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[62]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4631,7 +4972,7 @@ func (x *LostCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostCopy.ProtoReflect.Descriptor instead.
 func (*LostCopy) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{62}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *LostCopy) GetReason() string {
@@ -4658,7 +4999,7 @@ type WorkloadEnded struct {
 
 func (x *WorkloadEnded) Reset() {
 	*x = WorkloadEnded{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[63]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4670,7 +5011,7 @@ func (x *WorkloadEnded) String() string {
 func (*WorkloadEnded) ProtoMessage() {}
 
 func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[63]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4683,7 +5024,7 @@ func (x *WorkloadEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadEnded.ProtoReflect.Descriptor instead.
 func (*WorkloadEnded) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{63}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *WorkloadEnded) GetWorkload() string {
@@ -4711,7 +5052,7 @@ type ReportReply struct {
 
 func (x *ReportReply) Reset() {
 	*x = ReportReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[64]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4723,7 +5064,7 @@ func (x *ReportReply) String() string {
 func (*ReportReply) ProtoMessage() {}
 
 func (x *ReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[64]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4736,7 +5077,7 @@ func (x *ReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
 func (*ReportReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{64}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReportReply) GetStale() bool {
@@ -4772,7 +5113,7 @@ type RequestCommitRequest struct {
 
 func (x *RequestCommitRequest) Reset() {
 	*x = RequestCommitRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[65]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4784,7 +5125,7 @@ func (x *RequestCommitRequest) String() string {
 func (*RequestCommitRequest) ProtoMessage() {}
 
 func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[65]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4797,7 +5138,7 @@ func (x *RequestCommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitRequest.ProtoReflect.Descriptor instead.
 func (*RequestCommitRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{65}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RequestCommitRequest) GetRef() *api.Ref {
@@ -4840,7 +5181,7 @@ type RequestCommitReply struct {
 
 func (x *RequestCommitReply) Reset() {
 	*x = RequestCommitReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[66]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5193,7 @@ func (x *RequestCommitReply) String() string {
 func (*RequestCommitReply) ProtoMessage() {}
 
 func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[66]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5206,7 @@ func (x *RequestCommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCommitReply.ProtoReflect.Descriptor instead.
 func (*RequestCommitReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{66}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RequestCommitReply) GetDecision() Decision {
@@ -4905,7 +5246,7 @@ type ReadMigrationRequest struct {
 
 func (x *ReadMigrationRequest) Reset() {
 	*x = ReadMigrationRequest{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[67]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4917,7 +5258,7 @@ func (x *ReadMigrationRequest) String() string {
 func (*ReadMigrationRequest) ProtoMessage() {}
 
 func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[67]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4930,7 +5271,7 @@ func (x *ReadMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationRequest.ProtoReflect.Descriptor instead.
 func (*ReadMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{67}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReadMigrationRequest) GetId() string {
@@ -4966,7 +5307,7 @@ type ReadMigrationReply struct {
 
 func (x *ReadMigrationReply) Reset() {
 	*x = ReadMigrationReply{}
-	mi := &file_coordinator_api_cluster_proto_msgTypes[68]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4978,7 +5319,7 @@ func (x *ReadMigrationReply) String() string {
 func (*ReadMigrationReply) ProtoMessage() {}
 
 func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_api_cluster_proto_msgTypes[68]
+	mi := &file_coordinator_api_cluster_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4991,7 +5332,7 @@ func (x *ReadMigrationReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMigrationReply.ProtoReflect.Descriptor instead.
 func (*ReadMigrationReply) Descriptor() ([]byte, []int) {
-	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{68}
+	return file_coordinator_api_cluster_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ReadMigrationReply) GetId() string {
@@ -5376,7 +5717,30 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\fmax_parallel\x18\x04 \x01(\rR\vmaxParallel\x123\n" +
 	"\x05items\x18\x05 \x03(\v2\x1d.migrate.cluster.v1.DrainItemR\x05items\x12\x14\n" +
 	"\x05final\x18\x06 \x01(\bR\x05final\x12\x18\n" +
-	"\aexpired\x18\a \x01(\bR\aexpired\"E\n" +
+	"\aexpired\x18\a \x01(\bR\aexpired\"|\n" +
+	"\rEventsRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\"\n" +
+	"\rsince_unix_ns\x18\x03 \x01(\x03R\vsinceUnixNs\x12\x19\n" +
+	"\bnew_only\x18\x04 \x01(\bR\anewOnly\"\xe3\x03\n" +
+	"\x05Event\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1b\n" +
+	"\tlog_index\x18\x02 \x01(\x04R\blogIndex\x12\x17\n" +
+	"\aunix_ns\x18\x03 \x01(\x03R\x06unixNs\x121\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x1d.migrate.cluster.v1.EventKindR\x04kind\x12\x12\n" +
+	"\x04host\x18\x05 \x01(\tR\x04host\x12\x1a\n" +
+	"\bworkload\x18\x06 \x01(\tR\bworkload\x12\x1c\n" +
+	"\tmigration\x18\a \x01(\tR\tmigration\x12\x16\n" +
+	"\x06source\x18\b \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\t \x01(\tR\vdestination\x12/\n" +
+	"\x05phase\x18\n" +
+	" \x01(\x0e2\x19.migrate.cluster.v1.PhaseR\x05phase\x12\x18\n" +
+	"\aattempt\x18\v \x01(\rR\aattempt\x125\n" +
+	"\aoutcome\x18\f \x01(\x0e2\x1b.migrate.cluster.v1.OutcomeR\aoutcome\x12\x1f\n" +
+	"\vdowntime_ms\x18\r \x01(\x01R\n" +
+	"downtimeMs\x12\x1c\n" +
+	"\tremaining\x18\x0e \x01(\rR\tremaining\x12\x12\n" +
+	"\x04text\x18\x0f \x01(\tR\x04text\"E\n" +
 	"\x13RegisterNodeRequest\x12.\n" +
 	"\x04node\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x04node\"\xc7\x01\n" +
 	"\x11RegisterNodeReply\x12 \n" +
@@ -5523,12 +5887,39 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x13DRAIN_STATE_WAITING\x10\x01\x12\x16\n" +
 	"\x12DRAIN_STATE_MOVING\x10\x02\x12\x15\n" +
 	"\x11DRAIN_STATE_MOVED\x10\x03\x12\x15\n" +
-	"\x11DRAIN_STATE_STUCK\x10\x04*n\n" +
+	"\x11DRAIN_STATE_STUCK\x10\x04*\xe7\x05\n" +
+	"\tEventKind\x12\x1a\n" +
+	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11EVENT_KIND_MISSED\x10\x01\x12\x1c\n" +
+	"\x18EVENT_KIND_CLUSTER_BEGUN\x10\x02\x12\x1c\n" +
+	"\x18EVENT_KIND_TOKEN_CREATED\x10\x03\x12\x19\n" +
+	"\x15EVENT_KIND_TOKEN_USED\x10\x04\x12\x1a\n" +
+	"\x16EVENT_KIND_HOST_JOINED\x10\n" +
+	"\x12\x1d\n" +
+	"\x19EVENT_KIND_HOST_RESTARTED\x10\v\x12\x18\n" +
+	"\x14EVENT_KIND_HOST_LOST\x10\f\x12\x18\n" +
+	"\x14EVENT_KIND_HOST_BACK\x10\r\x12\x1a\n" +
+	"\x16EVENT_KIND_DRAIN_BEGUN\x10\x0e\x12\x1d\n" +
+	"\x19EVENT_KIND_DRAIN_PROGRESS\x10\x0f\x12\x19\n" +
+	"\x15EVENT_KIND_DRAIN_DONE\x10\x10\x12\x1a\n" +
+	"\x16EVENT_KIND_DRAIN_ENDED\x10\x11\x12\"\n" +
+	"\x1eEVENT_KIND_WORKLOAD_REGISTERED\x10\x14\x12\x1f\n" +
+	"\x1bEVENT_KIND_WORKLOAD_STARTED\x10\x15\x12 \n" +
+	"\x1cEVENT_KIND_WORKLOAD_STOPPING\x10\x16\x12\x1d\n" +
+	"\x19EVENT_KIND_WORKLOAD_ENDED\x10\x17\x12\x1c\n" +
+	"\x18EVENT_KIND_WORKLOAD_LOST\x10\x18\x12\x19\n" +
+	"\x15EVENT_KIND_MOVE_BEGUN\x10\x1e\x12\x18\n" +
+	"\x14EVENT_KIND_MOVE_STEP\x10\x1f\x12\x1b\n" +
+	"\x17EVENT_KIND_MOVE_RETUNED\x10 \x12\x1d\n" +
+	"\x19EVENT_KIND_MOVE_COMMITTED\x10!\x12\x1b\n" +
+	"\x17EVENT_KIND_MOVE_ABORTED\x10\"\x12\"\n" +
+	"\x1eEVENT_KIND_MOVE_NEEDS_OPERATOR\x10#\x12\x19\n" +
+	"\x15EVENT_KIND_MOVE_ENDED\x10$*n\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DECISION_COMMITTED\x10\x01\x12\x1a\n" +
 	"\x16DECISION_ATTEMPT_ENDED\x10\x02\x12\x14\n" +
-	"\x10DECISION_ABORTED\x10\x032\x97\x0f\n" +
+	"\x10DECISION_ABORTED\x10\x032\xe1\x0f\n" +
 	"\aCluster\x12C\n" +
 	"\x03Run\x12\x1e.migrate.cluster.v1.RunRequest\x1a\x1c.migrate.cluster.v1.RunReply\x12F\n" +
 	"\x04Stop\x12\x1f.migrate.cluster.v1.StopRequest\x1a\x1d.migrate.cluster.v1.StopReply\x12U\n" +
@@ -5546,7 +5937,8 @@ const file_coordinator_api_cluster_proto_rawDesc = "" +
 	"\x05Drain\x12 .migrate.cluster.v1.DrainRequest\x1a\x1e.migrate.cluster.v1.DrainReply\x12O\n" +
 	"\aUndrain\x12\".migrate.cluster.v1.UndrainRequest\x1a .migrate.cluster.v1.UndrainReply\x12V\n" +
 	"\n" +
-	"WatchDrain\x12%.migrate.cluster.v1.WatchDrainRequest\x1a\x1f.migrate.cluster.v1.DrainStatus0\x01\x12[\n" +
+	"WatchDrain\x12%.migrate.cluster.v1.WatchDrainRequest\x1a\x1f.migrate.cluster.v1.DrainStatus0\x01\x12H\n" +
+	"\x06Events\x12!.migrate.cluster.v1.EventsRequest\x1a\x19.migrate.cluster.v1.Event0\x01\x12[\n" +
 	"\vCreateToken\x12&.migrate.cluster.v1.CreateTokenRequest\x1a$.migrate.cluster.v1.CreateTokenReply\x12[\n" +
 	"\vRedeemToken\x12&.migrate.cluster.v1.RedeemTokenRequest\x1a$.migrate.cluster.v1.RedeemTokenReply\x12^\n" +
 	"\fRegisterNode\x12'.migrate.cluster.v1.RegisterNodeRequest\x1a%.migrate.cluster.v1.RegisterNodeReply\x12U\n" +
@@ -5569,206 +5961,214 @@ func file_coordinator_api_cluster_proto_rawDescGZIP() []byte {
 	return file_coordinator_api_cluster_proto_rawDescData
 }
 
-var file_coordinator_api_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
+var file_coordinator_api_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_coordinator_api_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_coordinator_api_cluster_proto_goTypes = []any{
 	(WorkloadState)(0),            // 0: migrate.cluster.v1.WorkloadState
 	(Phase)(0),                    // 1: migrate.cluster.v1.Phase
 	(Outcome)(0),                  // 2: migrate.cluster.v1.Outcome
 	(DrainState)(0),               // 3: migrate.cluster.v1.DrainState
-	(Decision)(0),                 // 4: migrate.cluster.v1.Decision
-	(*JoinRequest)(nil),           // 5: migrate.cluster.v1.JoinRequest
-	(*JoinReply)(nil),             // 6: migrate.cluster.v1.JoinReply
-	(*CreateTokenRequest)(nil),    // 7: migrate.cluster.v1.CreateTokenRequest
-	(*CreateTokenReply)(nil),      // 8: migrate.cluster.v1.CreateTokenReply
-	(*RedeemTokenRequest)(nil),    // 9: migrate.cluster.v1.RedeemTokenRequest
-	(*RedeemTokenReply)(nil),      // 10: migrate.cluster.v1.RedeemTokenReply
-	(*Target)(nil),                // 11: migrate.cluster.v1.Target
-	(*RunRequest)(nil),            // 12: migrate.cluster.v1.RunRequest
-	(*RunReply)(nil),              // 13: migrate.cluster.v1.RunReply
-	(*StopRequest)(nil),           // 14: migrate.cluster.v1.StopRequest
-	(*StopReply)(nil),             // 15: migrate.cluster.v1.StopReply
-	(*WorkloadsRequest)(nil),      // 16: migrate.cluster.v1.WorkloadsRequest
-	(*WorkloadsReply)(nil),        // 17: migrate.cluster.v1.WorkloadsReply
-	(*Workload)(nil),              // 18: migrate.cluster.v1.Workload
-	(*LogsRequest)(nil),           // 19: migrate.cluster.v1.LogsRequest
-	(*PlanRequest)(nil),           // 20: migrate.cluster.v1.PlanRequest
-	(*PlanReply)(nil),             // 21: migrate.cluster.v1.PlanReply
-	(*MoveRequest)(nil),           // 22: migrate.cluster.v1.MoveRequest
-	(*MoveReply)(nil),             // 23: migrate.cluster.v1.MoveReply
-	(*Round)(nil),                 // 24: migrate.cluster.v1.Round
-	(*Connection)(nil),            // 25: migrate.cluster.v1.Connection
-	(*Progress)(nil),              // 26: migrate.cluster.v1.Progress
-	(*Step)(nil),                  // 27: migrate.cluster.v1.Step
-	(*Migration)(nil),             // 28: migrate.cluster.v1.Migration
-	(*MigrationEvent)(nil),        // 29: migrate.cluster.v1.MigrationEvent
-	(*WatchMigrationRequest)(nil), // 30: migrate.cluster.v1.WatchMigrationRequest
-	(*GetMigrationRequest)(nil),   // 31: migrate.cluster.v1.GetMigrationRequest
-	(*ListMigrationsRequest)(nil), // 32: migrate.cluster.v1.ListMigrationsRequest
-	(*ListMigrationsReply)(nil),   // 33: migrate.cluster.v1.ListMigrationsReply
-	(*CancelRequest)(nil),         // 34: migrate.cluster.v1.CancelRequest
-	(*CancelReply)(nil),           // 35: migrate.cluster.v1.CancelReply
-	(*RetuneRequest)(nil),         // 36: migrate.cluster.v1.RetuneRequest
-	(*RetuneReply)(nil),           // 37: migrate.cluster.v1.RetuneReply
-	(*ResolveRequest)(nil),        // 38: migrate.cluster.v1.ResolveRequest
-	(*ResolveReply)(nil),          // 39: migrate.cluster.v1.ResolveReply
-	(*NodesRequest)(nil),          // 40: migrate.cluster.v1.NodesRequest
-	(*NodesReply)(nil),            // 41: migrate.cluster.v1.NodesReply
-	(*Node)(nil),                  // 42: migrate.cluster.v1.Node
-	(*DrainRequest)(nil),          // 43: migrate.cluster.v1.DrainRequest
-	(*DrainReply)(nil),            // 44: migrate.cluster.v1.DrainReply
-	(*UndrainRequest)(nil),        // 45: migrate.cluster.v1.UndrainRequest
-	(*UndrainReply)(nil),          // 46: migrate.cluster.v1.UndrainReply
-	(*WatchDrainRequest)(nil),     // 47: migrate.cluster.v1.WatchDrainRequest
-	(*DrainItem)(nil),             // 48: migrate.cluster.v1.DrainItem
-	(*DrainStatus)(nil),           // 49: migrate.cluster.v1.DrainStatus
-	(*RegisterNodeRequest)(nil),   // 50: migrate.cluster.v1.RegisterNodeRequest
-	(*RegisterNodeReply)(nil),     // 51: migrate.cluster.v1.RegisterNodeReply
-	(*HeartbeatRequest)(nil),      // 52: migrate.cluster.v1.HeartbeatRequest
-	(*HeartbeatReply)(nil),        // 53: migrate.cluster.v1.HeartbeatReply
-	(*ReportRequest)(nil),         // 54: migrate.cluster.v1.ReportRequest
-	(*Ready)(nil),                 // 55: migrate.cluster.v1.Ready
-	(*Resumed)(nil),               // 56: migrate.cluster.v1.Resumed
-	(*Declined)(nil),              // 57: migrate.cluster.v1.Declined
-	(*CopyDestroyed)(nil),         // 58: migrate.cluster.v1.CopyDestroyed
-	(*Prepared)(nil),              // 59: migrate.cluster.v1.Prepared
-	(*Converged)(nil),             // 60: migrate.cluster.v1.Converged
-	(*Frozen)(nil),                // 61: migrate.cluster.v1.Frozen
-	(*Vote)(nil),                  // 62: migrate.cluster.v1.Vote
-	(*AttemptEnded)(nil),          // 63: migrate.cluster.v1.AttemptEnded
-	(*Confirmed)(nil),             // 64: migrate.cluster.v1.Confirmed
-	(*Released)(nil),              // 65: migrate.cluster.v1.Released
-	(*Failed)(nil),                // 66: migrate.cluster.v1.Failed
-	(*LostCopy)(nil),              // 67: migrate.cluster.v1.LostCopy
-	(*WorkloadEnded)(nil),         // 68: migrate.cluster.v1.WorkloadEnded
-	(*ReportReply)(nil),           // 69: migrate.cluster.v1.ReportReply
-	(*RequestCommitRequest)(nil),  // 70: migrate.cluster.v1.RequestCommitRequest
-	(*RequestCommitReply)(nil),    // 71: migrate.cluster.v1.RequestCommitReply
-	(*ReadMigrationRequest)(nil),  // 72: migrate.cluster.v1.ReadMigrationRequest
-	(*ReadMigrationReply)(nil),    // 73: migrate.cluster.v1.ReadMigrationReply
-	(*api.WorkloadSpec)(nil),      // 74: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),       // 75: migrate.agent.v1.MoveOptions
-	(*api.Obstacle)(nil),          // 76: migrate.agent.v1.Obstacle
-	(*api.PlanFigures)(nil),       // 77: migrate.agent.v1.PlanFigures
-	(*api.NodeInfo)(nil),          // 78: migrate.agent.v1.NodeInfo
-	(*api.CopyInfo)(nil),          // 79: migrate.agent.v1.CopyInfo
-	(*api.Ref)(nil),               // 80: migrate.agent.v1.Ref
-	(api.Role)(0),                 // 81: migrate.agent.v1.Role
-	(*api.LogsChunk)(nil),         // 82: migrate.agent.v1.LogsChunk
+	(EventKind)(0),                // 4: migrate.cluster.v1.EventKind
+	(Decision)(0),                 // 5: migrate.cluster.v1.Decision
+	(*JoinRequest)(nil),           // 6: migrate.cluster.v1.JoinRequest
+	(*JoinReply)(nil),             // 7: migrate.cluster.v1.JoinReply
+	(*CreateTokenRequest)(nil),    // 8: migrate.cluster.v1.CreateTokenRequest
+	(*CreateTokenReply)(nil),      // 9: migrate.cluster.v1.CreateTokenReply
+	(*RedeemTokenRequest)(nil),    // 10: migrate.cluster.v1.RedeemTokenRequest
+	(*RedeemTokenReply)(nil),      // 11: migrate.cluster.v1.RedeemTokenReply
+	(*Target)(nil),                // 12: migrate.cluster.v1.Target
+	(*RunRequest)(nil),            // 13: migrate.cluster.v1.RunRequest
+	(*RunReply)(nil),              // 14: migrate.cluster.v1.RunReply
+	(*StopRequest)(nil),           // 15: migrate.cluster.v1.StopRequest
+	(*StopReply)(nil),             // 16: migrate.cluster.v1.StopReply
+	(*WorkloadsRequest)(nil),      // 17: migrate.cluster.v1.WorkloadsRequest
+	(*WorkloadsReply)(nil),        // 18: migrate.cluster.v1.WorkloadsReply
+	(*Workload)(nil),              // 19: migrate.cluster.v1.Workload
+	(*LogsRequest)(nil),           // 20: migrate.cluster.v1.LogsRequest
+	(*PlanRequest)(nil),           // 21: migrate.cluster.v1.PlanRequest
+	(*PlanReply)(nil),             // 22: migrate.cluster.v1.PlanReply
+	(*MoveRequest)(nil),           // 23: migrate.cluster.v1.MoveRequest
+	(*MoveReply)(nil),             // 24: migrate.cluster.v1.MoveReply
+	(*Round)(nil),                 // 25: migrate.cluster.v1.Round
+	(*Connection)(nil),            // 26: migrate.cluster.v1.Connection
+	(*Progress)(nil),              // 27: migrate.cluster.v1.Progress
+	(*Step)(nil),                  // 28: migrate.cluster.v1.Step
+	(*Migration)(nil),             // 29: migrate.cluster.v1.Migration
+	(*MigrationEvent)(nil),        // 30: migrate.cluster.v1.MigrationEvent
+	(*WatchMigrationRequest)(nil), // 31: migrate.cluster.v1.WatchMigrationRequest
+	(*GetMigrationRequest)(nil),   // 32: migrate.cluster.v1.GetMigrationRequest
+	(*ListMigrationsRequest)(nil), // 33: migrate.cluster.v1.ListMigrationsRequest
+	(*ListMigrationsReply)(nil),   // 34: migrate.cluster.v1.ListMigrationsReply
+	(*CancelRequest)(nil),         // 35: migrate.cluster.v1.CancelRequest
+	(*CancelReply)(nil),           // 36: migrate.cluster.v1.CancelReply
+	(*RetuneRequest)(nil),         // 37: migrate.cluster.v1.RetuneRequest
+	(*RetuneReply)(nil),           // 38: migrate.cluster.v1.RetuneReply
+	(*ResolveRequest)(nil),        // 39: migrate.cluster.v1.ResolveRequest
+	(*ResolveReply)(nil),          // 40: migrate.cluster.v1.ResolveReply
+	(*NodesRequest)(nil),          // 41: migrate.cluster.v1.NodesRequest
+	(*NodesReply)(nil),            // 42: migrate.cluster.v1.NodesReply
+	(*Node)(nil),                  // 43: migrate.cluster.v1.Node
+	(*DrainRequest)(nil),          // 44: migrate.cluster.v1.DrainRequest
+	(*DrainReply)(nil),            // 45: migrate.cluster.v1.DrainReply
+	(*UndrainRequest)(nil),        // 46: migrate.cluster.v1.UndrainRequest
+	(*UndrainReply)(nil),          // 47: migrate.cluster.v1.UndrainReply
+	(*WatchDrainRequest)(nil),     // 48: migrate.cluster.v1.WatchDrainRequest
+	(*DrainItem)(nil),             // 49: migrate.cluster.v1.DrainItem
+	(*DrainStatus)(nil),           // 50: migrate.cluster.v1.DrainStatus
+	(*EventsRequest)(nil),         // 51: migrate.cluster.v1.EventsRequest
+	(*Event)(nil),                 // 52: migrate.cluster.v1.Event
+	(*RegisterNodeRequest)(nil),   // 53: migrate.cluster.v1.RegisterNodeRequest
+	(*RegisterNodeReply)(nil),     // 54: migrate.cluster.v1.RegisterNodeReply
+	(*HeartbeatRequest)(nil),      // 55: migrate.cluster.v1.HeartbeatRequest
+	(*HeartbeatReply)(nil),        // 56: migrate.cluster.v1.HeartbeatReply
+	(*ReportRequest)(nil),         // 57: migrate.cluster.v1.ReportRequest
+	(*Ready)(nil),                 // 58: migrate.cluster.v1.Ready
+	(*Resumed)(nil),               // 59: migrate.cluster.v1.Resumed
+	(*Declined)(nil),              // 60: migrate.cluster.v1.Declined
+	(*CopyDestroyed)(nil),         // 61: migrate.cluster.v1.CopyDestroyed
+	(*Prepared)(nil),              // 62: migrate.cluster.v1.Prepared
+	(*Converged)(nil),             // 63: migrate.cluster.v1.Converged
+	(*Frozen)(nil),                // 64: migrate.cluster.v1.Frozen
+	(*Vote)(nil),                  // 65: migrate.cluster.v1.Vote
+	(*AttemptEnded)(nil),          // 66: migrate.cluster.v1.AttemptEnded
+	(*Confirmed)(nil),             // 67: migrate.cluster.v1.Confirmed
+	(*Released)(nil),              // 68: migrate.cluster.v1.Released
+	(*Failed)(nil),                // 69: migrate.cluster.v1.Failed
+	(*LostCopy)(nil),              // 70: migrate.cluster.v1.LostCopy
+	(*WorkloadEnded)(nil),         // 71: migrate.cluster.v1.WorkloadEnded
+	(*ReportReply)(nil),           // 72: migrate.cluster.v1.ReportReply
+	(*RequestCommitRequest)(nil),  // 73: migrate.cluster.v1.RequestCommitRequest
+	(*RequestCommitReply)(nil),    // 74: migrate.cluster.v1.RequestCommitReply
+	(*ReadMigrationRequest)(nil),  // 75: migrate.cluster.v1.ReadMigrationRequest
+	(*ReadMigrationReply)(nil),    // 76: migrate.cluster.v1.ReadMigrationReply
+	(*api.WorkloadSpec)(nil),      // 77: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),       // 78: migrate.agent.v1.MoveOptions
+	(*api.Obstacle)(nil),          // 79: migrate.agent.v1.Obstacle
+	(*api.PlanFigures)(nil),       // 80: migrate.agent.v1.PlanFigures
+	(*api.NodeInfo)(nil),          // 81: migrate.agent.v1.NodeInfo
+	(*api.CopyInfo)(nil),          // 82: migrate.agent.v1.CopyInfo
+	(*api.Ref)(nil),               // 83: migrate.agent.v1.Ref
+	(api.Role)(0),                 // 84: migrate.agent.v1.Role
+	(*api.LogsChunk)(nil),         // 85: migrate.agent.v1.LogsChunk
 }
 var file_coordinator_api_cluster_proto_depIdxs = []int32{
-	74, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	18, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
-	18, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
+	77, // 0: migrate.cluster.v1.RunRequest.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	19, // 1: migrate.cluster.v1.RunReply.workload:type_name -> migrate.cluster.v1.Workload
+	19, // 2: migrate.cluster.v1.WorkloadsReply.workloads:type_name -> migrate.cluster.v1.Workload
 	0,  // 3: migrate.cluster.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	74, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	11, // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
-	75, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	76, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	77, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	11, // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
-	75, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
-	76, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
-	77, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
-	24, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
-	27, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
+	77, // 4: migrate.cluster.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	12, // 5: migrate.cluster.v1.PlanRequest.target:type_name -> migrate.cluster.v1.Target
+	78, // 6: migrate.cluster.v1.PlanRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	79, // 7: migrate.cluster.v1.PlanReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	80, // 8: migrate.cluster.v1.PlanReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	12, // 9: migrate.cluster.v1.MoveRequest.target:type_name -> migrate.cluster.v1.Target
+	78, // 10: migrate.cluster.v1.MoveRequest.options:type_name -> migrate.agent.v1.MoveOptions
+	79, // 11: migrate.cluster.v1.MoveReply.obstacles:type_name -> migrate.agent.v1.Obstacle
+	80, // 12: migrate.cluster.v1.MoveReply.figures:type_name -> migrate.agent.v1.PlanFigures
+	25, // 13: migrate.cluster.v1.Progress.rounds:type_name -> migrate.cluster.v1.Round
+	28, // 14: migrate.cluster.v1.Progress.steps:type_name -> migrate.cluster.v1.Step
 	1,  // 15: migrate.cluster.v1.Migration.phase:type_name -> migrate.cluster.v1.Phase
 	2,  // 16: migrate.cluster.v1.Migration.outcome:type_name -> migrate.cluster.v1.Outcome
-	75, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	26, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	25, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	27, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
-	28, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
-	28, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
-	28, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
-	28, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
-	28, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
-	42, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
-	78, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	49, // 28: migrate.cluster.v1.DrainReply.status:type_name -> migrate.cluster.v1.DrainStatus
+	78, // 17: migrate.cluster.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	27, // 18: migrate.cluster.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	26, // 19: migrate.cluster.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	28, // 20: migrate.cluster.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	29, // 21: migrate.cluster.v1.MigrationEvent.migration:type_name -> migrate.cluster.v1.Migration
+	29, // 22: migrate.cluster.v1.ListMigrationsReply.migrations:type_name -> migrate.cluster.v1.Migration
+	29, // 23: migrate.cluster.v1.CancelReply.migration:type_name -> migrate.cluster.v1.Migration
+	29, // 24: migrate.cluster.v1.RetuneReply.migration:type_name -> migrate.cluster.v1.Migration
+	29, // 25: migrate.cluster.v1.ResolveReply.migration:type_name -> migrate.cluster.v1.Migration
+	43, // 26: migrate.cluster.v1.NodesReply.nodes:type_name -> migrate.cluster.v1.Node
+	81, // 27: migrate.cluster.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	50, // 28: migrate.cluster.v1.DrainReply.status:type_name -> migrate.cluster.v1.DrainStatus
 	3,  // 29: migrate.cluster.v1.DrainItem.state:type_name -> migrate.cluster.v1.DrainState
-	48, // 30: migrate.cluster.v1.DrainStatus.items:type_name -> migrate.cluster.v1.DrainItem
-	78, // 31: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
-	73, // 32: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
-	18, // 33: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
-	79, // 34: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
-	80, // 35: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
-	81, // 36: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
-	55, // 37: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
-	56, // 38: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
-	57, // 39: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
-	58, // 40: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
-	59, // 41: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
-	26, // 42: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
-	60, // 43: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
-	61, // 44: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
-	62, // 45: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
-	63, // 46: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
-	64, // 47: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
-	65, // 48: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
-	66, // 49: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
-	67, // 50: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
-	68, // 51: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
-	25, // 52: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
-	27, // 53: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
-	73, // 54: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
-	80, // 55: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
-	4,  // 56: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
-	1,  // 57: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
-	2,  // 58: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
-	12, // 59: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
-	14, // 60: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
-	16, // 61: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
-	19, // 62: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
-	20, // 63: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
-	22, // 64: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
-	30, // 65: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
-	31, // 66: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
-	32, // 67: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
-	34, // 68: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
-	36, // 69: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
-	38, // 70: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
-	40, // 71: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
-	43, // 72: migrate.cluster.v1.Cluster.Drain:input_type -> migrate.cluster.v1.DrainRequest
-	45, // 73: migrate.cluster.v1.Cluster.Undrain:input_type -> migrate.cluster.v1.UndrainRequest
-	47, // 74: migrate.cluster.v1.Cluster.WatchDrain:input_type -> migrate.cluster.v1.WatchDrainRequest
-	7,  // 75: migrate.cluster.v1.Cluster.CreateToken:input_type -> migrate.cluster.v1.CreateTokenRequest
-	9,  // 76: migrate.cluster.v1.Cluster.RedeemToken:input_type -> migrate.cluster.v1.RedeemTokenRequest
-	50, // 77: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
-	52, // 78: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
-	54, // 79: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
-	70, // 80: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
-	72, // 81: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
-	5,  // 82: migrate.cluster.v1.Enrolment.Join:input_type -> migrate.cluster.v1.JoinRequest
-	13, // 83: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
-	15, // 84: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
-	17, // 85: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
-	82, // 86: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
-	21, // 87: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
-	23, // 88: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
-	29, // 89: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
-	28, // 90: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
-	33, // 91: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
-	35, // 92: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
-	37, // 93: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
-	39, // 94: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
-	41, // 95: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
-	44, // 96: migrate.cluster.v1.Cluster.Drain:output_type -> migrate.cluster.v1.DrainReply
-	46, // 97: migrate.cluster.v1.Cluster.Undrain:output_type -> migrate.cluster.v1.UndrainReply
-	49, // 98: migrate.cluster.v1.Cluster.WatchDrain:output_type -> migrate.cluster.v1.DrainStatus
-	8,  // 99: migrate.cluster.v1.Cluster.CreateToken:output_type -> migrate.cluster.v1.CreateTokenReply
-	10, // 100: migrate.cluster.v1.Cluster.RedeemToken:output_type -> migrate.cluster.v1.RedeemTokenReply
-	51, // 101: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
-	53, // 102: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
-	69, // 103: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
-	71, // 104: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
-	73, // 105: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
-	6,  // 106: migrate.cluster.v1.Enrolment.Join:output_type -> migrate.cluster.v1.JoinReply
-	83, // [83:107] is the sub-list for method output_type
-	59, // [59:83] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	49, // 30: migrate.cluster.v1.DrainStatus.items:type_name -> migrate.cluster.v1.DrainItem
+	4,  // 31: migrate.cluster.v1.Event.kind:type_name -> migrate.cluster.v1.EventKind
+	1,  // 32: migrate.cluster.v1.Event.phase:type_name -> migrate.cluster.v1.Phase
+	2,  // 33: migrate.cluster.v1.Event.outcome:type_name -> migrate.cluster.v1.Outcome
+	81, // 34: migrate.cluster.v1.RegisterNodeRequest.node:type_name -> migrate.agent.v1.NodeInfo
+	76, // 35: migrate.cluster.v1.RegisterNodeReply.open:type_name -> migrate.cluster.v1.ReadMigrationReply
+	19, // 36: migrate.cluster.v1.RegisterNodeReply.workloads:type_name -> migrate.cluster.v1.Workload
+	82, // 37: migrate.cluster.v1.HeartbeatRequest.copies:type_name -> migrate.agent.v1.CopyInfo
+	83, // 38: migrate.cluster.v1.ReportRequest.ref:type_name -> migrate.agent.v1.Ref
+	84, // 39: migrate.cluster.v1.ReportRequest.role:type_name -> migrate.agent.v1.Role
+	58, // 40: migrate.cluster.v1.ReportRequest.ready:type_name -> migrate.cluster.v1.Ready
+	59, // 41: migrate.cluster.v1.ReportRequest.resumed:type_name -> migrate.cluster.v1.Resumed
+	60, // 42: migrate.cluster.v1.ReportRequest.declined:type_name -> migrate.cluster.v1.Declined
+	61, // 43: migrate.cluster.v1.ReportRequest.copy_destroyed:type_name -> migrate.cluster.v1.CopyDestroyed
+	62, // 44: migrate.cluster.v1.ReportRequest.prepared:type_name -> migrate.cluster.v1.Prepared
+	27, // 45: migrate.cluster.v1.ReportRequest.progress:type_name -> migrate.cluster.v1.Progress
+	63, // 46: migrate.cluster.v1.ReportRequest.converged:type_name -> migrate.cluster.v1.Converged
+	64, // 47: migrate.cluster.v1.ReportRequest.frozen:type_name -> migrate.cluster.v1.Frozen
+	65, // 48: migrate.cluster.v1.ReportRequest.vote:type_name -> migrate.cluster.v1.Vote
+	66, // 49: migrate.cluster.v1.ReportRequest.attempt_ended:type_name -> migrate.cluster.v1.AttemptEnded
+	67, // 50: migrate.cluster.v1.ReportRequest.confirmed:type_name -> migrate.cluster.v1.Confirmed
+	68, // 51: migrate.cluster.v1.ReportRequest.released:type_name -> migrate.cluster.v1.Released
+	69, // 52: migrate.cluster.v1.ReportRequest.failed:type_name -> migrate.cluster.v1.Failed
+	70, // 53: migrate.cluster.v1.ReportRequest.lost_copy:type_name -> migrate.cluster.v1.LostCopy
+	71, // 54: migrate.cluster.v1.ReportRequest.workload_ended:type_name -> migrate.cluster.v1.WorkloadEnded
+	26, // 55: migrate.cluster.v1.Resumed.connections:type_name -> migrate.cluster.v1.Connection
+	28, // 56: migrate.cluster.v1.Resumed.steps:type_name -> migrate.cluster.v1.Step
+	76, // 57: migrate.cluster.v1.ReportReply.state:type_name -> migrate.cluster.v1.ReadMigrationReply
+	83, // 58: migrate.cluster.v1.RequestCommitRequest.ref:type_name -> migrate.agent.v1.Ref
+	5,  // 59: migrate.cluster.v1.RequestCommitReply.decision:type_name -> migrate.cluster.v1.Decision
+	1,  // 60: migrate.cluster.v1.ReadMigrationReply.phase:type_name -> migrate.cluster.v1.Phase
+	2,  // 61: migrate.cluster.v1.ReadMigrationReply.outcome:type_name -> migrate.cluster.v1.Outcome
+	13, // 62: migrate.cluster.v1.Cluster.Run:input_type -> migrate.cluster.v1.RunRequest
+	15, // 63: migrate.cluster.v1.Cluster.Stop:input_type -> migrate.cluster.v1.StopRequest
+	17, // 64: migrate.cluster.v1.Cluster.Workloads:input_type -> migrate.cluster.v1.WorkloadsRequest
+	20, // 65: migrate.cluster.v1.Cluster.Logs:input_type -> migrate.cluster.v1.LogsRequest
+	21, // 66: migrate.cluster.v1.Cluster.Plan:input_type -> migrate.cluster.v1.PlanRequest
+	23, // 67: migrate.cluster.v1.Cluster.Move:input_type -> migrate.cluster.v1.MoveRequest
+	31, // 68: migrate.cluster.v1.Cluster.WatchMigration:input_type -> migrate.cluster.v1.WatchMigrationRequest
+	32, // 69: migrate.cluster.v1.Cluster.GetMigration:input_type -> migrate.cluster.v1.GetMigrationRequest
+	33, // 70: migrate.cluster.v1.Cluster.ListMigrations:input_type -> migrate.cluster.v1.ListMigrationsRequest
+	35, // 71: migrate.cluster.v1.Cluster.Cancel:input_type -> migrate.cluster.v1.CancelRequest
+	37, // 72: migrate.cluster.v1.Cluster.Retune:input_type -> migrate.cluster.v1.RetuneRequest
+	39, // 73: migrate.cluster.v1.Cluster.Resolve:input_type -> migrate.cluster.v1.ResolveRequest
+	41, // 74: migrate.cluster.v1.Cluster.Nodes:input_type -> migrate.cluster.v1.NodesRequest
+	44, // 75: migrate.cluster.v1.Cluster.Drain:input_type -> migrate.cluster.v1.DrainRequest
+	46, // 76: migrate.cluster.v1.Cluster.Undrain:input_type -> migrate.cluster.v1.UndrainRequest
+	48, // 77: migrate.cluster.v1.Cluster.WatchDrain:input_type -> migrate.cluster.v1.WatchDrainRequest
+	51, // 78: migrate.cluster.v1.Cluster.Events:input_type -> migrate.cluster.v1.EventsRequest
+	8,  // 79: migrate.cluster.v1.Cluster.CreateToken:input_type -> migrate.cluster.v1.CreateTokenRequest
+	10, // 80: migrate.cluster.v1.Cluster.RedeemToken:input_type -> migrate.cluster.v1.RedeemTokenRequest
+	53, // 81: migrate.cluster.v1.Cluster.RegisterNode:input_type -> migrate.cluster.v1.RegisterNodeRequest
+	55, // 82: migrate.cluster.v1.Cluster.Heartbeat:input_type -> migrate.cluster.v1.HeartbeatRequest
+	57, // 83: migrate.cluster.v1.Cluster.Report:input_type -> migrate.cluster.v1.ReportRequest
+	73, // 84: migrate.cluster.v1.Cluster.RequestCommit:input_type -> migrate.cluster.v1.RequestCommitRequest
+	75, // 85: migrate.cluster.v1.Cluster.ReadMigration:input_type -> migrate.cluster.v1.ReadMigrationRequest
+	6,  // 86: migrate.cluster.v1.Enrolment.Join:input_type -> migrate.cluster.v1.JoinRequest
+	14, // 87: migrate.cluster.v1.Cluster.Run:output_type -> migrate.cluster.v1.RunReply
+	16, // 88: migrate.cluster.v1.Cluster.Stop:output_type -> migrate.cluster.v1.StopReply
+	18, // 89: migrate.cluster.v1.Cluster.Workloads:output_type -> migrate.cluster.v1.WorkloadsReply
+	85, // 90: migrate.cluster.v1.Cluster.Logs:output_type -> migrate.agent.v1.LogsChunk
+	22, // 91: migrate.cluster.v1.Cluster.Plan:output_type -> migrate.cluster.v1.PlanReply
+	24, // 92: migrate.cluster.v1.Cluster.Move:output_type -> migrate.cluster.v1.MoveReply
+	30, // 93: migrate.cluster.v1.Cluster.WatchMigration:output_type -> migrate.cluster.v1.MigrationEvent
+	29, // 94: migrate.cluster.v1.Cluster.GetMigration:output_type -> migrate.cluster.v1.Migration
+	34, // 95: migrate.cluster.v1.Cluster.ListMigrations:output_type -> migrate.cluster.v1.ListMigrationsReply
+	36, // 96: migrate.cluster.v1.Cluster.Cancel:output_type -> migrate.cluster.v1.CancelReply
+	38, // 97: migrate.cluster.v1.Cluster.Retune:output_type -> migrate.cluster.v1.RetuneReply
+	40, // 98: migrate.cluster.v1.Cluster.Resolve:output_type -> migrate.cluster.v1.ResolveReply
+	42, // 99: migrate.cluster.v1.Cluster.Nodes:output_type -> migrate.cluster.v1.NodesReply
+	45, // 100: migrate.cluster.v1.Cluster.Drain:output_type -> migrate.cluster.v1.DrainReply
+	47, // 101: migrate.cluster.v1.Cluster.Undrain:output_type -> migrate.cluster.v1.UndrainReply
+	50, // 102: migrate.cluster.v1.Cluster.WatchDrain:output_type -> migrate.cluster.v1.DrainStatus
+	52, // 103: migrate.cluster.v1.Cluster.Events:output_type -> migrate.cluster.v1.Event
+	9,  // 104: migrate.cluster.v1.Cluster.CreateToken:output_type -> migrate.cluster.v1.CreateTokenReply
+	11, // 105: migrate.cluster.v1.Cluster.RedeemToken:output_type -> migrate.cluster.v1.RedeemTokenReply
+	54, // 106: migrate.cluster.v1.Cluster.RegisterNode:output_type -> migrate.cluster.v1.RegisterNodeReply
+	56, // 107: migrate.cluster.v1.Cluster.Heartbeat:output_type -> migrate.cluster.v1.HeartbeatReply
+	72, // 108: migrate.cluster.v1.Cluster.Report:output_type -> migrate.cluster.v1.ReportReply
+	74, // 109: migrate.cluster.v1.Cluster.RequestCommit:output_type -> migrate.cluster.v1.RequestCommitReply
+	76, // 110: migrate.cluster.v1.Cluster.ReadMigration:output_type -> migrate.cluster.v1.ReadMigrationReply
+	7,  // 111: migrate.cluster.v1.Enrolment.Join:output_type -> migrate.cluster.v1.JoinReply
+	87, // [87:112] is the sub-list for method output_type
+	62, // [62:87] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_api_cluster_proto_init() }
@@ -5781,7 +6181,7 @@ func file_coordinator_api_cluster_proto_init() {
 		(*Target_Pid)(nil),
 	}
 	file_coordinator_api_cluster_proto_msgTypes[31].OneofWrappers = []any{}
-	file_coordinator_api_cluster_proto_msgTypes[49].OneofWrappers = []any{
+	file_coordinator_api_cluster_proto_msgTypes[51].OneofWrappers = []any{
 		(*ReportRequest_Ready)(nil),
 		(*ReportRequest_Resumed)(nil),
 		(*ReportRequest_Declined)(nil),
@@ -5803,8 +6203,8 @@ func file_coordinator_api_cluster_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_api_cluster_proto_rawDesc), len(file_coordinator_api_cluster_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   69,
+			NumEnums:      6,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -38,6 +38,7 @@ const (
 	Cluster_Drain_FullMethodName          = "/migrate.cluster.v1.Cluster/Drain"
 	Cluster_Undrain_FullMethodName        = "/migrate.cluster.v1.Cluster/Undrain"
 	Cluster_WatchDrain_FullMethodName     = "/migrate.cluster.v1.Cluster/WatchDrain"
+	Cluster_Events_FullMethodName         = "/migrate.cluster.v1.Cluster/Events"
 	Cluster_CreateToken_FullMethodName    = "/migrate.cluster.v1.Cluster/CreateToken"
 	Cluster_RedeemToken_FullMethodName    = "/migrate.cluster.v1.Cluster/RedeemToken"
 	Cluster_RegisterNode_FullMethodName   = "/migrate.cluster.v1.Cluster/RegisterNode"
@@ -82,6 +83,9 @@ type ClusterClient interface {
 	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainReply, error)
 	// WatchDrain first sends how far it is, then every change, and ends when nothing moves that could.
 	WatchDrain(ctx context.Context, in *WatchDrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainStatus], error)
+	// Events tells what the log has decided, in its order, from a place in it on; with follow it goes on as the log does. It may
+	// break off with UNAVAILABLE when the leader changes: ask again, after the last index that was read.
+	Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error)
 	// Joining. Only servers may ask for these.
 	// CreateToken makes a token out of the hash of a secret, with which one host may join.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenReply, error)
@@ -293,6 +297,25 @@ func (c *clusterClient) WatchDrain(ctx context.Context, in *WatchDrainRequest, o
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cluster_WatchDrainClient = grpc.ServerStreamingClient[DrainStatus]
 
+func (c *clusterClient) Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cluster_ServiceDesc.Streams[3], Cluster_Events_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EventsRequest, Event]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_EventsClient = grpc.ServerStreamingClient[Event]
+
 func (c *clusterClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateTokenReply)
@@ -398,6 +421,9 @@ type ClusterServer interface {
 	Undrain(context.Context, *UndrainRequest) (*UndrainReply, error)
 	// WatchDrain first sends how far it is, then every change, and ends when nothing moves that could.
 	WatchDrain(*WatchDrainRequest, grpc.ServerStreamingServer[DrainStatus]) error
+	// Events tells what the log has decided, in its order, from a place in it on; with follow it goes on as the log does. It may
+	// break off with UNAVAILABLE when the leader changes: ask again, after the last index that was read.
+	Events(*EventsRequest, grpc.ServerStreamingServer[Event]) error
 	// Joining. Only servers may ask for these.
 	// CreateToken makes a token out of the hash of a secret, with which one host may join.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenReply, error)
@@ -469,6 +495,9 @@ func (UnimplementedClusterServer) Undrain(context.Context, *UndrainRequest) (*Un
 }
 func (UnimplementedClusterServer) WatchDrain(*WatchDrainRequest, grpc.ServerStreamingServer[DrainStatus]) error {
 	return status.Error(codes.Unimplemented, "method WatchDrain not implemented")
+}
+func (UnimplementedClusterServer) Events(*EventsRequest, grpc.ServerStreamingServer[Event]) error {
+	return status.Error(codes.Unimplemented, "method Events not implemented")
 }
 func (UnimplementedClusterServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
@@ -779,6 +808,17 @@ func _Cluster_WatchDrain_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cluster_WatchDrainServer = grpc.ServerStreamingServer[DrainStatus]
 
+func _Cluster_Events_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ClusterServer).Events(m, &grpc.GenericServerStream[EventsRequest, Event]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_EventsServer = grpc.ServerStreamingServer[Event]
+
 func _Cluster_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateTokenRequest)
 	if err := dec(in); err != nil {
@@ -1007,6 +1047,11 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchDrain",
 			Handler:       _Cluster_WatchDrain_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Events",
+			Handler:       _Cluster_Events_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"errors"
+	"io"
 	"time"
 
 	"google.golang.org/grpc"
@@ -32,6 +34,37 @@ func WatchDrain(ctx context.Context, cluster clusterapi.ClusterClient, node stri
 		return last.GetFinal(), f(s)
 	})
 	return last, err
+}
+
+// Events calls f with each event that req asks for, once, across changes of the leader. With req.Follow it ends with ctx or f's error only;
+// without, also when no server answers. req.After is the last one that f has had.
+func Events(ctx context.Context, cluster clusterapi.ClusterClient, req *clusterapi.EventsRequest, f func(*clusterapi.Event) error) error {
+	for {
+		got := false
+		pass := func(e *clusterapi.Event) (bool, error) {
+			if err := f(e); err != nil {
+				return false, err
+			}
+			got, req.After, req.NewOnly = true, e.GetIndex(), false
+			return false, nil
+		}
+		if req.GetFollow() {
+			return follow(ctx, func() (grpc.ServerStreamingClient[clusterapi.Event], error) { return cluster.Events(ctx, req) }, pass)
+		}
+		st, err := cluster.Events(ctx, req)
+		for err == nil {
+			var e *clusterapi.Event
+			if e, err = st.Recv(); err == nil {
+				_, err = pass(e)
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF): // the server has sent all that there is
+			return nil
+		case !got || ctx.Err() != nil || status.Code(err) != codes.Unavailable:
+			return err
+		}
+	}
 }
 
 // follow receives until f has seen the final message. A stream ends with its server or with that server's leadership; what it

@@ -35,6 +35,8 @@ func dispatch(s *State, c *logpb.Command) Result {
 		return s.retune(k.Retune)
 	case *logpb.Command_SetDrain:
 		return s.setDrain(k.SetDrain)
+	case *logpb.Command_NodeHeard:
+		return s.nodeHeard(k.NodeHeard)
 	case *logpb.Command_CreateToken:
 		return s.createToken(k.CreateToken, now)
 	case *logpb.Command_RedeemToken:
@@ -66,6 +68,21 @@ func (s *State) registerNode(c *logpb.RegisterNode, now int64) Result {
 			s.Workloads[wname] = n
 		}
 	}
+	return Result{}
+}
+
+// nodeHeard keeps since when an agent is silent, for people.
+func (s *State) nodeHeard(c *logpb.NodeHeard) Result {
+	n := s.Nodes[c.GetNode()]
+	if n == nil {
+		return Result{Err: conflict(NotFound, "no host is named %q", c.GetNode())}
+	}
+	if n.GetInfo().GetBootId() != c.GetBootId() {
+		return Result{Err: conflict(Refused, "%s has started again since", c.GetNode())}
+	}
+	n = proto.CloneOf(n)
+	n.SilentSinceUnixNs = c.GetSilentSinceUnixNs()
+	s.Nodes[c.GetNode()] = n
 	return Result{}
 }
 

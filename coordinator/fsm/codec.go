@@ -74,6 +74,14 @@ func decodeSnapshot(b []byte) (*logpb.Snapshot, error) {
 			return nil, fmt.Errorf("%w: snapshot: migrations[%d] has no id", ErrFormat, i)
 		}
 	}
+	if n := len(s.Events); n > eventsKept {
+		return nil, fmt.Errorf("%w: snapshot: %d events, more than %d", ErrFormat, n, eventsKept)
+	}
+	for i, e := range s.Events {
+		if left := uint64(len(s.Events) - 1 - i); s.LastEvent < left || e.GetIndex() != s.LastEvent-left {
+			return nil, fmt.Errorf("%w: snapshot: events[%d] has index %d, and the last of %d is %d", ErrFormat, i, e.GetIndex(), len(s.Events), s.LastEvent)
+		}
+	}
 	return s, nil
 }
 

@@ -77,7 +77,11 @@ func (s *Store) apply(index uint64, c *logpb.Command) Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.LastIndex = index
+	tell := s.state.watch(c)
 	res := dispatch(s.state, c)
+	if res.Err == nil {
+		tell()
+	}
 	res.Index = index
 	close(s.changed)
 	s.changed = make(chan struct{})

@@ -230,6 +230,8 @@ func FuzzApply(f *testing.F) {
 		{Command: &logpb.Command_RegisterNode{RegisterNode: &logpb.RegisterNode{Node: &agentapi.NodeInfo{Name: "host1", BootId: "b"}}}},
 		{Command: &logpb.Command_BeginMigration{BeginMigration: &logpb.BeginMigration{Id: "m1", Workload: "w", Destination: "host2", Epoch: 1}}},
 		{Command: &logpb.Command_MigrationEntry{MigrationEntry: EntryCommand("m1", handoff.Entry{Kind: handoff.EntryAbort})}},
+		{Command: &logpb.Command_NodeHeard{NodeHeard: &logpb.NodeHeard{Node: "host1", BootId: "b1", SilentSinceUnixNs: 1}}},
+		{Command: &logpb.Command_SetDrain{SetDrain: &logpb.SetDrain{Node: "host1", Drain: &logpb.Drain{MaxParallel: 1}}}},
 	} {
 		b, err := Encode(c)
 		if err != nil {

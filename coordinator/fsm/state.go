@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/fsm/logpb"
 )
 
@@ -18,7 +19,9 @@ type State struct {
 	Migrations   map[string]*logpb.Migration
 	Tokens       map[string]*logpb.Token  // by the hash of their secret
 	Members      map[string]*logpb.Member // hosts that have joined with a token
+	LastEvent    uint64                   // index
 	order        []string                 // migrations, oldest first
+	events       []*clusterapi.Event      // the newest, by index, without a gap
 }
 
 // historyLimit is how many closed migrations are kept.
@@ -34,7 +37,7 @@ func (s *State) clone() *State {
 	c := *s
 	c.Nodes, c.Workloads, c.Migrations = maps.Clone(s.Nodes), maps.Clone(s.Workloads), maps.Clone(s.Migrations)
 	c.Tokens, c.Members = maps.Clone(s.Tokens), maps.Clone(s.Members)
-	c.order = slices.Clone(s.order)
+	c.order, c.events = slices.Clone(s.order), slices.Clone(s.events)
 	return &c
 }
 
@@ -75,7 +78,8 @@ func (s *State) forget() {
 }
 
 func (s *State) snapshot() *logpb.Snapshot {
-	p := &logpb.Snapshot{Incarnation: s.Incarnation, LastInstance: s.LastInstance, LastIndex: s.LastIndex, Migrations: s.MigrationsInOrder()}
+	p := &logpb.Snapshot{Incarnation: s.Incarnation, LastInstance: s.LastInstance, LastIndex: s.LastIndex, Migrations: s.MigrationsInOrder(),
+		Events: slices.Clone(s.events), LastEvent: s.LastEvent}
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		p.Nodes = append(p.Nodes, s.Nodes[name])
 	}
@@ -94,6 +98,7 @@ func (s *State) snapshot() *logpb.Snapshot {
 func stateOf(p *logpb.Snapshot) *State {
 	s := newState()
 	s.Incarnation, s.LastInstance, s.LastIndex = p.GetIncarnation(), p.GetLastInstance(), p.GetLastIndex()
+	s.events, s.LastEvent = p.GetEvents(), p.GetLastEvent()
 	for _, n := range p.GetNodes() {
 		s.Nodes[n.GetInfo().GetName()] = n
 	}

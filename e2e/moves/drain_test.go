@@ -62,9 +62,42 @@ func TestDrain(t *testing.T) {
 	if moved != 4 || r.Empty {
 		t.Errorf("%d moved:\n%s", moved, out)
 	}
+	drainEvents(t, s.On("host2", cluster.Migrate, "events", "-o", "json"))
 	s.progress(clients, clients.Report().Increments+50)
 	clients.Stop()
 	if wrong, err := clients.Verify(s.Ctx, cluster.Dialer(endpoint)); err != nil || wrong != 0 {
 		t.Errorf("%d increments are wrong, %v", wrong, err)
+	}
+}
+
+// drainEvents: what happened is told, with what a script needs of it.
+func drainEvents(t *testing.T, out string) {
+	t.Helper()
+	kinds, last := map[string]int{}, 0
+	dec := json.NewDecoder(strings.NewReader(out))
+	for dec.More() {
+		var e struct {
+			Index                          int
+			Kind, Workload, Outcome, State string
+			Downtime                       float64 `json:"downtime_ms"`
+		}
+		if err := dec.Decode(&e); err != nil {
+			t.Fatalf("%v in\n%s", err, out)
+		}
+		if last != 0 && e.Index != last+1 {
+			t.Errorf("event %d comes after %d", e.Index, last)
+		}
+		last = e.Index
+		if strings.HasPrefix(e.Workload, "drained-") || strings.HasPrefix(e.Kind, "drain_") {
+			kinds[e.Kind]++
+		}
+		if e.Workload == "drained-redis" && e.Kind == "move_ended" && (e.Outcome != "moved" || e.State != "released" || e.Downtime <= 0) {
+			t.Errorf("%+v", e)
+		}
+	}
+	for kind, least := range map[string]int{"workload_started": 4, "move_begun": 4, "move_committed": 4, "move_ended": 4, "drain_begun": 1, "drain_progress": 4} {
+		if kinds[kind] < least {
+			t.Errorf("%d events are %s, want %d:\n%s", kinds[kind], kind, least, out)
+		}
 	}
 }

@@ -43,6 +43,7 @@ type Command struct {
 	//	*Command_SetDrain
 	//	*Command_CreateToken
 	//	*Command_RedeemToken
+	//	*Command_NodeHeard
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -200,6 +201,15 @@ func (x *Command) GetRedeemToken() *RedeemToken {
 	return nil
 }
 
+func (x *Command) GetNodeHeard() *NodeHeard {
+	if x != nil {
+		if x, ok := x.Command.(*Command_NodeHeard); ok {
+			return x.NodeHeard
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -252,6 +262,10 @@ type Command_RedeemToken struct {
 	RedeemToken *RedeemToken `protobuf:"bytes,21,opt,name=redeem_token,json=redeemToken,proto3,oneof"`
 }
 
+type Command_NodeHeard struct {
+	NodeHeard *NodeHeard `protobuf:"bytes,22,opt,name=node_heard,json=nodeHeard,proto3,oneof"`
+}
+
 func (*Command_SetIncarnation) isCommand_Command() {}
 
 func (*Command_RegisterNode) isCommand_Command() {}
@@ -275,6 +289,8 @@ func (*Command_SetDrain) isCommand_Command() {}
 func (*Command_CreateToken) isCommand_Command() {}
 
 func (*Command_RedeemToken) isCommand_Command() {}
+
+func (*Command_NodeHeard) isCommand_Command() {}
 
 // SetIncarnation is the first entry of a cluster, and of one that was restored. It only goes up.
 type SetIncarnation struct {
@@ -948,6 +964,67 @@ func (x *Retune) GetThrottleMaxPercent() uint32 {
 	return 0
 }
 
+// NodeHeard says that a host's agent has fallen silent, or is heard again. It decides nothing: it is for people.
+type NodeHeard struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Node              string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	BootId            string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`                                       // under which it was heard last
+	SilentSinceUnixNs int64                  `protobuf:"varint,3,opt,name=silent_since_unix_ns,json=silentSinceUnixNs,proto3" json:"silent_since_unix_ns,omitempty"` // 0: it is heard
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *NodeHeard) Reset() {
+	*x = NodeHeard{}
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeHeard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeHeard) ProtoMessage() {}
+
+func (x *NodeHeard) ProtoReflect() protoreflect.Message {
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeHeard.ProtoReflect.Descriptor instead.
+func (*NodeHeard) Descriptor() ([]byte, []int) {
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NodeHeard) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeHeard) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *NodeHeard) GetSilentSinceUnixNs() int64 {
+	if x != nil {
+		return x.SilentSinceUnixNs
+	}
+	return 0
+}
+
 // SetDrain takes a host out of placement, or back in when there is no drain in it.
 type SetDrain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -959,7 +1036,7 @@ type SetDrain struct {
 
 func (x *SetDrain) Reset() {
 	*x = SetDrain{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1048,7 @@ func (x *SetDrain) String() string {
 func (*SetDrain) ProtoMessage() {}
 
 func (x *SetDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[10]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1061,7 @@ func (x *SetDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDrain.ProtoReflect.Descriptor instead.
 func (*SetDrain) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{10}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetDrain) GetNode() string {
@@ -1013,7 +1090,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1102,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[11]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1115,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{11}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Drain) GetBegunUnixNs() int64 {
@@ -1072,7 +1149,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1161,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[12]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1174,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{12}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateToken) GetToken() *Token {
@@ -1118,7 +1195,7 @@ type RedeemToken struct {
 
 func (x *RedeemToken) Reset() {
 	*x = RedeemToken{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1207,7 @@ func (x *RedeemToken) String() string {
 func (*RedeemToken) ProtoMessage() {}
 
 func (x *RedeemToken) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[13]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1220,7 @@ func (x *RedeemToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemToken.ProtoReflect.Descriptor instead.
 func (*RedeemToken) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{13}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RedeemToken) GetHash() []byte {
@@ -1174,7 +1251,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1263,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[14]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1276,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{14}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Token) GetHash() []byte {
@@ -1258,7 +1335,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1347,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[15]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1360,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{15}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Member) GetName() string {
@@ -1322,17 +1399,18 @@ func (x *Member) GetJoinedUnixNs() int64 {
 }
 
 type Node struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Info             *api.NodeInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
-	RegisteredUnixNs int64                  `protobuf:"varint,2,opt,name=registered_unix_ns,json=registeredUnixNs,proto3" json:"registered_unix_ns,omitempty"`
-	Drain            *Drain                 `protobuf:"bytes,3,opt,name=drain,proto3" json:"drain,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Info              *api.NodeInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	RegisteredUnixNs  int64                  `protobuf:"varint,2,opt,name=registered_unix_ns,json=registeredUnixNs,proto3" json:"registered_unix_ns,omitempty"`
+	Drain             *Drain                 `protobuf:"bytes,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	SilentSinceUnixNs int64                  `protobuf:"varint,4,opt,name=silent_since_unix_ns,json=silentSinceUnixNs,proto3" json:"silent_since_unix_ns,omitempty"` // 0: its agent is heard
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1422,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[16]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1435,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{16}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Node) GetInfo() *api.NodeInfo {
@@ -1381,6 +1459,13 @@ func (x *Node) GetDrain() *Drain {
 	return nil
 }
 
+func (x *Node) GetSilentSinceUnixNs() int64 {
+	if x != nil {
+		return x.SilentSinceUnixNs
+	}
+	return 0
+}
+
 type Workload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Spec          *api.WorkloadSpec      `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -1401,7 +1486,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[17]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1498,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[17]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1511,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{17}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Workload) GetSpec() *api.WorkloadSpec {
@@ -1541,7 +1626,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[18]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1638,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[18]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1651,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{18}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Migration) GetRecord() *Record {
@@ -1731,7 +1816,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[19]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1828,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[19]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1841,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{19}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Record) GetIncarnation() uint64 {
@@ -1860,13 +1945,15 @@ type Snapshot struct {
 	Migrations    []*Migration           `protobuf:"bytes,6,rep,name=migrations,proto3" json:"migrations,omitempty"` // oldest first
 	Tokens        []*Token               `protobuf:"bytes,7,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	Members       []*Member              `protobuf:"bytes,8,rep,name=members,proto3" json:"members,omitempty"`
+	Events        []*api1.Event          `protobuf:"bytes,9,rep,name=events,proto3" json:"events,omitempty"` // the newest, by index
+	LastEvent     uint64                 `protobuf:"varint,10,opt,name=last_event,json=lastEvent,proto3" json:"last_event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[20]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +1965,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[20]
+	mi := &file_coordinator_fsm_logpb_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +1978,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{20}
+	return file_coordinator_fsm_logpb_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Snapshot) GetIncarnation() uint64 {
@@ -1950,11 +2037,25 @@ func (x *Snapshot) GetMembers() []*Member {
 	return nil
 }
 
+func (x *Snapshot) GetEvents() []*api1.Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Snapshot) GetLastEvent() uint64 {
+	if x != nil {
+		return x.LastEvent
+	}
+	return 0
+}
+
 var File_coordinator_fsm_logpb_log_proto protoreflect.FileDescriptor
 
 const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcoordinator/fsm/logpb/log.proto\x12\x0emigrate.log.v1\x1a\x15agent/api/agent.proto\x1a\x1dcoordinator/api/cluster.proto\"\xe8\x06\n" +
+	"\x1fcoordinator/fsm/logpb/log.proto\x12\x0emigrate.log.v1\x1a\x15agent/api/agent.proto\x1a\x1dcoordinator/api/cluster.proto\"\xa4\a\n" +
 	"\aCommand\x12\x17\n" +
 	"\aunix_ns\x18\x01 \x01(\x03R\x06unixNs\x12I\n" +
 	"\x0fset_incarnation\x18\n" +
@@ -1969,7 +2070,9 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x06retune\x18\x12 \x01(\v2\x16.migrate.log.v1.RetuneH\x00R\x06retune\x127\n" +
 	"\tset_drain\x18\x13 \x01(\v2\x18.migrate.log.v1.SetDrainH\x00R\bsetDrain\x12@\n" +
 	"\fcreate_token\x18\x14 \x01(\v2\x1b.migrate.log.v1.CreateTokenH\x00R\vcreateToken\x12@\n" +
-	"\fredeem_token\x18\x15 \x01(\v2\x1b.migrate.log.v1.RedeemTokenH\x00R\vredeemTokenB\t\n" +
+	"\fredeem_token\x18\x15 \x01(\v2\x1b.migrate.log.v1.RedeemTokenH\x00R\vredeemToken\x12:\n" +
+	"\n" +
+	"node_heard\x18\x16 \x01(\v2\x19.migrate.log.v1.NodeHeardH\x00R\tnodeHeardB\t\n" +
 	"\acommand\"2\n" +
 	"\x0eSetIncarnation\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\">\n" +
@@ -2029,7 +2132,11 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x0fmax_downtime_ns\x18\x02 \x01(\x03R\rmaxDowntimeNs\x12;\n" +
 	"\x1abandwidth_bytes_per_second\x18\x03 \x01(\x04R\x17bandwidthBytesPerSecond\x125\n" +
 	"\x14throttle_max_percent\x18\x04 \x01(\rH\x00R\x12throttleMaxPercent\x88\x01\x01B\x17\n" +
-	"\x15_throttle_max_percent\"K\n" +
+	"\x15_throttle_max_percent\"i\n" +
+	"\tNodeHeard\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
+	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12/\n" +
+	"\x14silent_since_unix_ns\x18\x03 \x01(\x03R\x11silentSinceUnixNs\"K\n" +
 	"\bSetDrain\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
 	"\x05drain\x18\x02 \x01(\v2\x15.migrate.log.v1.DrainR\x05drain\"x\n" +
@@ -2055,11 +2162,12 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
 	"\x06server\x18\x03 \x01(\bR\x06server\x12\x19\n" +
 	"\bkey_hash\x18\x04 \x01(\fR\akeyHash\x12$\n" +
-	"\x0ejoined_unix_ns\x18\x05 \x01(\x03R\fjoinedUnixNs\"\x91\x01\n" +
+	"\x0ejoined_unix_ns\x18\x05 \x01(\x03R\fjoinedUnixNs\"\xc2\x01\n" +
 	"\x04Node\x12.\n" +
 	"\x04info\x18\x01 \x01(\v2\x1a.migrate.agent.v1.NodeInfoR\x04info\x12,\n" +
 	"\x12registered_unix_ns\x18\x02 \x01(\x03R\x10registeredUnixNs\x12+\n" +
-	"\x05drain\x18\x03 \x01(\v2\x15.migrate.log.v1.DrainR\x05drain\"\x84\x03\n" +
+	"\x05drain\x18\x03 \x01(\v2\x15.migrate.log.v1.DrainR\x05drain\x12/\n" +
+	"\x14silent_since_unix_ns\x18\x04 \x01(\x03R\x11silentSinceUnixNs\"\x84\x03\n" +
 	"\bWorkload\x122\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1e.migrate.agent.v1.WorkloadSpecR\x04spec\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x17\n" +
@@ -2115,7 +2223,7 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"sourceGone\x12)\n" +
 	"\x10destination_gone\x18\v \x01(\bR\x0fdestinationGone\x12\x1c\n" +
 	"\tcancelled\x18\f \x01(\bR\tcancelled\x12\x1c\n" +
-	"\tundecided\x18\r \x01(\rR\tundecided\"\xf0\x02\n" +
+	"\tundecided\x18\r \x01(\rR\tundecided\"\xc2\x03\n" +
 	"\bSnapshot\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12#\n" +
 	"\rlast_instance\x18\x02 \x01(\x04R\flastInstance\x12\x1d\n" +
@@ -2127,7 +2235,11 @@ const file_coordinator_fsm_logpb_log_proto_rawDesc = "" +
 	"migrations\x18\x06 \x03(\v2\x19.migrate.log.v1.MigrationR\n" +
 	"migrations\x12-\n" +
 	"\x06tokens\x18\a \x03(\v2\x15.migrate.log.v1.TokenR\x06tokens\x120\n" +
-	"\amembers\x18\b \x03(\v2\x16.migrate.log.v1.MemberR\amembersB%Z#migrate/coordinator/fsm/logpb;logpbb\x06proto3"
+	"\amembers\x18\b \x03(\v2\x16.migrate.log.v1.MemberR\amembers\x121\n" +
+	"\x06events\x18\t \x03(\v2\x19.migrate.cluster.v1.EventR\x06events\x12\x1d\n" +
+	"\n" +
+	"last_event\x18\n" +
+	" \x01(\x04R\tlastEventB%Z#migrate/coordinator/fsm/logpb;logpbb\x06proto3"
 
 var (
 	file_coordinator_fsm_logpb_log_proto_rawDescOnce sync.Once
@@ -2141,7 +2253,7 @@ func file_coordinator_fsm_logpb_log_proto_rawDescGZIP() []byte {
 	return file_coordinator_fsm_logpb_log_proto_rawDescData
 }
 
-var file_coordinator_fsm_logpb_log_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_coordinator_fsm_logpb_log_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*Command)(nil),          // 0: migrate.log.v1.Command
 	(*SetIncarnation)(nil),   // 1: migrate.log.v1.SetIncarnation
@@ -2153,24 +2265,26 @@ var file_coordinator_fsm_logpb_log_proto_goTypes = []any{
 	(*BeginMigration)(nil),   // 7: migrate.log.v1.BeginMigration
 	(*MigrationEntry)(nil),   // 8: migrate.log.v1.MigrationEntry
 	(*Retune)(nil),           // 9: migrate.log.v1.Retune
-	(*SetDrain)(nil),         // 10: migrate.log.v1.SetDrain
-	(*Drain)(nil),            // 11: migrate.log.v1.Drain
-	(*CreateToken)(nil),      // 12: migrate.log.v1.CreateToken
-	(*RedeemToken)(nil),      // 13: migrate.log.v1.RedeemToken
-	(*Token)(nil),            // 14: migrate.log.v1.Token
-	(*Member)(nil),           // 15: migrate.log.v1.Member
-	(*Node)(nil),             // 16: migrate.log.v1.Node
-	(*Workload)(nil),         // 17: migrate.log.v1.Workload
-	(*Migration)(nil),        // 18: migrate.log.v1.Migration
-	(*Record)(nil),           // 19: migrate.log.v1.Record
-	(*Snapshot)(nil),         // 20: migrate.log.v1.Snapshot
-	(*api.NodeInfo)(nil),     // 21: migrate.agent.v1.NodeInfo
-	(*api.WorkloadSpec)(nil), // 22: migrate.agent.v1.WorkloadSpec
-	(*api.MoveOptions)(nil),  // 23: migrate.agent.v1.MoveOptions
-	(*api1.Progress)(nil),    // 24: migrate.cluster.v1.Progress
-	(*api1.Connection)(nil),  // 25: migrate.cluster.v1.Connection
-	(*api1.Step)(nil),        // 26: migrate.cluster.v1.Step
-	(api1.WorkloadState)(0),  // 27: migrate.cluster.v1.WorkloadState
+	(*NodeHeard)(nil),        // 10: migrate.log.v1.NodeHeard
+	(*SetDrain)(nil),         // 11: migrate.log.v1.SetDrain
+	(*Drain)(nil),            // 12: migrate.log.v1.Drain
+	(*CreateToken)(nil),      // 13: migrate.log.v1.CreateToken
+	(*RedeemToken)(nil),      // 14: migrate.log.v1.RedeemToken
+	(*Token)(nil),            // 15: migrate.log.v1.Token
+	(*Member)(nil),           // 16: migrate.log.v1.Member
+	(*Node)(nil),             // 17: migrate.log.v1.Node
+	(*Workload)(nil),         // 18: migrate.log.v1.Workload
+	(*Migration)(nil),        // 19: migrate.log.v1.Migration
+	(*Record)(nil),           // 20: migrate.log.v1.Record
+	(*Snapshot)(nil),         // 21: migrate.log.v1.Snapshot
+	(*api.NodeInfo)(nil),     // 22: migrate.agent.v1.NodeInfo
+	(*api.WorkloadSpec)(nil), // 23: migrate.agent.v1.WorkloadSpec
+	(*api.MoveOptions)(nil),  // 24: migrate.agent.v1.MoveOptions
+	(*api1.Progress)(nil),    // 25: migrate.cluster.v1.Progress
+	(*api1.Connection)(nil),  // 26: migrate.cluster.v1.Connection
+	(*api1.Step)(nil),        // 27: migrate.cluster.v1.Step
+	(api1.WorkloadState)(0),  // 28: migrate.cluster.v1.WorkloadState
+	(*api1.Event)(nil),       // 29: migrate.cluster.v1.Event
 }
 var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	1,  // 0: migrate.log.v1.Command.set_incarnation:type_name -> migrate.log.v1.SetIncarnation
@@ -2182,37 +2296,39 @@ var file_coordinator_fsm_logpb_log_proto_depIdxs = []int32{
 	7,  // 6: migrate.log.v1.Command.begin_migration:type_name -> migrate.log.v1.BeginMigration
 	8,  // 7: migrate.log.v1.Command.migration_entry:type_name -> migrate.log.v1.MigrationEntry
 	9,  // 8: migrate.log.v1.Command.retune:type_name -> migrate.log.v1.Retune
-	10, // 9: migrate.log.v1.Command.set_drain:type_name -> migrate.log.v1.SetDrain
-	12, // 10: migrate.log.v1.Command.create_token:type_name -> migrate.log.v1.CreateToken
-	13, // 11: migrate.log.v1.Command.redeem_token:type_name -> migrate.log.v1.RedeemToken
-	21, // 12: migrate.log.v1.RegisterNode.node:type_name -> migrate.agent.v1.NodeInfo
-	22, // 13: migrate.log.v1.CreateWorkload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	23, // 14: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
-	24, // 15: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
-	25, // 16: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
-	26, // 17: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
-	11, // 18: migrate.log.v1.SetDrain.drain:type_name -> migrate.log.v1.Drain
-	14, // 19: migrate.log.v1.CreateToken.token:type_name -> migrate.log.v1.Token
-	15, // 20: migrate.log.v1.RedeemToken.member:type_name -> migrate.log.v1.Member
-	21, // 21: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
-	11, // 22: migrate.log.v1.Node.drain:type_name -> migrate.log.v1.Drain
-	22, // 23: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
-	27, // 24: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
-	19, // 25: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
-	23, // 26: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
-	24, // 27: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
-	25, // 28: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
-	26, // 29: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
-	16, // 30: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
-	17, // 31: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
-	18, // 32: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
-	14, // 33: migrate.log.v1.Snapshot.tokens:type_name -> migrate.log.v1.Token
-	15, // 34: migrate.log.v1.Snapshot.members:type_name -> migrate.log.v1.Member
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	11, // 9: migrate.log.v1.Command.set_drain:type_name -> migrate.log.v1.SetDrain
+	13, // 10: migrate.log.v1.Command.create_token:type_name -> migrate.log.v1.CreateToken
+	14, // 11: migrate.log.v1.Command.redeem_token:type_name -> migrate.log.v1.RedeemToken
+	10, // 12: migrate.log.v1.Command.node_heard:type_name -> migrate.log.v1.NodeHeard
+	22, // 13: migrate.log.v1.RegisterNode.node:type_name -> migrate.agent.v1.NodeInfo
+	23, // 14: migrate.log.v1.CreateWorkload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	24, // 15: migrate.log.v1.BeginMigration.options:type_name -> migrate.agent.v1.MoveOptions
+	25, // 16: migrate.log.v1.MigrationEntry.progress:type_name -> migrate.cluster.v1.Progress
+	26, // 17: migrate.log.v1.MigrationEntry.connections:type_name -> migrate.cluster.v1.Connection
+	27, // 18: migrate.log.v1.MigrationEntry.steps:type_name -> migrate.cluster.v1.Step
+	12, // 19: migrate.log.v1.SetDrain.drain:type_name -> migrate.log.v1.Drain
+	15, // 20: migrate.log.v1.CreateToken.token:type_name -> migrate.log.v1.Token
+	16, // 21: migrate.log.v1.RedeemToken.member:type_name -> migrate.log.v1.Member
+	22, // 22: migrate.log.v1.Node.info:type_name -> migrate.agent.v1.NodeInfo
+	12, // 23: migrate.log.v1.Node.drain:type_name -> migrate.log.v1.Drain
+	23, // 24: migrate.log.v1.Workload.spec:type_name -> migrate.agent.v1.WorkloadSpec
+	28, // 25: migrate.log.v1.Workload.state:type_name -> migrate.cluster.v1.WorkloadState
+	20, // 26: migrate.log.v1.Migration.record:type_name -> migrate.log.v1.Record
+	24, // 27: migrate.log.v1.Migration.options:type_name -> migrate.agent.v1.MoveOptions
+	25, // 28: migrate.log.v1.Migration.progress:type_name -> migrate.cluster.v1.Progress
+	26, // 29: migrate.log.v1.Migration.connections:type_name -> migrate.cluster.v1.Connection
+	27, // 30: migrate.log.v1.Migration.steps:type_name -> migrate.cluster.v1.Step
+	17, // 31: migrate.log.v1.Snapshot.nodes:type_name -> migrate.log.v1.Node
+	18, // 32: migrate.log.v1.Snapshot.workloads:type_name -> migrate.log.v1.Workload
+	19, // 33: migrate.log.v1.Snapshot.migrations:type_name -> migrate.log.v1.Migration
+	15, // 34: migrate.log.v1.Snapshot.tokens:type_name -> migrate.log.v1.Token
+	16, // 35: migrate.log.v1.Snapshot.members:type_name -> migrate.log.v1.Member
+	29, // 36: migrate.log.v1.Snapshot.events:type_name -> migrate.cluster.v1.Event
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_coordinator_fsm_logpb_log_proto_init() }
@@ -2233,6 +2349,7 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 		(*Command_SetDrain)(nil),
 		(*Command_CreateToken)(nil),
 		(*Command_RedeemToken)(nil),
+		(*Command_NodeHeard)(nil),
 	}
 	file_coordinator_fsm_logpb_log_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
@@ -2241,7 +2358,7 @@ func file_coordinator_fsm_logpb_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coordinator_fsm_logpb_log_proto_rawDesc), len(file_coordinator_fsm_logpb_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
