@@ -75,7 +75,7 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.moves, err = move.New(move.Config{Node: cfg.Name, BootID: a.node.GetBootId(), Dir: a.movesDir(),
-		PagesAddress: a.node.GetPagesAddress(), Host: a.host, Cluster: a.api, Peers: peers{&a.cfg}, Store: a.store, Hasher: &a.hasher, Log: a.log, Failpoint: cfg.Failpoint})
+		PagesAddress: a.node.GetPagesAddress(), Host: a.host, Cluster: a.api, Peers: peers{&a.cfg}, Caller: callerName, Store: a.store, Hasher: &a.hasher, Log: a.log, Failpoint: cfg.Failpoint})
 	if err != nil {
 		return nil, err
 	}

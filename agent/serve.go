@@ -25,32 +25,43 @@ import (
 // ofService says whether a full method name is of the service.
 func ofService(method, service string) bool { return strings.HasPrefix(method, "/"+service+"/") }
 
-// allowed are the roles that may call a service on the control port.
+// allowed are the roles that may call a service on the control port. Cluster looks at each method itself (coordinator/access.go).
 var allowed = map[string][]pki.Role{
 	agentapi.Agent_ServiceDesc.ServiceName:     {pki.RoleServer},
 	agentapi.Peer_ServiceDesc.ServiceName:      {pki.RoleNode, pki.RoleServer},
 	clusterapi.Cluster_ServiceDesc.ServiceName: {pki.RoleNode, pki.RoleServer, pki.RoleOperator, pki.RoleViewer},
 }
 
-// serversOnly are methods of Cluster by which hosts come into it.
-var serversOnly = map[string]bool{clusterapi.Cluster_CreateToken_FullMethodName: true, clusterapi.Cluster_RedeemToken_FullMethodName: true}
-
-// authorize checks who calls, by the certificate that the connection has shown.
-func authorize(ctx context.Context, method string) error {
+// caller is who calls, by the certificate that the connection has shown.
+func caller(ctx context.Context) (pki.Identity, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return status.Error(codes.Unauthenticated, "the caller is unknown")
+		return pki.Identity{}, errors.New("the caller is unknown")
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		return status.Error(codes.Unauthenticated, "the connection is not encrypted")
+		return pki.Identity{}, errors.New("the connection is not encrypted")
 	}
-	id, err := pki.PeerIdentity(info.State)
+	return pki.PeerIdentity(info.State)
+}
+
+// callerName is the name of the caller; "" if it has none.
+func callerName(ctx context.Context) string {
+	id, err := caller(ctx)
+	if err != nil {
+		return ""
+	}
+	return id.Name
+}
+
+// authorize checks who calls.
+func authorize(ctx context.Context, method string) error {
+	id, err := caller(ctx)
 	if err != nil {
 		return status.Error(codes.Unauthenticated, err.Error())
 	}
-	if serversOnly[method] && !id.Has(pki.RoleServer) {
-		return status.Errorf(codes.PermissionDenied, "%s is no server of the cluster: tokens are made on a server", id.Name)
+	if method == agentapi.Peer_Attach_FullMethodName && !id.Has(pki.RoleServer) {
+		return status.Errorf(codes.PermissionDenied, "%s is a node, which reaches the terminals and the output of what is on it alone; do this on a server of the cluster", id.Name)
 	}
 	for service, roles := range allowed {
 		if ofService(method, service) && id.Has(roles...) {

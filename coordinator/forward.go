@@ -10,9 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -20,11 +18,7 @@ import (
 
 	clusterapi "migrate/coordinator/api"
 	"migrate/coordinator/client"
-	"migrate/coordinator/pki"
 )
-
-// Metadata of a forwarded call: who called first, as the forwarding server has verified it.
-const forwardedFor = "migrate-forwarded-for"
 
 // leaderWait is how long a call waits for a leader to be there. An election takes less.
 const leaderWait = 3 * time.Second
@@ -115,9 +109,15 @@ func (s *Server) whileLeading(ctx context.Context, leader string) (context.Conte
 // unary handles a call here if this server leads, and forwards it otherwise.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	client.Identify(req)
+	if err := admit(ctx, info.FullMethod, nil); err != nil {
+		return nil, err
+	}
 	var reply any
 	err := s.repeat(ctx, info.FullMethod, func(conn *grpc.ClientConn, ctx2 context.Context) (err error) {
 		if conn == nil {
+			if err := s.admitHere(ctx2, info.FullMethod, req); err != nil {
+				return err
+			}
 			reply, err = next(ctx2, req)
 			return err
 		}
@@ -145,11 +145,17 @@ func (s *Server) stream(srv any, st grpc.ServerStream, method string, handler gr
 	if err != nil {
 		return err
 	}
+	if err := admit(st.Context(), method, nil); err != nil {
+		return err
+	}
 	if err := st.RecvMsg(in); err != nil {
 		return err
 	}
 	return s.repeat(st.Context(), method, func(conn *grpc.ClientConn, ctx context.Context) error {
 		if conn == nil {
+			if err := s.admitHere(ctx, method, in); err != nil {
+				return err
+			}
 			return handler(srv, &received{ServerStream: st, msg: in})
 		}
 		return forwardStream(ctx, conn, method, in, st)
@@ -225,37 +231,6 @@ func (s *Server) toLeader(ctx context.Context) (*grpc.ClientConn, string, error)
 		case <-changed:
 		}
 	}
-}
-
-func isForwarded(ctx context.Context) bool {
-	md, _ := metadata.FromIncomingContext(ctx)
-	return len(md.Get(forwardedFor)) > 0
-}
-
-func (s *Server) forwarding(ctx context.Context) context.Context {
-	name, _ := caller(ctx)
-	return metadata.AppendToOutgoingContext(ctx, forwardedFor, name)
-}
-
-// caller is the verified name of whoever called first; false for one that came without TLS, which is local.
-func caller(ctx context.Context) (string, bool) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return "", false
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok {
-		return "", false
-	}
-	id, err := pki.PeerIdentity(info.State)
-	if err != nil {
-		return "", false
-	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	if f := md.Get(forwardedFor); len(f) == 1 && id.Has(pki.RoleServer) && f[0] != "" {
-		return f[0], true
-	}
-	return id.Name, true
 }
 
 // types makes the messages of a method.

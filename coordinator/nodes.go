@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -17,14 +18,6 @@ import (
 	"migrate/coordinator/fsm/logpb"
 	"migrate/coordinator/handoff"
 )
-
-// speaksFor refuses a node's word from the mouth of another.
-func speaksFor(ctx context.Context, node string) error {
-	if name, ok := caller(ctx); ok && name != node {
-		return status.Errorf(codes.PermissionDenied, "%s cannot speak for %s", name, node)
-	}
-	return nil
-}
 
 func (v *service) Nodes(context.Context, *clusterapi.NodesRequest) (*clusterapi.NodesReply, error) {
 	t, err := v.read()
@@ -267,6 +260,9 @@ func checkRole(m *logpb.Migration, req *clusterapi.ReportRequest, ev *handoff.Le
 }
 
 func (v *service) workloadEnded(t *term, req *clusterapi.ReportRequest, e *clusterapi.WorkloadEnded) (*clusterapi.ReportReply, error) {
+	if w := t.logged(e.GetWorkload()); w != nil && w.GetHost() != req.GetNode() {
+		return &clusterapi.ReportReply{Stale: true, Reason: fmt.Sprintf("workload %q is on %s, not on %s", e.GetWorkload(), w.GetHost(), req.GetNode())}, nil
+	}
 	_, err := t.apply(&logpb.Command{Command: &logpb.Command_WorkloadEnded{WorkloadEnded: &logpb.WorkloadEnded{
 		Name: e.GetWorkload(), Instance: req.GetRef().GetInstance(), WaitStatus: e.GetWaitStatus()}}})
 	var conflict *fsm.Conflict
@@ -285,6 +281,11 @@ func (v *service) RequestCommit(ctx context.Context, req *clusterapi.RequestComm
 		return nil, err
 	}
 	id := req.GetRef().GetMigration()
+	var m *logpb.Migration
+	v.s.node.store.Read(func(st *fsm.State) { m = st.Migrations[id] })
+	if m != nil && m.GetDestination() != req.GetNode() {
+		return nil, status.Errorf(codes.PermissionDenied, "%s is not the destination of migration %s", req.GetNode(), id)
+	}
 	s := t.session(id)
 	if s == nil { // closed: the log answers
 		if _, err := t.find(id); err != nil {

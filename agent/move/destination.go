@@ -1,9 +1,9 @@
 package move
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -31,6 +31,7 @@ type destination struct {
 	id       handoff.Ref // incarnation, migration, instance; never changes
 	epoch    uint64      // before the commit
 	peer     uint64      // the source's copy
+	from     string      // the source's host
 	rec      Record      // as it is on disk
 	file     *file
 	workload string
@@ -544,7 +545,7 @@ func (d *destination) answerFinish(hash handoff.Hash) {
 func (d *destination) accepts(token []byte) *pagexfer.Receiver {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.token) == 0 || !bytes.Equal(token, d.token) {
+	if len(d.token) == 0 || subtle.ConstantTimeCompare(token, d.token) != 1 {
 		return nil
 	}
 	return d.receiver

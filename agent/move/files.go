@@ -1,9 +1,9 @@
 package move
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -448,7 +448,7 @@ func (d *destination) expectFiles(units []volume.Unit) []byte {
 func (d *destination) acceptsFiles(token []byte) *volume.Receiver {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.filesIn == nil || !bytes.Equal(token, d.filesIn.token) {
+	if d.filesIn == nil || subtle.ConstantTimeCompare(token, d.filesIn.token) != 1 {
 		return nil
 	}
 	return d.filesIn.receiver

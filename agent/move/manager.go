@@ -31,8 +31,9 @@ type Config struct {
 	Host         Host
 	Cluster      Cluster
 	Peers        Peers
-	Store        *volume.Store  // of files and directories that moves bring
-	Hasher       *volume.Hasher // of files that are compared
+	Caller       func(context.Context) string // the name of the host that calls service Peer, as it has proved it
+	Store        *volume.Store                // of files and directories that moves bring
+	Hasher       *volume.Hasher               // of files that are compared
 	Log          *slog.Logger
 	// Failpoint, if not nil, is called before and after each action with a name such as "source.freeze.before".
 	Failpoint func(point string)
@@ -300,7 +301,11 @@ func (m *Manager) orderDestination(ctx context.Context, req *agentapi.OrderReque
 		d.rec.Handle.Instance = ref.Instance
 		if p := req.GetPrepareDestination(); p != nil {
 			d.spec, d.peer, d.options = p.GetSpec(), p.GetSourceInstance(), p.GetOptions()
-			d.rec.PeerInstance = d.peer
+			d.from, d.rec.PeerInstance = p.GetSource().GetName(), d.peer
+			var err error
+			if d.rec.Peer, err = protojson.Marshal(p.GetSource()); err != nil {
+				return err
+			}
 			d.rec.Handle.Spec = specJSON(d.spec)
 		}
 		mv = &move{destination: d, workload: req.GetWorkload(), id: ref}
@@ -407,7 +412,13 @@ func (m *Manager) recover(ctx context.Context, f *file, rec *Record) error {
 		s.loop.post(ctx, ev)
 		return nil
 	}
-	d := &destination{m: m, id: id, epoch: rec.Epoch, peer: rec.PeerInstance, log: log, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, arriving: newFrames()}
+	from := &agentapi.NodeInfo{}
+	if len(rec.Peer) > 0 {
+		if err := protojson.Unmarshal(rec.Peer, from); err != nil {
+			return fmt.Errorf("peer: %w", err)
+		}
+	}
+	d := &destination{m: m, id: id, epoch: rec.Epoch, peer: rec.PeerInstance, from: from.GetName(), log: log, workload: rec.Workload, rec: *rec, file: f, spec: spec, held: held, port: port, arriving: newFrames()}
 	d.view.reason = restarted("destination", rebooted)
 	mv := &move{destination: d, workload: rec.Workload, id: id}
 	if err := m.startDestination(mv); err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
 	"migrate/coordinator/handoff"
 )
 
@@ -373,4 +375,28 @@ func TestARecordThatTheSameOrderLeftIsTakenOver(t *testing.T) {
 	if _, err := claim(rec, path); err == nil {
 		t.Error("a record that a vote may rest on was taken over")
 	}
+}
+
+// The host that the order names as the source is the only one that may give the destination anything, whatever else it knows.
+func TestOnlyTheSourceIsListenedTo(t *testing.T) {
+	w := newWorld(t)
+	w.caller = "host4"
+	w.begin()
+	w.await("over", handoff.Record.Closed)
+	if r := w.running(); !slices.Equal(r, []uint64{1}) {
+		t.Errorf("copies %v run", r)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.IndexFunc(w.trace, func(l string) bool {
+		return strings.HasPrefix(l, "destination skeleton") || strings.HasPrefix(l, "destination finish")
+	}); i >= 0 {
+		t.Errorf("the destination did %q", w.trace[i])
+	}
+	for _, r := range w.last {
+		if strings.Contains(protojson.Format(r), "host4 is not the source of migration") {
+			return
+		}
+	}
+	t.Errorf("nobody says why: %v", w.last)
 }

@@ -35,7 +35,8 @@ type world struct {
 
 	leader  handoff.Leader
 	waiting chan *clusterapi.RequestCommitReply
-	down    bool // the cluster does not answer
+	down    bool   // the cluster does not answer
+	caller  string // who calls a peer, if not the source
 	hosts   map[handoff.Role]*host
 	last    map[string]*clusterapi.ReportRequest // by kind of event
 	options *agentapi.MoveOptions                // nil: those of a small fast move
@@ -103,7 +104,7 @@ func (h *host) start() {
 		h.w.t.Fatal(err)
 	}
 	m, err := New(Config{Store: store, Hasher: &volume.Hasher{}, Node: h.name, BootID: h.boot, Dir: h.dir, PagesAddress: listen.Addr().String(), Host: h, Cluster: h.w,
-		Peers: h, Log: slog.New(slog.NewTextHandler(h.w.t.Output(), nil)).With("host", h.name), Failpoint: func(p string) {
+		Peers: h, Caller: func(context.Context) string { return h.w.callerName() }, Log: slog.New(slog.NewTextHandler(h.w.t.Output(), nil)).With("host", h.name), Failpoint: func(p string) {
 			h.w.mu.Lock()
 			points := h.points
 			h.w.mu.Unlock()
@@ -387,6 +388,16 @@ func (h *host) Adopt(_ context.Context, hd Handle) (Held, Port, bool, bool, erro
 		return nil, nil, false, false, nil
 	}
 	return tr, &fakePort{h: h}, tr.frozen, tr.state != 0, nil
+}
+
+// callerName is who calls a peer: the source, if no test says otherwise.
+func (w *world) callerName() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.caller != "" {
+		return w.caller
+	}
+	return w.hosts[handoff.RoleSource].name
 }
 
 func (h *host) Owned(context.Context, Handle, uint64) error { return h.err("owned") }

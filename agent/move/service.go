@@ -23,8 +23,9 @@ type Peer struct {
 // Peer returns the service to be registered.
 func (m *Manager) Peer() *Peer { return &Peer{m: m} }
 
-// session finds the destination that a message is for. All fields must match what this host was ordered.
-func (p *Peer) session(s *agentapi.Session) (*destination, error) {
+// session finds the destination that a message is for. All fields must match what this host was ordered, and the caller must be the host
+// that the order has named as the source.
+func (p *Peer) session(ctx context.Context, s *agentapi.Session) (*destination, error) {
 	ref := handoff.Ref{Incarnation: s.GetIncarnation(), Migration: s.GetMigration(), Instance: s.GetDestinationInstance()}
 	mv := p.m.find(ref, handoff.RoleDestination)
 	switch {
@@ -35,12 +36,16 @@ func (p *Peer) session(s *agentapi.Session) (*destination, error) {
 	case mv.destination.peer != s.GetSourceInstance():
 		return nil, refuseCall("the source of this move is copy %d and not %d", mv.destination.peer, s.GetSourceInstance())
 	}
+	if caller := p.m.cfg.Caller(ctx); caller != mv.destination.from {
+		p.m.cfg.Log.Warn("a call about a migration came from a host that is not its source", "migration", s.GetMigration(), "caller", caller, "source", mv.destination.from)
+		return nil, status.Errorf(codes.PermissionDenied, "%s is not the source of migration %s", caller, s.GetMigration())
+	}
 	return mv.destination, nil
 }
 
 // PrepareFiles makes room for files.
 func (p *Peer) PrepareFiles(ctx context.Context, req *agentapi.PrepareFilesRequest) (*agentapi.PrepareFilesReply, error) {
-	d, err := p.session(req.GetSession())
+	d, err := p.session(ctx, req.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +54,7 @@ func (p *Peer) PrepareFiles(ctx context.Context, req *agentapi.PrepareFilesReque
 
 // Prepare builds the skeleton.
 func (p *Peer) Prepare(ctx context.Context, req *agentapi.PrepareRequest) (*agentapi.PrepareReply, error) {
-	d, err := p.session(req.GetSession())
+	d, err := p.session(ctx, req.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +63,7 @@ func (p *Peer) Prepare(ctx context.Context, req *agentapi.PrepareRequest) (*agen
 
 // Follow changes it.
 func (p *Peer) Follow(ctx context.Context, req *agentapi.FollowRequest) (*agentapi.FollowReply, error) {
-	d, err := p.session(req.GetSession())
+	d, err := p.session(ctx, req.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +80,7 @@ func (p *Peer) Finish(stream grpc.ClientStreamingServer[agentapi.FinishPart, age
 		return err
 	}
 	h := first.GetHeader()
-	d, err := p.session(h.GetSession())
+	d, err := p.session(stream.Context(), h.GetSession())
 	if err != nil {
 		return err
 	}
@@ -109,7 +114,7 @@ func (p *Peer) Frames(stream grpc.ClientStreamingServer[agentapi.FrameBatch, age
 	if err != nil {
 		return err
 	}
-	d, err := p.session(first.GetSession())
+	d, err := p.session(stream.Context(), first.GetSession())
 	if err != nil {
 		return err
 	}
@@ -136,8 +141,8 @@ func (p *Peer) Clock(context.Context, *agentapi.ClockRequest) (*agentapi.ClockRe
 }
 
 // Abort stops work on a copy that its source has given up before its vote. The copy is kept until an order destroys it.
-func (p *Peer) Abort(_ context.Context, req *agentapi.PeerAbortRequest) (*agentapi.PeerAbortReply, error) {
-	d, err := p.session(req.GetSession())
+func (p *Peer) Abort(ctx context.Context, req *agentapi.PeerAbortRequest) (*agentapi.PeerAbortReply, error) {
+	d, err := p.session(ctx, req.GetSession())
 	if err != nil {
 		return nil, err
 	}
