@@ -121,7 +121,7 @@ const passingTime = 2 * time.Second
 // Obstacles names everything of the tree that is not carried. The tree is not touched.
 func (s *Source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 	began := time.Now()
-	for range maxListings {
+	for listings := 0; listings < maxListings; {
 		if err := s.list(); err != nil {
 			return nil, err
 		}
@@ -134,6 +134,7 @@ func (s *Source) Obstacles(ctx context.Context) ([]engine.Obstacle, error) {
 		if err == nil || !ended(err) {
 			return all, err
 		}
+		listings++ // one that waited for something to pass is bounded by passingTime
 	}
 	return nil, fmt.Errorf("the processes of the tree of pid %d end faster than they can be examined", s.target.PID)
 }

@@ -165,7 +165,7 @@ func ReadShared(h *imagespb.Header) map[int]engine.Shared {
 }
 
 // sharedBetween names what is shared in a way that cannot be made again: a thing is shared by birth alone, so a process
-// has it from its parent. And a parent that waits for its child in vfork(2) cannot be stopped.
+// has it from its parent. It also names what waitingInVfork does.
 func sharedBetween(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, error) {
 	if err := FindShared(tree); err != nil {
 		return nil, err
@@ -184,13 +184,32 @@ func sharedBetween(fs procfs.FS, tree []*engine.Process) ([]engine.Obstacle, err
 			case parent == nil || *sharedID(&parent.Shared, typ) != first:
 				found = append(found, engine.Obstacle{PID: p.PID, Kind: "shared-state", Where: "the process",
 					Reason: fmt.Sprintf("it shares its %s with pid %d, which is not its parent", kcmpNames[typ], byID[first].PID)})
-			case typ == kcmpVM && vforking(fs, parent):
-				found = append(found, engine.Obstacle{PID: parent.PID, Kind: "shared-state", Where: "the process",
-					Reason: fmt.Sprintf("it waits in vfork(2) until pid %d executes a program or ends", p.PID), Remedy: "try again when it has", Passing: true})
 			}
 		}
 	}
-	return found, nil
+	return append(found, waitingInVfork(fs, tree)...), nil
+}
+
+// waitingInVfork names processes that wait for a child in vfork(2), or in clone(2) with CLONE_VFORK, which need not share
+// memory with it: no tracer can stop them there.
+func waitingInVfork(fs procfs.FS, tree []*engine.Process) []engine.Obstacle {
+	children := map[int][]*engine.Process{}
+	for _, p := range tree {
+		children[p.VPPID] = append(children[p.VPPID], p)
+	}
+	var found []engine.Obstacle
+	for _, p := range tree {
+		if len(children[p.VPID]) == 0 || !vforking(fs, p) {
+			continue
+		}
+		child := "a child of it"
+		if len(children[p.VPID]) == 1 {
+			child = fmt.Sprintf("pid %d", children[p.VPID][0].PID)
+		}
+		found = append(found, engine.Obstacle{PID: p.PID, Kind: "shared-state", Where: "the process",
+			Reason: fmt.Sprintf("it waits in vfork(2) until %s executes a program or ends", child), Remedy: "try again when it has", Passing: true})
+	}
+	return found
 }
 
 // vforking reports whether a thread of a process is in the uninterruptible part of a clone(2) or vfork(2).
