@@ -43,6 +43,7 @@ var accessTo = map[string]access{
 	clusterapi.Cluster_ReadMigration_FullMethodName:  reads,
 	clusterapi.Cluster_Nodes_FullMethodName:          reads,
 	clusterapi.Cluster_WatchDrain_FullMethodName:     reads,
+	clusterapi.Cluster_Events_FullMethodName:         reads,
 	clusterapi.Cluster_Run_FullMethodName:            orders,
 	clusterapi.Cluster_Stop_FullMethodName:           orders,
 	clusterapi.Cluster_Logs_FullMethodName:           orders,
