@@ -134,7 +134,7 @@ func dumpInet(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 		if u.Queue, err = sock.PeekDatagrams(d.fd, u); err != nil {
 			return nil, fmt.Errorf("its queue: %w", err)
 		}
-	} else if n, err := unix.IoctlGetInt(d.fd, unix.TIOCINQ); err == nil && n > 0 {
+	} else if u.Shutdown&1 == 0 && polled(d.fd, unix.POLLIN) { // not TIOCINQ, which ping sockets do not have (net/ipv4/ping.c)
 		return nil, fmt.Errorf("packets wait at the socket %v: %w", u.Local, ErrBusy)
 	}
 	owner, err := r.fown(d)
