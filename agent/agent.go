@@ -36,6 +36,7 @@ type Agent struct {
 	cluster     *cluster
 	api         clusterapi.ClusterClient
 	incarnation atomic.Uint64 // the newest that was heard of
+	metrics     *metrics
 
 	ctx            context.Context
 	end            context.CancelFunc
@@ -54,7 +55,7 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, log: cfg.Log.With("host", cfg.Name), watchers: map[uint64]*watcher{}}
+	a := &Agent{cfg: cfg, log: cfg.Log.With("host", cfg.Name), watchers: map[uint64]*watcher{}, metrics: newMetrics()}
 	a.ctx, a.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -75,7 +76,7 @@ func Start(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.moves, err = move.New(move.Config{Node: cfg.Name, BootID: a.node.GetBootId(), Dir: a.movesDir(),
-		PagesAddress: a.node.GetPagesAddress(), Host: a.host, Cluster: a.api, Peers: peers{&a.cfg}, Caller: callerName, Store: a.store, Hasher: &a.hasher, Log: a.log, Failpoint: cfg.Failpoint})
+		PagesAddress: a.node.GetPagesAddress(), Host: a.host, Cluster: counting{a.api, a.metrics}, Peers: peers{&a.cfg}, Caller: callerName, Store: a.store, Hasher: &a.hasher, Log: a.log, Failpoint: cfg.Failpoint})
 	if err != nil {
 		return nil, err
 	}

@@ -165,6 +165,7 @@ func (a *Agent) heartbeat() bool {
 	if err != nil {
 		return status.Code(err) != codes.NotFound
 	}
+	a.metrics.lastHeartbeat.SetToCurrentTime()
 	a.incarnation.Store(reply.GetIncarnation())
 	return !reply.GetRegister()
 }

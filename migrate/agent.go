@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
@@ -17,7 +18,7 @@ import (
 )
 
 func newAgentCommand() *cobra.Command {
-	var file string
+	var file, metrics string
 	var server, dev bool
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -38,11 +39,15 @@ func newAgentCommand() *cobra.Command {
 			if cmd.Flags().Changed("socket") {
 				c.Socket = socketPath(cmd)
 			}
+			if cmd.Flags().Changed("metrics") {
+				c.Metrics = metrics
+			}
 			c.Server = c.Server || server
 			return runAgent(cmd.Context(), c, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", defaultAgentFile, "configuration file")
+	cmd.Flags().StringVar(&metrics, "metrics", "", "serve metrics for Prometheus at this ADDRESS:PORT (default: nowhere)")
 	cmd.Flags().BoolVar(&server, "server", false, "be a voter of the cluster")
 	cmd.Flags().BoolVar(&dev, "dev", false, "a cluster of this one host, with nothing to configure")
 	return cmd
@@ -77,6 +82,7 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 		return err
 	}
 	var register func(grpc.ServiceRegistrar)
+	var collect []prometheus.Collector
 	if c.Server {
 		var authority *pki.CA
 		if c.CADir != "" {
@@ -92,7 +98,7 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		register = s.Register
+		register, collect = s.Register, s.Metrics()
 	}
 	a, err := agent.Start(ctx, agent.Config{
 		Name: c.Name, Bind: c.Bind, ControlPort: c.Ports.Control, PagesPort: c.Ports.Pages, Servers: c.Servers, Server: c.Server,
@@ -102,7 +108,11 @@ func runAgent(ctx context.Context, c agentFile, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	endMetrics, err := serveMetrics(ctx, c.Metrics, log, append(collect, a.Metrics()...))
+	if err != nil {
+		return errors.Join(err, a.Close())
+	}
 	err = served(ctx, c.Socket, log)
 	log.Info("the agent ends")
-	return errors.Join(err, a.Close())
+	return errors.Join(err, endMetrics(), a.Close())
 }

@@ -25,6 +25,7 @@ type agentFile struct {
 	DataDir         string     `yaml:"data_dir"`
 	Socket          string     `yaml:"socket,omitempty"`
 	Bridge          string     `yaml:"bridge,omitempty"`
+	Metrics         string     `yaml:"metrics,omitempty"`
 }
 
 type agentPorts struct {

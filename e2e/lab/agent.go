@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,7 @@ const (
 	pagesPort   = 7402
 	raftPort    = 7403
 	gossipPort  = 7404
+	metricsPort = 7409
 )
 
 // agentService is the name under which a pid 1 knows the host's agent.
@@ -63,8 +65,9 @@ tls_dir: %s
 data_dir: %s
 socket: %s
 bridge: %s
+metrics: "%s"
 `, h.name, h.number <= st.servers(), h.Addr(), controlPort, pagesPort, raftPort, gossipPort,
-		strings.Join(names, ", "), len(names), tlsDir, agentDataDir, agentSocket, bridgeInHost)
+		strings.Join(names, ", "), len(names), tlsDir, agentDataDir, agentSocket, bridgeInHost, netip.AddrPortFrom(h.Addr(), metricsPort))
 }
 
 // startAgents makes the cluster's authority, gives each host its certificate and configuration, and starts its agent.
