@@ -22,10 +22,12 @@ import (
 // closing of that number while the description is open elsewhere (epoll(7), Q6). When the number means something else by
 // now, or nothing, in the first process that holds the set and has the number open, a blob says which description is meant.
 // What is ready is polled anew by the restore, so an edge-triggered event may be reported once more than it would have
-// been, never once less.
+// been, never once less. It is not reported again where that is certain: see seenEdge.
 var kindEpoll = &Kind{
 	Name: "epoll", Type: fdinfo.FdTypes_EVENTPOLL, Carried: true,
-	Note:  "with its targets, also those whose number was closed or reused while their file stayed open in the tree; with its settings of busy polling",
+	Note: "with its targets, also those whose number was closed or reused while their file stayed open in the tree; with its settings of busy polling. An " +
+		"edge-triggered event (EPOLLET) that the program has seen is not reported again for eventfds, pipes and connected unix sockets, if nothing else of the set is " +
+		"ready and one process has it; else it is, once",
 	match: func(d *description) bool { return d.anon("[eventpoll]") },
 	check: checkEpoll, dump: dumpEpoll, open: openEpoll, inside: registerEpoll,
 }
@@ -123,11 +125,15 @@ func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, e
 		return nil, err
 	}
 	e := &eventpoll.EventpollFileEntry{Id: proto.Uint32(d.id), Flags: proto.Uint32(uint32(d.flags)), Fown: owner}
-	var closed []byte
+	var closed, seen []byte
+	idle := !polled(d.fd, unix.POLLIN)
 	for n, t := range i.Epoll {
 		target, err := resolve(r.snap, d, i.Epoll, n)
 		if err != nil {
 			return nil, err
+		}
+		if idle && target != nil && r.seenEdge(target, t.Events) {
+			seen = binary.LittleEndian.AppendUint32(seen, uint32(n))
 		}
 		if target == nil {
 			if target = stale(r.snap, d, i.Epoll, n); target == nil {
@@ -141,10 +147,49 @@ func dumpEpoll(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, e
 	if closed != nil {
 		r.blob(staleBlob(d.id), closed)
 	}
+	if seen != nil {
+		r.blob(seenBlob(d.id), seen)
+	}
 	if params, err := epollParams(d.fd, epollGetParams, [8]byte{}); err == nil && params != [8]byte{} { // ENOTTY before Linux 6.9
 		r.blob(busyBlob(d.id), params[:])
 	}
 	return &fdinfo.FileEntry{Epfd: e}, nil
+}
+
+// seenBlob holds the indices (4 bytes each, little-endian) of the targets in the record for which seenEdge holds.
+func seenBlob(id uint32) string { return fmt.Sprintf("epoll-seen-%d", id) }
+
+// seenEdge tells of a target of a set in which nothing is ready whether it is ready all the same: the program has been told of the
+// edge, and the next one is yet to come (epoll(7)). Only files of which nobody outside of the tree can make an edge until
+// the restore has taken this one out of the set again: that one would be taken with it.
+func (r *dump) seenEdge(target *description, events uint32) bool {
+	if events&unix.EPOLLET == 0 || events&conditions == 0 {
+		return false
+	}
+	switch target.kind {
+	case kindEventfd, kindPipe:
+	case kindUnix:
+		listens, err := unix.GetsockoptInt(target.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if err != nil || listens != 0 || target.sock.typ == unix.SOCK_DGRAM || len(r.opts.ExternalUnix) > 0 {
+			return false
+		}
+	default:
+		return false
+	}
+	return polled(target.fd, int16(events&(unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLPRI|unix.EPOLLRDHUP))) // the same bits as of poll(2)
+}
+
+// seenEdges reads the blob of a set. A set that several processes have is registered by each of them in turn, and has none.
+func (r *Restorer) seenEdges(e *fdinfo.FileEntry) (map[int]bool, error) {
+	b := r.cp.Blobs[seenBlob(e.GetId())]
+	if len(b)%4 != 0 || len(b)/4 > len(e.Epfd.GetTfd()) {
+		return nil, fmt.Errorf("blob %s has %d bytes for %d targets", seenBlob(e.GetId()), len(b), len(e.Epfd.GetTfd()))
+	}
+	out := make(map[int]bool, len(b)/4)
+	for ; len(b) > 0 && len(r.holders[e.GetId()]) == 1; b = b[4:] {
+		out[int(binary.LittleEndian.Uint32(b))] = true
+	}
+	return out, nil
 }
 
 func openEpoll(_ context.Context, r *Restorer, e *fdinfo.FileEntry) error {
@@ -199,6 +244,10 @@ func registerEpoll(in *inside, e *fdinfo.FileEntry) error {
 	if err != nil {
 		return err
 	}
+	seen, err := in.r.seenEdges(e)
+	if err != nil {
+		return err
+	}
 	for n, t := range e.Epfd.GetTfd() {
 		tfd := int(t.GetTfd())
 		if id, ok := meant[n]; ok {
@@ -218,6 +267,11 @@ func registerEpoll(in *inside, e *fdinfo.FileEntry) error {
 		if events := t.GetEvents(); events&conditions == 0 && events&unix.EPOLLONESHOT != 0 {
 			armed := events | unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLPRI | unix.EPOLLRDHUP
 			in.early(what, unix.SYS_EPOLL_CTL, set, unix.EPOLL_CTL_ADD, tfd, in.first.Bytes(epollEvent(armed, t.GetData())))
+			in.harvest[e.GetId()]++
+			continue
+		}
+		if seen[n] { // it fires now, which is taken out of the set with those
+			in.early(what, unix.SYS_EPOLL_CTL, set, unix.EPOLL_CTL_ADD, tfd, in.first.Bytes(epollEvent(t.GetEvents(), t.GetData())))
 			in.harvest[e.GetId()]++
 			continue
 		}
