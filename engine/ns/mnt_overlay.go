@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -69,7 +70,7 @@ func layersOf(m *mountinfo.Info) (dirs []string, problem string) {
 				if !strings.HasPrefix(dir, "/") || strings.ContainsRune(dir, '\\') {
 					return nil, fmt.Sprintf("an overlay with the layer %s, which is relative or has special characters in its name", dir)
 				}
-				dirs = append(dirs, dir)
+				dirs = append(dirs, filepath.Clean(dir))
 			}
 		case "index", "nfs_export":
 			if value == "on" {
