@@ -34,7 +34,7 @@ func TestCommands(t *testing.T) {
 			t.Errorf("%s has no example", c.Name())
 		}
 	}
-	want := strings.Fields("agent attach cancel check completion demo drain dump events history init join lab logs move nodes plan ps resolve restore run set status stop token undrain version watch")
+	want := strings.Fields("agent attach cancel check completion dashboard demo drain dump events history init join lab logs move nodes plan ps resolve restore run set status stop token undrain version watch")
 	for _, name := range want {
 		if !slices.Contains(have, name) {
 			t.Errorf("there is no command %q", name)

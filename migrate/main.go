@@ -87,7 +87,7 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	root.AddCommand(
 		newRunCommand(), newPsCommand(), newLogsCommand(), newAttachCommand(), newStopCommand(),
-		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newSetCommand(), newResolveCommand(), newHistoryCommand(), newEventsCommand(),
+		newPlanCommand(), newMoveCommand(), newStatusCommand(), newWatchCommand(), newCancelCommand(), newSetCommand(), newResolveCommand(), newHistoryCommand(), newEventsCommand(), newDashboardCommand(),
 		newInitCommand(), newTokenCommand(), newJoinCommand(), newAgentCommand(), newNodesCommand(), newDrainCommand(), newUndrainCommand(), newCheckCommand(), newDumpCommand(), newRestoreCommand(), newLabCommand(), newDemoCommand(), newDemoServerCommand(), newManCommand(), newVersionCommand(),
 	)
 	return root
