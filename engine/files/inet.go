@@ -19,7 +19,7 @@ import (
 // Sockets of the internet protocols that have no connections.
 var (
 	kindUDP = inetKind("UDP socket", "UDP and UDP-Lite, bound and connected, with the datagrams that wait, multicast groups and options; not with errors "+
-		"that wait; IP_MULTICAST_IF by its address", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE)
+		"that wait, nor with part of a datagram (UDP_CORK; with MSG_MORE alone it is not seen and lost); IP_MULTICAST_IF by its address", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE)
 	kindPing = inetKind("ping socket", "ICMP echo sockets (icmp(7)), with their identifier; not while answers wait to be read", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6)
 	kindRaw  = inetKind("raw socket", "with protocol, addresses, groups, filters and options; not while packets wait to be read", unix.SOCK_RAW)
 )
@@ -120,6 +120,28 @@ func (d *Dumper) saveInet(desc *description) (*sock.Inet, error) {
 	return u, nil
 }
 
+// corked refuses a socket with UDP_CORK (udp(7)) that holds part of a datagram. What is on its way in a device counts, too.
+func corked(d *description) error {
+	if !isUDP(d) {
+		return nil
+	}
+	cork, err := unix.GetsockoptInt(d.fd, unix.IPPROTO_UDP, unix.UDP_CORK)
+	if err != nil {
+		return fmt.Errorf("UDP_CORK: %w", err)
+	}
+	if cork == 0 {
+		return nil
+	}
+	n, err := unix.IoctlGetInt(d.fd, unix.TIOCOUTQ)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQ: %w", err)
+	}
+	if n > 0 {
+		return fmt.Errorf("a datagram that is not complete waits to be sent (UDP_CORK): %w", ErrBusy)
+	}
+	return nil
+}
+
 func inetBlob(id uint32) string { return fmt.Sprintf("inet-%d", id) }
 
 func dumpInet(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, error) {
@@ -129,6 +151,9 @@ func dumpInet(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 	}
 	if polled(d.fd, unix.POLLERR) {
 		return nil, fmt.Errorf("errors wait at the socket %v: %w", u.Local, ErrBusy)
+	}
+	if err := corked(d); err != nil {
+		return nil, fmt.Errorf("the socket %v: %w", u.Local, err)
 	}
 	if isUDP(d) && u.Local.Port() != 0 {
 		if u.Queue, err = sock.PeekDatagrams(d.fd, u); err != nil {

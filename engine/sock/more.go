@@ -101,7 +101,7 @@ var intOptions = map[string]intOption{
 	"NETLINK_LISTEN_ALL_NSID": {levelNetlink, 8, onNetlink, early}, "NETLINK_CAP_ACK": {levelNetlink, 10, onNetlink, late}, "NETLINK_EXT_ACK": {levelNetlink, 11, onNetlink, late},
 	"NETLINK_GET_STRICT_CHK": {levelNetlink, 12, onNetlink, late},
 
-	"UDP_CORK": {levelUDP, 1, onUDP, never}, "UDP_ENCAP": {levelUDP, 100, onUDP, never}, "UDP_NO_CHECK6_TX": {levelUDP, 101, onUDP, late},
+	"UDP_CORK": {levelUDP, 1, onUDP, late}, "UDP_ENCAP": {levelUDP, 100, onUDP, never}, "UDP_NO_CHECK6_TX": {levelUDP, 101, onUDP, late},
 	"UDP_NO_CHECK6_RX": {levelUDP, 102, onUDP, late}, "UDP_SEGMENT": {levelUDP, 103, onUDP, late}, "UDP_GRO": {levelUDP, 104, onUDP, late},
 	"UDPLITE_SEND_CSCOV": {levelUDPLite, 10, onUDP, late}, "UDPLITE_RECV_CSCOV": {levelUDPLite, 11, onUDP, late},
 }

@@ -121,6 +121,9 @@ int main(void)
 		set(lite, 136, 10, 20);
 		say(lite, "127.0.0.1", pl, "lite");
 	}
+	int corked = udp(0, "127.0.0.1", 0, 0), whole = udp(0, "127.0.0.1", 0, 0);
+	to(corked, "127.0.0.1", port_of(whole));
+	set(corked, IPPROTO_UDP, 1 /* UDP_CORK */, 1);
 	int pi = ping(), id = pi >= 0 ? port_of(pi) : 0;
 	ready();
 	hear(b, "one", pa);
@@ -151,6 +154,10 @@ int main(void)
 	CHECK(send(sw, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE, "shut for writing");
 	CHECK(recv(sb, buf, 1, 0) == 0 && send(sb, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE, "shut for both");
 	silent(sw);
+	CHECK(send(corked, "in ", 3, 0) == 3 && send(corked, "parts", 5, 0) == 5, "send");
+	silent(whole);
+	set(corked, IPPROTO_UDP, 1, 0);
+	CHECK(recv(whole, buf, sizeof buf, MSG_DONTWAIT) == 8 && !memcmp(buf, "in parts", 8), "what UDP_CORK has put together");
 	CHECK(port_of(free_) == 0, "an unbound socket is bound");
 	to(free_, "127.0.0.1", pa);
 	if (lite >= 0)
