@@ -148,7 +148,10 @@ func admit(ctx context.Context, method string, own func(node string) bool) error
 		}
 		return status.Errorf(codes.PermissionDenied, "%s is a node, which gives orders for what is on it alone; give this one on a server of the cluster (`migrate nodes` names them)", id.Name)
 	}
-	return status.Errorf(codes.PermissionDenied, "%s, with %s, may not do this: it takes %s", id.Name, rolesInWords(id.Roles), rolesInWords(needed[need]))
+	if need == admits {
+		return status.Errorf(codes.PermissionDenied, "%s is no server of the cluster: this is done on one (`migrate nodes` names them)", id.Name)
+	}
+	return status.Errorf(codes.PermissionDenied, "%s, with %s, may not do this: it takes one of the %s", id.Name, rolesInWords(id.Roles), rolesInWords(needed[need]))
 }
 
 func rolesInWords(list []pki.Role) string {

@@ -122,7 +122,10 @@ func TestInstall(t *testing.T) {
 
 	s.on("host1", migrate, "run", "--name", "w", "--host", "host4", "--", "sh", "-c", "while :; do sleep 0.1; done")
 	s.on("host1", migrate, "move", "w", "--to", "host2")
-	s.on("host4", migrate, "move", "w", "--to", "host3")
+	s.fails("is a node, which gives orders for what is on it alone", "host4", migrate, "move", "w", "--to", "host3")
+	s.fails("is a node, which gives orders for what is on it alone", "host4", migrate, "stop", "w")
+	s.fails("on it alone", "host4", migrate, "logs", "w")
+	s.on("host2", migrate, "move", "w", "--to", "host3")
 	if err := s.hosts.Host("host1").Kill(s.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -130,6 +133,7 @@ func TestInstall(t *testing.T) {
 	if out := s.on("host2", migrate, "ps"); !regexp.MustCompile(`w +host4 `).MatchString(out) {
 		t.Errorf("w is elsewhere:\n%s", out)
 	}
+	s.on("host4", migrate, "move", "w", "--to", "host2") // what is its own
 }
 
 // TestTokens: one token lets one host in, once, in time, and only into its own cluster.
