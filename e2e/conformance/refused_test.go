@@ -19,6 +19,7 @@ func TestRefused(t *testing.T) {
 	bin := build(t)
 	for name, words := range map[string][]string{
 		"session_key": {"session keyring holds the key", "ticket"},
+		"udp_more":    {"UDP socket", "not complete", "MSG_MORE"},
 		"bpffs":       {"type bpf", "objects", "(pinned)"},
 		"landlock":    {"restricted by Landlock", "thread"},
 	} {

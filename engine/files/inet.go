@@ -4,6 +4,7 @@ package files
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,7 +20,7 @@ import (
 // Sockets of the internet protocols that have no connections.
 var (
 	kindUDP = inetKind("UDP socket", "UDP and UDP-Lite, bound and connected, with the datagrams that wait, multicast groups and options; not with errors "+
-		"that wait, nor with part of a datagram (UDP_CORK; with MSG_MORE alone it is not seen and lost); IP_MULTICAST_IF by its address", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE)
+		"that wait, nor with part of a datagram (UDP_CORK, MSG_MORE; the latter alone is lost where the kernel cannot be read, BPF with BTF); IP_MULTICAST_IF by its address", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE)
 	kindPing = inetKind("ping socket", "ICMP echo sockets (icmp(7)), with their identifier; not while answers wait to be read", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6)
 	kindRaw  = inetKind("raw socket", "with protocol, addresses, groups, filters and options; not while packets wait to be read", unix.SOCK_RAW)
 )
@@ -59,6 +60,9 @@ func checkInet(_ context.Context, dm *Dumper, d *description) []problem {
 	}
 	if _, err := dm.saveInet(d); err != nil {
 		return []problem{{reason: err.Error()}}
+	}
+	if err := dm.partial(d); err != nil {
+		return []problem{{passing: errors.Is(err, ErrBusy), reason: err.Error()}}
 	}
 	return nil
 }
@@ -120,26 +124,52 @@ func (d *Dumper) saveInet(desc *description) (*sock.Inet, error) {
 	return u, nil
 }
 
-// corked refuses a socket with UDP_CORK (udp(7)) that holds part of a datagram. What is on its way in a device counts, too.
-func corked(d *description) error {
-	if !isUDP(d) {
+// partial refuses a socket that holds part of a datagram (UDP_CORK in udp(7), MSG_MORE in send(2)), which nobody can read. Bytes that are not
+// sent are part of one, or on their way in a device: the kernel's memory tells (struct udp_sock); without, a socket without UDP_CORK may have sent them.
+func (d *Dumper) partial(desc *description) error {
+	if !isUDP(desc) {
 		return nil
 	}
-	cork, err := unix.GetsockoptInt(d.fd, unix.IPPROTO_UDP, unix.UDP_CORK)
-	if err != nil {
-		return fmt.Errorf("UDP_CORK: %w", err)
-	}
-	if cork == 0 {
-		return nil
-	}
-	n, err := unix.IoctlGetInt(d.fd, unix.TIOCOUTQ)
+	n, err := unix.IoctlGetInt(desc.fd, unix.TIOCOUTQ)
 	if err != nil {
 		return fmt.Errorf("SIOCOUTQ: %w", err)
 	}
-	if n > 0 {
-		return fmt.Errorf("a datagram that is not complete waits to be sent (UDP_CORK): %w", ErrBusy)
+	if n == 0 {
+		return nil
+	}
+	pending, err := d.pendingDatagram(desc)
+	if err != nil { // this kernel has no types for programs
+		cork, err := unix.GetsockoptInt(desc.fd, unix.IPPROTO_UDP, unix.UDP_CORK)
+		if err != nil {
+			return fmt.Errorf("UDP_CORK: %w", err)
+		}
+		pending = cork != 0
+	}
+	if pending {
+		return fmt.Errorf("a datagram that is not complete waits to be sent (UDP_CORK, MSG_MORE): %w", ErrBusy)
 	}
 	return nil
+}
+
+func (d *Dumper) pendingDatagram(desc *description) (bool, error) {
+	k, err := d.kernelMemory()
+	if err != nil {
+		return false, err
+	}
+	file, err := k.File(desc.fd)
+	if err != nil {
+		return false, err
+	}
+	socket, err := k.Follow(file, "private_data", "socket")
+	if err != nil {
+		return false, err
+	}
+	s, err := k.Follow(socket, "sk", "udp_sock") // begins with its struct sock
+	if err != nil {
+		return false, err
+	}
+	family, err := s.Uint32("pending")
+	return family != 0, err
 }
 
 func inetBlob(id uint32) string { return fmt.Sprintf("inet-%d", id) }
@@ -152,7 +182,7 @@ func dumpInet(_ context.Context, r *dump, d *description) (*fdinfo.FileEntry, er
 	if polled(d.fd, unix.POLLERR) {
 		return nil, fmt.Errorf("errors wait at the socket %v: %w", u.Local, ErrBusy)
 	}
-	if err := corked(d); err != nil {
+	if err := r.partial(d); err != nil {
 		return nil, fmt.Errorf("the socket %v: %w", u.Local, err)
 	}
 	if isUDP(d) && u.Local.Port() != 0 {

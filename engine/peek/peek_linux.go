@@ -33,7 +33,7 @@ var wanted = []string{
 	"socket", "sock", "sk_buff", "skb_shared_info", "unix_skb_parms", "scm_fp_list", "pid",
 	"tty_file_private", "tty_struct", "tty_driver", "tty_port", "tty_bufhead", "tty_buffer", "n_tty_data",
 	"sem_undo_list", "sem_undo", "mqueue_inode_info",
-	"fsnotify_group", "fsnotify_event", "inotify_event_info", "packet_sock",
+	"fsnotify_group", "fsnotify_event", "inotify_event_info", "packet_sock", "udp_sock",
 	"inode", "fsnotify_mark_connector", "fsnotify_mark", "dnotify_mark", "dnotify_struct",
 	"timerfd_ctx", "hrtimer", "hrtimer_clock_base", "alarm",
 }
