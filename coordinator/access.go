@@ -52,7 +52,7 @@ var accessTo = map[string]access{
 	clusterapi.Cluster_Cancel_FullMethodName:         orders,
 	clusterapi.Cluster_Retune_FullMethodName:         orders,
 	clusterapi.Cluster_Drain_FullMethodName:          orders,
-	clusterapi.Cluster_Undrain_FullMethodName:        orders,
+	clusterapi.Cluster_Undrain_FullMethodName:        decides, // a node that was taken out of use does not take itself back into it
 	clusterapi.Cluster_Resolve_FullMethodName:        decides,
 	clusterapi.Cluster_RegisterNode_FullMethodName:   speaks,
 	clusterapi.Cluster_Heartbeat_FullMethodName:      speaks,
@@ -201,8 +201,6 @@ func (s *Server) isAbout(req any, node string) bool {
 	case *clusterapi.RetuneRequest:
 		return migration(r.GetId())
 	case *clusterapi.DrainRequest:
-		return r.GetNode() == node
-	case *clusterapi.UndrainRequest:
 		return r.GetNode() == node
 	}
 	return false

@@ -129,7 +129,7 @@ func TestRoles(t *testing.T) {
 			_, err := c.Drain(ctx, &clusterapi.DrainRequest{Node: "nobody"})
 			return err
 		}},
-		{"Undrain", orders, "nobody", func(ctx context.Context, c clusterapi.ClusterClient) error {
+		{"Undrain", decides, "", func(ctx context.Context, c clusterapi.ClusterClient) error {
 			_, err := c.Undrain(ctx, &clusterapi.UndrainRequest{Node: "nobody"})
 			return err
 		}},

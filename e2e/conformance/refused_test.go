@@ -18,10 +18,12 @@ func TestRefused(t *testing.T) {
 	kerneltest.Root(t)
 	bin := build(t)
 	for name, words := range map[string][]string{
-		"session_key": {"session keyring holds the key", "ticket"},
-		"udp_more":    {"UDP socket", "not complete", "MSG_MORE"},
-		"bpffs":       {"type bpf", "objects", "(pinned)"},
-		"landlock":    {"restricted by Landlock", "thread"},
+		"session_key":   {"session keyring holds the key", "ticket"},
+		"ping_answer":   {"(ping socket): packets wait at the socket"},
+		"deleted_mount": {"mounted there", "was deleted", "has it open", "(fd "},
+		"udp_more":      {"UDP socket", "not complete", "MSG_MORE"},
+		"bpffs":         {"type bpf", "objects", "(pinned)"},
+		"landlock":      {"restricted by Landlock", "thread"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), timeout)

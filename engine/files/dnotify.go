@@ -36,7 +36,7 @@ const (
 	dnMultishot = 0x80000000
 )
 
-// maxDnotify bounds the notifications of one description, and the marks of one directory that are looked at.
+// maxDnotify bounds the notifications and the marks of one directory that are looked at: a program that runs changes them meanwhile.
 const maxDnotify = 1 << 12
 
 // A dnotification is what one descriptor table has asked for.
@@ -84,9 +84,13 @@ func (d *Dumper) dnotifications(desc *description) ([]dnotification, error) {
 		return nil, err
 	}
 	var out []dnotification
-	for at, err := mark.Uint64("dn"); at != 0 || err != nil; {
-		if err != nil {
-			return nil, err
+	at, err := mark.Uint64("dn")
+	if err != nil {
+		return nil, err
+	}
+	for n := 0; at != 0; n++ {
+		if n == maxDnotify {
+			return nil, fmt.Errorf("more than %d descriptors have asked for F_NOTIFY of one directory: %w", maxDnotify, ErrNotCarried)
 		}
 		dn, err := k.Load("dnotify_struct", at)
 		if err != nil {
@@ -109,9 +113,7 @@ func (d *Dumper) dnotifications(desc *description) ([]dnotification, error) {
 			}
 			out = append(out, n)
 		}
-		if at = next; len(out) > maxDnotify {
-			return nil, fmt.Errorf("more than %d processes have asked for F_NOTIFY: %w", maxDnotify, ErrNotCarried)
-		}
+		at = next
 	}
 	return out, nil
 }

@@ -185,6 +185,9 @@ func read(ctx context.Context, fs procfs.FS, tree []*engine.Process, own int, ne
 	if err := d.readNested(tree, list, members); err != nil {
 		return nil, err
 	}
+	if err := d.openDeleted(tree); err != nil {
+		return nil, err
+	}
 	return d, d.mounts.marshal(d.out.Trees)
 }
 

@@ -19,7 +19,7 @@ import (
 	"migrate/engine/procfs"
 )
 
-const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs, bpffs and binfmt_misc with nothing in them; the name of a source that the host has mounted under another one is that of the host; what was deleted and is mounted, with its content"
+const aboutMounts = "the tree of mounts with their flags, propagation and order: what is mounted from the host, by its path there; proc, sysfs, devpts, mqueue, cgroup2 and the like, made anew; tmpfs with its content; overlays, of the same layers, whose paths must be absolute; hugetlbfs, bpffs and binfmt_misc with nothing in them; the name of a source that the host has mounted under another one is that of the host; what was deleted and is mounted, with its content, unless it is open or mapped as well, or has another name or mount namespace"
 
 // fresh are the file systems that are made anew when they are the namespace's own; those with content have it carried.
 var fresh = map[string]struct{ content bool }{
@@ -72,10 +72,12 @@ type mountTable struct {
 	fs    map[device]uint32         // numbers of file systems
 	done  map[device][]string       // what has been read of those with content
 	trees map[device]*imagespb.Tree // their content
+	// deleted are the files that were deleted and are mounted, by device and inode as stat(2) has them.
+	deleted map[[2]uint64]*deletion
 }
 
 func newMountTable() *mountTable {
-	return &mountTable{fs: map[device]uint32{}, done: map[device][]string{}, trees: map[device]*imagespb.Tree{}}
+	return &mountTable{fs: map[device]uint32{}, done: map[device][]string{}, trees: map[device]*imagespb.Tree{}, deleted: map[[2]uint64]*deletion{}}
 }
 
 // marshal adds the content of the file systems, by their numbers.
@@ -172,8 +174,8 @@ func (r *mountReader) mustBeEmpty() {
 		}
 		names, err := os.ReadDir(m.Mountpoint)
 		names = slices.DeleteFunc(names, func(e fs.DirEntry) bool { return slices.Contains(usual, e.Name()) })
-		if err != nil {
-			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("what is in this file system of type %s cannot be read: %v", m.FSType, err), "unmount it")
+		if id, hidden := mountOf(m.Mountpoint); err != nil || hidden != nil || id != uint64(m.ID) || m.Root != "/" {
+			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("what is in this file system of type %s cannot be seen: another mount hides it, or only %s of it is mounted (%v)", m.FSType, m.Root, errors.Join(err, hidden)), "unmount it")
 		} else if len(names) > 0 {
 			r.refuse("mount "+m.Mountpoint, fmt.Sprintf("a file system of type %s of the namespace's own in which something is (%s)", m.FSType, names[0].Name()), "remove it, or mount the file system on the host, too")
 		}

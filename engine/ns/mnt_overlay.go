@@ -52,7 +52,7 @@ func (r *mountReader) overlays() {
 			}
 		}
 		if problem != "" {
-			r.refuse("mount "+m.Mountpoint, problem, "mount it with absolute paths of plain names, without index and nfs_export, or unmount it")
+			r.refuse("mount "+m.Mountpoint, problem, "mount it with short absolute paths of plain names, without index and nfs_export, or unmount it")
 		}
 	}
 }
@@ -69,6 +69,9 @@ func layersOf(m *mountinfo.Info) (dirs []string, problem string) {
 				}
 				if !strings.HasPrefix(dir, "/") || strings.ContainsRune(dir, '\\') {
 					return nil, fmt.Sprintf("an overlay with the layer %s, which is relative or has special characters in its name", dir)
+				}
+				if len(dir) > maxParameter {
+					return nil, fmt.Sprintf("an overlay with a layer whose path has %d bytes, of %d that can be given", len(dir), maxParameter)
 				}
 				dirs = append(dirs, filepath.Clean(dir))
 			}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"migrate/engine/bpf"
 	"migrate/engine/images/imagespb"
 	"migrate/engine/peek"
+	"migrate/engine/thread"
 )
 
 // RestartState is a thread's restart block as the kernel holds it (include/linux/restart_block.h). Times are
@@ -275,24 +275,17 @@ var (
 // findLandlock finds where Landlock keeps its word of a thread's credentials, which no type says: the one that is set once a thread has
 // restricted itself. The thread does so to nobody's harm and ends. It is -1 where there is no Landlock.
 func findLandlock(prog int) int {
-	found := make(chan int)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this function
-		found <- restrictAndFind(prog)
-	}()
-	return <-found
-}
-
-func restrictAndFind(prog int) int {
-	before, err := readThread(prog, unix.Gettid())
-	if err != nil {
-		return -1
-	}
-	before = bytes.Clone(before)
-	if err := restrictSelf(); err != nil {
-		return -1
-	}
-	after, err := readThread(prog, unix.Gettid())
+	var before, after []byte
+	err := thread.ThrowAway(func() (err error) {
+		if before, err = readThread(prog, unix.Gettid()); err != nil {
+			return err
+		}
+		if err := restrictSelf(); err != nil {
+			return err
+		}
+		after, err = readThread(prog, unix.Gettid())
+		return err
+	})
 	if err != nil {
 		return -1
 	}
